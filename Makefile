@@ -1,0 +1,128 @@
+# Tidegate: one Makefile, read from top to bottom.
+#
+# Targets (make help prints them):
+#   all        both programs (default)
+#   test       everything that can fail: unit, fuzz corpora, simulator, scenario, end-to-end
+#   unit       cmocka unit tests
+#   fuzz       replay the corpora through every fuzz target
+#   sim        deterministic simulator; SEED=n runs one seed, SEEDS=n runs seeds 1..n
+#   sim-mutants  proves the simulator: every seeded mistake must be found
+#   scenario   real clients over real sockets
+#   e2e        publish, kill -9, restart, query
+#   bench      measured figures, printed with machine, flags and commit
+#   demo       replay real series through a running pair, query, plot
+#   layers     the directions of the includes
+#   headers    each header compiles alone
+#   tidy       clang-tidy, with the ratchet on function length
+#   format     clang-format in place; format-check only looks
+#   install    into $(DESTDIR)$(PREFIX)
+#   clean
+#
+# Variables:
+#   MODE=release|debug|asan|ubsan|tsan|cov    objects go to build/$(MODE)
+#   CC, CXX, WERROR=1, PREFIX, DESTDIR
+
+MODE ?= release
+B := build/$(MODE)
+CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
+CXX := $(if $(filter default,$(origin CXX)),g++,$(CXX))
+PREFIX ?= /usr/local
+
+WARN := -Wall -Wextra -Wshadow -Wcast-qual -Wundef -Wvla -Wswitch-enum -Wconversion -Wno-sign-conversion
+CWARN := -Wstrict-prototypes -Wmissing-prototypes
+ifeq ($(WERROR),1)
+WARN += -Werror
+endif
+
+MODEFLAGS_release := -O2 -g
+MODEFLAGS_debug := -O0 -g3 -DTIDEGATE_DEBUG
+MODEFLAGS_asan := -O1 -g -fsanitize=address -fno-omit-frame-pointer -DTIDEGATE_DEBUG
+MODEFLAGS_ubsan := -O1 -g -fsanitize=undefined -fno-sanitize-recover=all -DTIDEGATE_DEBUG
+MODEFLAGS_tsan := -O1 -g -fsanitize=thread -DTIDEGATE_DEBUG
+MODEFLAGS_cov := -O0 -g --coverage
+MODEFLAGS := $(MODEFLAGS_$(MODE))
+ifeq ($(MODEFLAGS),)
+$(error MODE=$(MODE) is not one of release debug asan ubsan tsan cov)
+endif
+
+COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+CPPFLAGS := -I. -D_GNU_SOURCE
+CFLAGS := -std=gnu11 $(MODEFLAGS) $(WARN) $(CWARN) $(EXTRA_CFLAGS)
+CXXFLAGS := -std=gnu++17 $(MODEFLAGS) $(WARN) $(EXTRA_CFLAGS)
+LDFLAGS := $(MODEFLAGS)
+COMMON_LIBS := -lmicrohttpd -llz4 -lck -lxxhash -lpthread -lm
+BROKER_LIBS := -luv -lmbedtls -lmbedx509 -lmbedcrypto
+SINK_LIBS := -lsimdjson
+# A sanitizer brings its own allocator; everything else runs on jemalloc.
+MALLOC ?= jemalloc
+ifeq ($(filter $(MODE),asan tsan),)
+ifeq ($(MALLOC),jemalloc)
+COMMON_LIBS += -ljemalloc
+endif
+endif
+
+COMMON_SRC := $(wildcard common/*.c)
+BROKER_SRC := $(wildcard broker/*/*.c)
+SINK_SRC := $(wildcard sink/*/*.c sink/*/*.cc)
+obj = $(patsubst %,$(B)/%.o,$(1))
+
+UNIT_SRC := $(wildcard tests/unit/*_test.c)
+UNIT_BIN := $(patsubst tests/unit/%.c,$(B)/unit/%,$(UNIT_SRC))
+FUZZ_SRC := $(wildcard fuzz/*_fuzz.c)
+FUZZ_BIN := $(patsubst fuzz/%.c,$(B)/fuzz/%,$(FUZZ_SRC))
+LIB_SRC := $(wildcard tests/lib/*.c)
+SIM_SRC := $(wildcard tests/sim/*.c)
+BENCH_SRC := $(wildcard tests/bench/*.c)
+BENCH_BIN := $(patsubst tests/bench/%.c,$(B)/bench/%,$(BENCH_SRC))
+
+ARCHIVES := $(B)/libbroker.a $(B)/libsink.a $(B)/libcommon.a
+PROGRAMS := $(B)/tidegate-broker $(B)/tidegate-sink
+
+all: $(PROGRAMS)
+
+help:
+	@sed -n '/^# Targets/,/^$$/s/^# \{0,1\}//p' Makefile
+
+# The build depends on the flags: a change of them rebuilds.
+$(B)/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(CC) $(CXX) $(CPPFLAGS) $(CFLAGS) $(CXXFLAGS) $(COMMON_LIBS)' | cmp -s - $@ || \
+	  echo '$(CC) $(CXX) $(CPPFLAGS) $(CFLAGS) $(CXXFLAGS) $(COMMON_LIBS)' > $@
+FORCE:
+
+$(B)/%.c.o: %.c $(B)/flags
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+$(B)/%.cc.o: %.cc $(B)/flags
+	@mkdir -p $(@D)
+	$(CXX) $(CPPFLAGS) $(CXXFLAGS) -MMD -MP -c -o $@ $<
+
+$(B)/libcommon.a: $(call obj,$(COMMON_SRC))
+$(B)/libbroker.a: $(call obj,$(BROKER_SRC))
+$(B)/libsink.a: $(call obj,$(SINK_SRC))
+$(B)/libtest.a: $(call obj,$(LIB_SRC))
+$(B)/libsim.a: $(call obj,$(SIM_SRC))
+$(B)/lib%.a:
+	@rm -f $@
+	ar rcs $@ $^
+
+# The link order spells the direction: programs stand on their half, both halves on common.
+$(B)/tidegate-broker: $(call obj,broker/main.c) $(B)/libbroker.a $(B)/libcommon.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(BROKER_LIBS) $(COMMON_LIBS)
+$(B)/tidegate-sink: $(call obj,sink/main.c) $(B)/libsink.a $(B)/libcommon.a
+	$(CXX) $(LDFLAGS) -o $@ $^ $(SINK_LIBS) $(COMMON_LIBS)
+
+$(B)/unit/%: $(B)/tests/unit/%.c.o $(B)/libtest.a $(ARCHIVES)
+	@mkdir -p $(@D)
+	$(CXX) $(LDFLAGS) -o $@ $^ $(BROKER_LIBS) $(SINK_LIBS) $(COMMON_LIBS) -lcmocka
+$(B)/fuzz/%: $(B)/fuzz/%.c.o $(call obj,fuzz/driver.c) $(ARCHIVES)
+	@mkdir -p $(@D)
+	$(CXX) $(LDFLAGS) -o $@ $^ $(BROKER_LIBS) $(SINK_LIBS) $(COMMON_LIBS)
+
+-include $(shell find $(B) -name '*.d' 2>/dev/null)
+.PHONY: all help test unit fuzz sim sim-mutants scenario e2e bench demo layers headers tidy format format-check install clean FORCE
+.SECONDARY:
+
+# All objects, no link: what every commit must pass at least.
+land-check: $(call obj,$(COMMON_SRC) $(BROKER_SRC) $(SINK_SRC) $(LIB_SRC) $(UNIT_SRC) $(SIM_SRC) $(BENCH_SRC) $(FUZZ_SRC))
