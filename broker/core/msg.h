@@ -1,0 +1,59 @@
+/* One published message: immutable, reference counted, shared by all its recipients over all threads.
+ *
+ * A PUBLISH is copied once, from the loop's read buffer into a `struct msg`; afterwards only references travel. Nobody writes to it after
+ * msg_new() has returned, except the reference count. What differs from recipient to recipient (granted QoS, RETAIN, DUP, packet
+ * identifier, subscription identifiers, remaining expiry) stands beside the reference, never in the message.
+ *
+ * Layout of bytes[]: topic, then forwardable MQTT 5 properties (encoded, without the length prefix; topic alias, message expiry interval
+ * and subscription identifiers taken out), then payload. One allocation. Thread: any; refs is atomic. */
+#ifndef TIDEGATE_BROKER_CORE_MSG_H
+#define TIDEGATE_BROKER_CORE_MSG_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/bytes.h"
+
+#define MSG_NO_EXPIRY INT64_MAX
+
+struct msg {
+    _Atomic uint32_t refs;
+    uint32_t topic_size;      /* bytes, 1..65535 */
+    uint32_t properties_size; /* bytes of forwardable properties */
+    uint32_t payload_size;    /* bytes */
+    uint8_t qos;              /* as published, 0..2 */
+    bool retain;              /* RETAIN of the PUBLISH */
+    uint16_t flags;           /* room */
+    uint64_t publisher;       /* session number of the publisher, for No Local; 0 = the broker itself */
+    uint64_t retained_number; /* of a retained PUBLISH, process-wide order; 0 otherwise */
+    int64_t receive_wall_ns;  /* when it was accepted; strictly increasing in one shard */
+    int64_t expiry_wall_ns;   /* absolute, MSG_NO_EXPIRY when it does not expire [MQTT-3.3.2-5] */
+    uint8_t correlation_id[16];
+    uint8_t bytes[];
+};
+
+struct msg_source {
+    struct span topic, properties, payload; /* borrowed until msg_new returns */
+    uint8_t qos;
+    bool retain;
+    uint64_t publisher;
+    int64_t receive_wall_ns;
+    int64_t expiry_wall_ns;
+};
+
+/* A copy with one reference, returned; NULL when memory is short (the caller refuses the PUBLISH with 0x97 or closes). */
+struct msg *msg_new(const struct msg_source *source);
+struct msg *msg_ref(struct msg *msg);
+void msg_unref(struct msg *msg); /* NULL is fine */
+
+static inline struct span msg_topic(const struct msg *msg) { return span_of(msg->bytes, msg->topic_size); }
+static inline struct span msg_properties(const struct msg *msg) { return span_of(msg->bytes + msg->topic_size, msg->properties_size); }
+static inline struct span msg_payload(const struct msg *msg)
+{
+    return span_of(msg->bytes + msg->topic_size + msg->properties_size, msg->payload_size);
+}
+/* What it counts for against every bound in bytes. */
+static inline size_t msg_cost(const struct msg *msg) { return sizeof *msg + msg->topic_size + msg->properties_size + msg->payload_size; }
+
+#endif

@@ -1,0 +1,90 @@
+/* The typed messages between the broker's actors, each listed once with its direction.
+ *
+ * Actors are the shards (one loop each), the route thread, the log thread and the store thread. Between two actors there is one
+ * single-producer single-consumer ring in each direction, so ops keep their order per (sender, receiver) and no other order is promised:
+ * whatever is correct only under a stronger order is wrong, and the simulator delays the rings to find it.
+ *
+ * An op is passed by value; pointers in it are *taken* by the receiver unless it says "shared (ref)". Pure: production runs ops over
+ * common/ring.h, the simulator over its own queues. */
+#ifndef TIDEGATE_BROKER_CORE_OPS_H
+#define TIDEGATE_BROKER_CORE_OPS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct delivery;
+struct log_block;
+struct msg;
+struct route_request;
+struct route_reply;
+struct store_page;
+
+/* Actor addresses: 0..shard_count-1 are shards. */
+typedef uint16_t actor_id;
+#define ACTOR_SHARDS_MAX 64
+#define ACTOR_ROUTE 64
+#define ACTOR_LOG 65
+#define ACTOR_STORE 66
+#define ACTOR_COUNT 67
+
+enum op_type {
+    OP_NONE,
+    OP_DELIVER,        /* publisher's shard -> session's home: a message and its recipients there                 */
+    OP_ROUTE_REQUEST,  /* shard -> route: SUBSCRIBE, UNSUBSCRIBE, or all subscriptions of a session away          */
+    OP_ROUTE_REPLY,    /* route -> shard: reason codes; the tree holds them now                                    */
+    OP_ROUTE_RETAIN,   /* publisher's shard -> route: set or clear a retained value                               */
+    OP_ROUTE_RETAINED, /* route -> publisher's shard: the value of that number is in (or superseded)              */
+    OP_RETAINED_VALUE, /* route -> session's home: one retained message for a new subscription                    */
+    OP_RETAINED_END,   /* route -> session's home: no more for this request                                       */
+    OP_LOG_BLOCK,      /* shard -> log: a sealed block, taken; comes back by OP_LOG_DURABLE                        */
+    OP_LOG_DURABLE,    /* log -> shard: own blocks up to `durable_blocks` are durable; `blocks` returned           */
+    OP_LOG_FAILED,     /* log -> shard: the log is failed for good; nothing is acknowledged from here on           */
+    OP_LOG_ROOM,       /* log -> shard: the log takes PUBLISH records / does not                                  */
+    OP_STORE_PUT,      /* session's home -> store: append one message to a session's stored queue                 */
+    OP_STORE_LOAD,     /* session's home -> store: give the oldest n of a session's stored queue                  */
+    OP_STORE_LOADED,   /* store -> session's home: those messages, removed from the stored queue                  */
+    OP_STORE_FORGET,   /* session's home -> store: the session has ended, drop its queue                          */
+};
+
+/* A session as others know it: for memory only, checked at its home; stale when the generation differs. */
+struct session_ref {
+    uint32_t slot;
+    uint32_t generation;
+    actor_id shard;
+};
+
+struct op {
+    uint8_t type; /* enum op_type */
+    bool flag;    /* see the members */
+    actor_id from;
+    uint32_t count;
+    union {
+        struct delivery *delivery;     /* OP_DELIVER */
+        struct route_request *request; /* OP_ROUTE_REQUEST */
+        struct route_reply *reply;     /* OP_ROUTE_REPLY */
+        struct {
+            struct msg *msg; /* shared (ref); payload of 0 bytes clears */
+            uint64_t hold;   /* the shard's own ticket, comes back in OP_ROUTE_RETAINED */
+        } retain;            /* OP_ROUTE_RETAIN, OP_ROUTE_RETAINED (msg NULL; flag: refused, the store of retained values is full) */
+        struct {
+            struct msg *msg; /* shared (ref), NULL in OP_RETAINED_END */
+            uint64_t request_id;
+            struct session_ref session;
+        } retained;              /* OP_RETAINED_VALUE, OP_RETAINED_END */
+        struct log_block *block; /* OP_LOG_BLOCK */
+        struct {
+            uint64_t durable_blocks;  /* count of the shard's own blocks that are durable */
+            uint64_t first_sequence;  /* of the newest of them */
+            struct log_block *blocks; /* list of buffers given back */
+        } durable;                    /* OP_LOG_DURABLE; OP_LOG_ROOM uses `flag` alone */
+        struct {
+            uint64_t session_number;
+            struct msg *msg;         /* OP_STORE_PUT: shared (ref) */
+            struct store_page *page; /* OP_STORE_LOADED: taken; may hold fewer than asked for, never none when the queue had some */
+            uint32_t meta;           /* OP_STORE_PUT: delivery options packed by session/queue.h, opaque to the store */
+            uint32_t slot;           /* OP_STORE_LOAD(ED): where to find the session again */
+        } store;
+    };
+};
+
+#endif
