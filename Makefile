@@ -126,3 +126,33 @@ $(B)/fuzz/%: $(B)/fuzz/%.c.o $(call obj,fuzz/driver.c) $(ARCHIVES)
 
 # All objects, no link: what every commit must pass at least.
 land-check: $(call obj,$(COMMON_SRC) $(BROKER_SRC) $(SINK_SRC) $(LIB_SRC) $(UNIT_SRC) $(SIM_SRC) $(BENCH_SRC) $(FUZZ_SRC))
+
+# --- checks -----------------------------------------------------------------------------------------------------------------------------
+
+TALLY := sh tests/lib/tally run $(B)/results
+
+# The directions: common <- broker, common <- sink; the pure rooms see no event loop, no sockets and no clock.
+PURE := broker/mqtt broker/core broker/session broker/route/topic_tree broker/route/retained broker/durable/ack_gate broker/telemetry/rule \
+  sink/codec sink/decode/payload sink/store/chunk sink/store/head sink/store/merge sink/query/engine common/record common/log_block
+layers:
+	@! grep -nE '#include "(broker|sink|tests|fuzz)/' $$(find common -name '*.[ch]') || { echo 'layers: common/ includes a program'; exit 1; }
+	@! grep -nE '#include "(sink|tests|fuzz)/' $$(find broker -name '*.[ch]') || { echo 'layers: broker/ includes beyond itself and common/'; exit 1; }
+	@! grep -nE '#include "(broker|tests|fuzz)/' $$(find sink -name '*.[ch]' -o -name '*.cc') || { echo 'layers: sink/ includes beyond itself and common/'; exit 1; }
+	@! grep -nE '#include [<"](uv\.h|sys/socket\.h|sys/epoll\.h|unistd\.h|fcntl\.h|time\.h|common/clock\.h|pthread\.h|broker/net/)' \
+	  $$(for room in $(PURE); do ls -d $$room $$room.[ch] 2>/dev/null; done | xargs -I{} find {} -name '*.[ch]') || \
+	  { echo 'layers: a pure file reaches for the machine'; exit 1; }
+	@echo 'layers: ok'
+
+HEADERS := $(shell find common broker sink tests/lib -name '*.h' 2>/dev/null)
+headers: $(patsubst %,$(B)/%.alone,$(HEADERS))
+	@echo 'headers: $(words $(HEADERS)) compile alone'
+$(B)/%.h.alone: %.h $(B)/flags
+	@mkdir -p $(@D)
+	@$(CC) $(CPPFLAGS) $(CFLAGS) -Wno-unused-function -fsyntax-only -x c $< && touch $@
+
+unit: $(UNIT_BIN)
+	@status=0; for test in $(UNIT_BIN); do $(TALLY) unit-$$(basename $$test) $$test || status=1; done; exit $$status
+
+fuzz: $(FUZZ_BIN)
+	@status=0; for target in $(FUZZ_BIN); do name=$$(basename $$target _fuzz); \
+	  $(TALLY) fuzz-$$name $$target fuzz/corpus/$$name || status=1; done; exit $$status
