@@ -1,0 +1,99 @@
+/* The retained messages: topic -> newest retained message, with scans by filter that run in slices.
+ *
+ * Every retained PUBLISH carries a number from one process-wide counter. The store keeps the greater number of a topic, so two shards whose
+ * messages arrive here in another order than they were numbered leave the same value behind everywhere. A removal (empty payload) keeps
+ * its number in a tombstone until retained_forget_before() says that nothing older can still arrive.
+ *
+ * Topics stand in a hash set for the point operations and in one ordered index, in which `/` sorts before every other byte: the topics
+ * below a prefix are neighbours. A scan seeks from match to match and so visits the matching part only; between slices it remembers nothing
+ * but the last topic, so any change in between is harmless: each topic that is there during the whole scan is delivered exactly once, a
+ * topic that comes or goes meanwhile at most once, with the value it has at that moment.
+ *
+ * Messages are opaque: the store holds one reference to each, through the callbacks given at creation. Bounds are on messages and on bytes
+ * (as the caller counts a message's bytes); tombstones count against the same bound on messages. Memory beside the message: about 80 bytes
+ * and the topic.
+ *
+ * Pure; one thread (the route thread). Callbacks may not call back into the store. */
+#ifndef TIDEGATE_BROKER_ROUTE_RETAINED_H
+#define TIDEGATE_BROKER_ROUTE_RETAINED_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/bytes.h"
+
+#define RETAINED_NO_EXPIRY INT64_MAX
+
+struct retained;
+struct retained_scan;
+
+struct retained_limits {
+    uint64_t messages_max; /* live messages; and as many tombstones */
+    uint64_t bytes_max;    /* sum of `bytes` of the live messages */
+};
+
+struct retained_callbacks {
+    void (*ref)(void *msg);
+    void (*unref)(void *msg);
+};
+
+enum retained_result {
+    RETAINED_STORED,     /* it is the topic's value now */
+    RETAINED_REMOVED,    /* the topic has no value now (tombstone kept) */
+    RETAINED_SUPERSEDED, /* a greater number was there: nothing changed; for the publisher this is success */
+    RETAINED_FULL,       /* a bound would be exceeded, nothing changed: refuse with 0x97 */
+    RETAINED_NOMEM,      /* memory is short, nothing changed */
+};
+
+/* What a topic holds. Borrowed; valid until the store changes. */
+struct retained_value {
+    struct span topic;
+    void *msg; /* take a ref to keep it */
+    uint64_t number;
+    int64_t expiry_wall_ns; /* RETAINED_NO_EXPIRY = never */
+    uint32_t bytes;
+};
+
+/* hash_key: 64 random bits. limits and callbacks are copied. Returned; NULL when memory is short. */
+struct retained *retained_new(uint64_t hash_key, const struct retained_limits *limits, const struct retained_callbacks *callbacks);
+/* Drops every reference. No scan may be open. NULL is fine. */
+void retained_free(struct retained *store);
+/* New bounds; what is already there stays. */
+void retained_set_limits(struct retained *store, const struct retained_limits *limits);
+
+/* Set the topic's value. msg: shared (ref), the store takes a reference of its own. topic 1..65535 bytes. number > 0.
+ * bytes: what the message counts for. */
+enum retained_result retained_put(struct retained *store, struct span topic, uint64_t number, void *msg, uint32_t bytes,
+                                  int64_t expiry_wall_ns);
+/* Remove the topic's value, and remember the number. RETAINED_FULL only when the topic is unknown and tombstones are at their bound:
+ * try again after retained_forget_before(). */
+enum retained_result retained_remove(struct retained *store, struct span topic, uint64_t number);
+/* No put or removal with a number below this one will come any more: forget such tombstones. */
+void retained_forget_before(struct retained *store, uint64_t number);
+
+/* The value of one topic, if there is one that is not expired at `now`. */
+bool retained_find(struct retained *store, struct retained_value *value_out, struct span topic, int64_t now_wall_ns);
+
+/* Look at up to `budget` topics for expired values, going round; they become tombstones. Returns how many were dropped. */
+size_t retained_sweep(struct retained *store, int64_t now_wall_ns, size_t budget);
+
+/* Scan of a filter (well formed, 1..65535 bytes; copied). Returned, ended with retained_scan_end(); NULL when memory is short. */
+struct retained_scan *retained_scan_begin(struct retained *store, struct span filter);
+/* Visit up to `budget` topics (looked at, matching or not; at least 1). True: there is more, call again; false: all delivered.
+ * visit returns false to stop the slice behind this value (it was delivered): the next step goes on after it. */
+bool retained_scan_step(struct retained_scan *scan, int64_t now_wall_ns, size_t budget,
+                        bool (*visit)(void *arg, const struct retained_value *value), void *arg);
+void retained_scan_end(struct retained_scan *scan);
+
+struct retained_stats {
+    uint64_t messages; /* live */
+    uint64_t bytes;    /* of the live messages, as counted by the caller */
+    uint64_t tombstones;
+    uint64_t index_bytes; /* what the store itself allocated */
+    uint64_t expired;     /* counters since creation */
+    uint64_t refused;     /* RETAINED_FULL */
+};
+void retained_get_stats(const struct retained *store, struct retained_stats *stats_out);
+
+#endif
