@@ -63,7 +63,7 @@ endif
 
 COMMON_SRC := $(wildcard common/*.c)
 BROKER_SRC := $(wildcard broker/*/*.c)
-SINK_SRC := $(wildcard sink/*/*.c sink/*/*.cc)
+SINK_SRC := $(filter-out sink/main.c,$(wildcard sink/*.c)) $(wildcard sink/*/*.c sink/*/*.cc)
 obj = $(patsubst %,$(B)/%.o,$(1))
 
 UNIT_SRC := $(wildcard tests/unit/*_test.c)
