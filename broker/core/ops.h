@@ -16,7 +16,6 @@ struct delivery;
 struct log_block;
 struct msg;
 struct route_request;
-struct route_reply;
 struct store_page;
 
 /* Actor addresses: 0..shard_count-1 are shards. */
@@ -34,8 +33,10 @@ enum op_type {
     OP_ROUTE_REPLY,    /* route -> shard: reason codes; the tree holds them now                                    */
     OP_ROUTE_RETAIN,   /* publisher's shard -> route: set or clear a retained value                               */
     OP_ROUTE_RETAINED, /* route -> publisher's shard: the value of that number is in (or superseded)              */
-    OP_RETAINED_VALUE, /* route -> session's home: one retained message for a new subscription                    */
+    OP_RETAINED_VALUE, /* route -> session's home: one retained message for filter `count` of the request        */
     OP_RETAINED_END,   /* route -> session's home: no more for this request                                       */
+    OP_ROUTE_ASK,      /* route -> shard: have you passed the present retained number? (so that removals can be forgotten) */
+    OP_ROUTE_PASS,     /* shard -> route: no OP_ROUTE_RETAIN with a number below `retain.hold` comes from me any more  */
     OP_LOG_BLOCK,      /* shard -> log: a sealed block, taken; comes back by OP_LOG_DURABLE                        */
     OP_LOG_DURABLE,    /* log -> shard: own blocks up to `durable_blocks` are durable; `blocks` returned           */
     OP_LOG_FAILED,     /* log -> shard: the log is failed for good; nothing is acknowledged from here on           */
@@ -60,8 +61,7 @@ struct op {
     uint32_t count;
     union {
         struct delivery *delivery;     /* OP_DELIVER */
-        struct route_request *request; /* OP_ROUTE_REQUEST */
-        struct route_reply *reply;     /* OP_ROUTE_REPLY */
+        struct route_request *request; /* OP_ROUTE_REQUEST, and filled in OP_ROUTE_REPLY */
         struct {
             struct msg *msg; /* shared (ref); payload of 0 bytes clears */
             uint64_t hold;   /* the shard's own ticket, comes back in OP_ROUTE_RETAINED */

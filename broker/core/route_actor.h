@@ -26,7 +26,9 @@ struct route_filter {
     bool is_new;              /* out of SUBSCRIBE: no such subscription before (retain handling 1) */
 };
 
-/* Allocated as one block by the shard, taken by the route actor, and given back as the reply with `reason` and `is_new` filled in. */
+/* Allocated as one block by the shard, taken by the route actor, and given back as the reply with `reason` and `is_new` filled in
+ * (ROUTE_FORGET_SESSION has no reply). After the reply of a SUBSCRIBE come its retained values, each with the index of its filter, and then
+ * one OP_RETAINED_END, always. */
 struct route_request {
     uint64_t id; /* the shard's ticket, echoed */
     struct session_ref session;
@@ -53,11 +55,15 @@ struct route_limits {
 struct route_actor;
 struct route_stats; /* broker/core/route_stats.h */
 
-struct route_actor *route_actor_new(struct topic_tree *tree, const struct route_limits *limits, const struct route_io *io, void *io_arg);
+/* tree: its only writer from here on. hash_key: random. shard_count: shards that send. limits copied; io borrowed for life. NULL when
+ * memory is short. */
+struct route_actor *route_actor_new(struct topic_tree *tree, uint64_t hash_key, uint16_t shard_count, const struct route_limits *limits,
+                                    const struct route_io *io, void *io_arg);
 void route_actor_free(struct route_actor *actor);
 struct route_stats *route_actor_stats(struct route_actor *actor);
-void route_actor_on_op(struct route_actor *actor, const struct op *op, int64_t wall_ns);
-/* One slice of scans, postings that found a full ring, reclamation. True when more is to be done without a new op. */
-bool route_actor_step(struct route_actor *actor, int64_t wall_ns);
+void route_actor_on_op(struct route_actor *actor, const struct op *op);
+/* Slices of scans, postings that found a full ring, expiry, reclamation. Returns in how many ns it wants to be called again at the latest
+ * (0 = at once), whatever ops arrive meanwhile. */
+int64_t route_actor_work(struct route_actor *actor, int64_t now_wall_ns);
 
 #endif

@@ -19,6 +19,7 @@
 #ifndef TIDEGATE_BROKER_CORE_SHARD_H
 #define TIDEGATE_BROKER_CORE_SHARD_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -91,8 +92,9 @@ struct shard_config {
     struct shard_limits limits;
     const struct shard_listener *listeners; /* borrowed for life */
     uint16_t listener_count;
-    const struct rule_table *rules; /* borrowed for life; NULL = no telemetry */
-    bool persistence;               /* false: nothing is logged, everything is acknowledged at once */
+    const struct rule_table *rules;     /* borrowed for life; NULL = no telemetry */
+    _Atomic uint64_t *retained_counter; /* process-wide: numbers retained PUBLISHes, the first is 1; shared by all shards */
+    bool persistence;                   /* false: nothing is logged, everything is acknowledged at once */
 };
 
 /* The home of a client id. Pure. */
@@ -105,7 +107,7 @@ struct shard *shard_new(const struct shard_config *config, struct topic_tree *tr
 void shard_free(struct shard *shard);
 struct shard_stats *shard_get_stats(struct shard *shard);
 
-void shard_turn_begin(struct shard *shard, int64_t mono_ns, int64_t wall_ns);
+void shard_turn_begin(struct shard *shard, int64_t now_mono_ns, int64_t now_wall_ns);
 void shard_turn_end(struct shard *shard);
 /* When the next turn is needed at the latest (mono ns); INT64_MAX = no timer. Work left over for fairness gives the present time. */
 int64_t shard_next_turn_ns(const struct shard *shard);

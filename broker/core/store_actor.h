@@ -34,6 +34,7 @@ struct store_actor *store_actor_new(const struct store_io *io, void *io_arg);
 void store_actor_free(struct store_actor *actor);
 struct store_stats *store_actor_stats(struct store_actor *actor);
 void store_actor_on_op(struct store_actor *actor, const struct op *op);
-bool store_actor_step(struct store_actor *actor);
+/* Postings that found a full ring. Returns in how many ns it wants to be called again at the latest; INT64_MAX = only when ops arrive. */
+int64_t store_actor_work(struct store_actor *actor);
 
 #endif

@@ -1,5 +1,5 @@
-/* Rules are few (tens) and matched for every PUBLISH, so they are compiled to plain filters once and walked level by level without allocation.
- * A filter's only wildcards are `+` (a level, {device} among them) and a last `#`. */
+/* Rules are few (tens) and matched for every PUBLISH, so they are compiled to plain filters once and walked level by level without
+ * allocation. A filter's only wildcards are `+` (a level, {device} among them) and a last `#`. */
 #include "broker/telemetry/rule.h"
 
 #include <stdio.h>

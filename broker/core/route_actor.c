@@ -1,0 +1,417 @@
+/* Requests are answered at once; what may be long, the scan of the retained topics for a new subscription, becomes a job that runs a slice
+ * at a time, round robin, between other work. A job whose receiver's ring is full keeps the value in its hand and waits. */
+#include "broker/core/route_actor.h"
+
+#include <stdlib.h>
+
+#include "broker/core/msg.h"
+#include "broker/core/op_backlog.h"
+#include "broker/core/route_stats.h"
+#include "broker/route/retained.h"
+#include "broker/route/topic_tree.h"
+#include "common/check.h"
+#include "common/clock.h"
+#include "common/list.h"
+
+#define SWEEP_BUDGET 64                     /* topics looked at for expiry, each SWEEP_SPACING */
+#define SWEEP_SPACING_NS 100000000          /* 0.1 s: a million topics are seen once in half an hour; scans check expiry by themselves */
+#define WAIT_SPACING_NS 1000000             /* 1 ms: for a full ring to drain, or readers to leave what was replaced */
+#define FORGET_SPACING_NS 1000000000        /* shards are asked once a second while removals are remembered */
+#define REASON_NO_SUBSCRIPTION_EXISTED 0x11 /* [MQTT-3.11.3-2] */
+#define REASON_ERROR 0x80                   /* from here on reasons are refusals */
+#define RETAIN_NEVER 2
+#define RETAIN_IF_NEW 1
+
+/* The retained values of the filters of one SUBSCRIBE that are still to be sent. */
+struct scan_job {
+    struct list_node node;
+    struct route_request *request; /* a copy: the original is the reply */
+    uint32_t filter_index;
+    struct retained_scan *scan; /* of filters[filter_index]; NULL = not begun */
+    struct msg *in_hand;        /* shared (ref): found its receiver's ring full */
+};
+
+struct route_actor {
+    struct topic_tree *tree;
+    struct retained *retained;
+    struct route_limits limits;
+    const struct route_io *io;
+    void *io_arg;
+    struct op_backlog backlog;
+    struct list_node jobs;
+    uint64_t passed[ACTOR_SHARDS_MAX]; /* no retained number below this comes from that shard any more */
+    bool asked[ACTOR_SHARDS_MAX];
+    uint16_t shard_count; /* shards heard of so far */
+    int64_t next_ask_ns, next_sweep_ns;
+    struct route_stats stats;
+};
+
+static bool post(void *arg, actor_id to, const struct op *op)
+{
+    struct route_actor *actor = arg;
+    return actor->io->post(actor->io_arg, to, op);
+}
+
+static void retained_ref(void *msg) { msg_ref(msg); }
+static void retained_unref(void *msg) { msg_unref(msg); }
+
+struct route_request *route_request_new(uint32_t filter_count, size_t text_size)
+{
+    size_t filters_size = filter_count * sizeof(struct route_filter);
+    struct route_request *request = calloc(1, sizeof *request + filters_size + text_size);
+    if (!request)
+        return NULL;
+    request->filter_count = filter_count;
+    request->filters = (struct route_filter *)(void *)(request + 1);
+    request->text = (uint8_t *)(request + 1) + filters_size;
+    return request;
+}
+
+void route_request_free(struct route_request *request) { free(request); }
+
+static struct span filter_span(const struct route_request *request, const struct route_filter *filter)
+{
+    return span_of(request->text + filter->offset, filter->size);
+}
+
+struct route_actor *route_actor_new(struct topic_tree *tree, uint64_t hash_key, uint16_t shard_count, const struct route_limits *limits,
+                                    const struct route_io *io, void *io_arg)
+{
+    CHECK(shard_count > 0);
+    CHECK(shard_count <= ACTOR_SHARDS_MAX);
+    struct route_actor *actor = calloc(1, sizeof *actor);
+    if (!actor)
+        return NULL;
+    *actor = (struct route_actor){.tree = tree, .limits = *limits, .io = io, .io_arg = io_arg, .shard_count = shard_count};
+    actor->retained = retained_new(hash_key, &(struct retained_limits){limits->retained_messages_max, limits->retained_bytes_max},
+                                   &(struct retained_callbacks){retained_ref, retained_unref});
+    if (!actor->retained) {
+        free(actor);
+        return NULL;
+    }
+    op_backlog_init(&actor->backlog);
+    list_init(&actor->jobs);
+    return actor;
+}
+
+static void job_free(struct route_actor *actor, struct scan_job *job)
+{
+    struct queue_stats *scans = &actor->stats.scans;
+    queue_stats_set(scans, scans->messages - 1, scans->bytes, scans->oldest_ns);
+    if (job->scan)
+        retained_scan_end(job->scan);
+    msg_unref(job->in_hand);
+    list_remove(&job->node);
+    route_request_free(job->request);
+    free(job);
+}
+
+static void op_drop(const struct op *op)
+{
+    if (op->type == OP_ROUTE_REPLY)
+        route_request_free(op->request);
+    else if (op->type == OP_RETAINED_VALUE)
+        msg_unref(op->retained.msg);
+}
+
+void route_actor_free(struct route_actor *actor)
+{
+    if (!actor)
+        return;
+    while (!list_is_empty(&actor->jobs))
+        job_free(actor, LIST_ENTRY(list_first(&actor->jobs), struct scan_job, node));
+    op_backlog_deinit(&actor->backlog, op_drop);
+    retained_free(actor->retained);
+    free(actor);
+}
+
+struct route_stats *route_actor_stats(struct route_actor *actor) { return &actor->stats; }
+
+/* Add one filter; its reason becomes the granted QoS or a refusal. */
+static void subscribe_filter(struct route_actor *actor, const struct route_request *request, struct route_filter *filter)
+{
+    struct subscriber subscriber = {
+        .slot = request->session.slot,
+        .generation = request->session.generation,
+        .subscription_id = filter->subscription_id,
+        .shard = request->session.shard,
+        .qos = filter->qos,
+        .options = filter->options,
+    };
+    bool was_there = false;
+    enum err err = topic_tree_add(actor->tree, &was_there, filter_span(request, filter), &subscriber);
+    filter->is_new = !was_there;
+    filter->reason = err ? REASON_ERROR : filter->qos;
+}
+
+static bool filter_wants_retained(const struct route_filter *filter)
+{
+    uint8_t handling = (filter->options & SUBSCRIBER_RETAIN_HANDLING_MASK) >> SUBSCRIBER_RETAIN_HANDLING_SHIFT;
+    return filter->reason < REASON_ERROR && handling != RETAIN_NEVER && (handling != RETAIN_IF_NEW || filter->is_new);
+}
+
+static void send_retained(struct route_actor *actor, uint8_t type, struct msg *msg, const struct route_request *request, uint32_t index)
+{
+    struct op op = {
+        .type = type,
+        .from = ACTOR_ROUTE,
+        .count = index,
+        .retained = {.msg = msg, .request_id = request->id, .session = request->session},
+    };
+    op_backlog_post(&actor->backlog, post, actor, request->session.shard, &op);
+}
+
+static struct route_request *request_copy(const struct route_request *request)
+{
+    size_t text_size = 0;
+    for (uint32_t i = 0; i < request->filter_count; i++)
+        if (request->filters[i].offset + request->filters[i].size > text_size)
+            text_size = request->filters[i].offset + request->filters[i].size;
+    struct route_request *copy = route_request_new(request->filter_count, text_size);
+    if (!copy)
+        return NULL;
+    copy->id = request->id;
+    copy->session = request->session;
+    memcpy(copy->filters, request->filters, request->filter_count * sizeof *copy->filters);
+    memcpy(copy->text, request->text, text_size);
+    return copy;
+}
+
+/* Plan the scans of a SUBSCRIBE that has been entered. NULL when no retained value is to be looked for. */
+static struct scan_job *job_new(struct route_actor *actor, const struct route_request *request)
+{
+    bool wanted = false;
+    for (uint32_t i = 0; i < request->filter_count; i++)
+        wanted |= filter_wants_retained(&request->filters[i]);
+    struct retained_stats retained;
+    retained_get_stats(actor->retained, &retained);
+    if (!wanted || retained.messages == 0) /* with none, there is nothing to look for */
+        return NULL;
+    struct scan_job *job = calloc(1, sizeof *job);
+    struct route_request *copy = request_copy(request);
+    CHECK_MSG(job, "out of memory for a retained scan");
+    CHECK_MSG(copy, "out of memory for a retained scan");
+    job->request = copy;
+    list_node_init(&job->node);
+    return job;
+}
+
+static void on_subscribe(struct route_actor *actor, struct route_request *request)
+{
+    for (uint32_t i = 0; i < request->filter_count; i++)
+        if (request->filters[i].reason < REASON_ERROR)
+            subscribe_filter(actor, request, &request->filters[i]);
+    struct scan_job *job = job_new(actor, request);
+    struct op reply = {.type = OP_ROUTE_REPLY, .from = ACTOR_ROUTE, .request = request};
+    struct route_request ended = {.id = request->id, .session = request->session};
+    op_backlog_post(&actor->backlog, post, actor, request->session.shard, &reply);
+    if (!job) {
+        send_retained(actor, OP_RETAINED_END, NULL, &ended, 0);
+        return;
+    }
+    list_push_back(&actor->jobs, &job->node);
+    queue_stats_set(&actor->stats.scans, actor->stats.scans.messages + 1, actor->stats.scans.bytes, actor->stats.scans.oldest_ns);
+}
+
+static void on_unsubscribe(struct route_actor *actor, struct route_request *request)
+{
+    for (uint32_t i = 0; i < request->filter_count; i++) {
+        struct route_filter *filter = &request->filters[i];
+        if (filter->reason >= REASON_ERROR)
+            continue;
+        bool was_there = topic_tree_remove(actor->tree, filter_span(request, filter), request->session.shard, request->session.slot,
+                                           request->session.generation);
+        filter->reason = was_there ? 0 : REASON_NO_SUBSCRIPTION_EXISTED;
+    }
+    struct op reply = {.type = OP_ROUTE_REPLY, .from = ACTOR_ROUTE, .request = request};
+    op_backlog_post(&actor->backlog, post, actor, request->session.shard, &reply);
+}
+
+static void on_forget_session(struct route_actor *actor, struct route_request *request)
+{
+    for (uint32_t i = 0; i < request->filter_count; i++)
+        topic_tree_remove(actor->tree, filter_span(request, &request->filters[i]), request->session.shard, request->session.slot,
+                          request->session.generation);
+    LIST_EACH_SAFE(node, following, &actor->jobs)
+    {
+        struct scan_job *job = LIST_ENTRY(node, struct scan_job, node);
+        const struct session_ref *session = &job->request->session;
+        if (session->shard == request->session.shard && session->slot == request->session.slot &&
+            session->generation == request->session.generation)
+            job_free(actor, job);
+    }
+    route_request_free(request);
+}
+
+static void on_retain(struct route_actor *actor, const struct op *op)
+{
+    struct msg *msg = op->retain.msg;
+    enum retained_result result =
+        msg->payload_size == 0
+            ? retained_remove(actor->retained, msg_topic(msg), msg->retained_number) /* [MQTT-3.3.1-6], [MQTT-3.3.1-7] */
+            : retained_put(actor->retained, msg_topic(msg), msg->retained_number, msg, (uint32_t)msg_cost(msg), msg->expiry_wall_ns);
+    bool refused = result == RETAINED_FULL || result == RETAINED_NOMEM;
+    counter_add(&actor->stats.retained_set, result == RETAINED_STORED);
+    counter_add(&actor->stats.retained_removed, result == RETAINED_REMOVED);
+    counter_add(&actor->stats.retained_superseded, result == RETAINED_SUPERSEDED);
+    counter_add(&actor->stats.retained_refused, refused);
+    struct op reply = {.type = OP_ROUTE_RETAINED, .flag = refused, .from = ACTOR_ROUTE, .retain = {.hold = op->retain.hold}};
+    op_backlog_post(&actor->backlog, post, actor, op->from, &reply);
+    msg_unref(msg);
+}
+
+static void on_request(struct route_actor *actor, struct route_request *request)
+{
+    counter_inc(&actor->stats.requests);
+    switch ((enum route_kind)request->kind) {
+    case ROUTE_SUBSCRIBE:
+        on_subscribe(actor, request);
+        return;
+    case ROUTE_UNSUBSCRIBE:
+        on_unsubscribe(actor, request);
+        return;
+    case ROUTE_FORGET_SESSION:
+        on_forget_session(actor, request);
+        return;
+    }
+    UNREACHABLE();
+}
+
+static void on_pass(struct route_actor *actor, const struct op *op)
+{
+    CHECK(op->from < actor->shard_count);
+    actor->passed[op->from] = op->retain.hold;
+    actor->asked[op->from] = false;
+    uint64_t least = UINT64_MAX;
+    for (uint16_t shard = 0; shard < actor->shard_count; shard++)
+        if (actor->passed[shard] < least)
+            least = actor->passed[shard];
+    retained_forget_before(actor->retained, least);
+}
+
+void route_actor_on_op(struct route_actor *actor, const struct op *op)
+{
+    if (op->type == OP_ROUTE_REQUEST)
+        on_request(actor, op->request);
+    else if (op->type == OP_ROUTE_RETAIN)
+        on_retain(actor, op);
+    else if (op->type == OP_ROUTE_PASS)
+        on_pass(actor, op);
+    else
+        UNREACHABLE();
+}
+
+/* The visitor of a slice: one value to the subscription's home. False when the ring is full: the value stays in the job's hand. */
+struct slice {
+    struct route_actor *actor;
+    struct scan_job *job;
+};
+
+static bool job_send_value(struct route_actor *actor, struct scan_job *job)
+{
+    const struct route_request *request = job->request;
+    if (op_backlog_waits(&actor->backlog, request->session.shard))
+        return false;
+    struct op op = {
+        .type = OP_RETAINED_VALUE,
+        .from = ACTOR_ROUTE,
+        .count = job->filter_index,
+        .retained = {.msg = job->in_hand, .request_id = request->id, .session = request->session},
+    };
+    if (!post(actor, request->session.shard, &op))
+        return false;
+    job->in_hand = NULL;
+    counter_inc(&actor->stats.retained_sent);
+    return true;
+}
+
+static bool slice_visit(void *arg, const struct retained_value *value)
+{
+    struct slice *slice = arg;
+    slice->job->in_hand = msg_ref(value->msg);
+    return job_send_value(slice->actor, slice->job);
+}
+
+/* One slice of one job. True when it got ahead; the job may be gone then. */
+static bool job_step(struct route_actor *actor, struct scan_job *job, wall_ns now)
+{
+    const struct route_request *request = job->request;
+    if (job->in_hand && !job_send_value(actor, job))
+        return false;
+    while (job->filter_index < request->filter_count && !filter_wants_retained(&request->filters[job->filter_index]))
+        job->filter_index++;
+    if (job->filter_index == request->filter_count) {
+        send_retained(actor, OP_RETAINED_END, NULL, request, 0);
+        job_free(actor, job);
+        return true;
+    }
+    if (!job->scan) {
+        job->scan = retained_scan_begin(actor->retained, filter_span(request, &request->filters[job->filter_index]));
+        CHECK_MSG(job->scan, "out of memory for a retained scan");
+    }
+    struct slice slice = {actor, job};
+    bool more = retained_scan_step(job->scan, now, actor->limits.scan_slice, slice_visit, &slice);
+    if (!more) {
+        /* A value that found the ring full is still in hand: it goes first, under this filter's index. */
+        if (job->in_hand && !job_send_value(actor, job))
+            return false;
+        retained_scan_end(job->scan);
+        job->scan = NULL;
+        job->filter_index++;
+    }
+    return true;
+}
+
+static void ask_shards(struct route_actor *actor, wall_ns now, const struct retained_stats *retained)
+{
+    if (retained->tombstones == 0 || now < actor->next_ask_ns)
+        return;
+    actor->next_ask_ns = now + FORGET_SPACING_NS;
+    for (uint16_t shard = 0; shard < actor->shard_count; shard++) {
+        if (actor->asked[shard])
+            continue;
+        struct op op = {.type = OP_ROUTE_ASK, .from = ACTOR_ROUTE};
+        actor->asked[shard] = true;
+        op_backlog_post(&actor->backlog, post, actor, shard, &op);
+    }
+}
+
+static void stats_refresh(struct route_actor *actor, const struct retained_stats *retained)
+{
+    struct topic_tree_stats tree;
+    topic_tree_get_stats(actor->tree, &tree);
+    gauge_set(&actor->stats.retained_messages, (int64_t)retained->messages);
+    gauge_set(&actor->stats.retained_bytes, (int64_t)retained->bytes);
+    gauge_set(&actor->stats.retained_index_bytes, (int64_t)retained->index_bytes);
+    gauge_set(&actor->stats.retained_tombstones, (int64_t)retained->tombstones);
+    gauge_set(&actor->stats.subscriptions, (int64_t)tree.subscriptions);
+    gauge_set(&actor->stats.exact_filters, (int64_t)tree.exact_filters);
+    gauge_set(&actor->stats.wildcard_filters, (int64_t)tree.wildcard_filters);
+    gauge_set(&actor->stats.trie_nodes, (int64_t)tree.nodes);
+    gauge_set(&actor->stats.tree_bytes, (int64_t)tree.bytes);
+}
+
+int64_t route_actor_work(struct route_actor *actor, wall_ns now)
+{
+    bool progress = false;
+    op_backlog_flush(&actor->backlog, post, actor);
+    size_t jobs = list_count(&actor->jobs);
+    for (size_t i = 0; i < jobs && !list_is_empty(&actor->jobs); i++) {
+        struct scan_job *job = LIST_ENTRY(list_pop_front(&actor->jobs), struct scan_job, node);
+        list_push_back(&actor->jobs, &job->node);
+        progress |= job_step(actor, job, now);
+    }
+    if (now >= actor->next_sweep_ns) {
+        retained_sweep(actor->retained, now, SWEEP_BUDGET);
+        actor->next_sweep_ns = now + SWEEP_SPACING_NS;
+    }
+    struct retained_stats retained;
+    retained_get_stats(actor->retained, &retained);
+    ask_shards(actor, now, &retained);
+    stats_refresh(actor, &retained);
+    bool deferred = topic_tree_poll(actor->tree);
+    if (progress)
+        return 0;
+    bool waiting = deferred || actor->backlog.count > 0 || !list_is_empty(&actor->jobs);
+    return waiting ? WAIT_SPACING_NS : SWEEP_SPACING_NS;
+}
