@@ -1,0 +1,428 @@
+/* A lean load generator: one process, one thread, epoll, packets built once. It measures from outside what the server costs: CPU of all its
+ * threads (scheduler's count) and anonymous memory, from /proc, over the measured span alone.
+ *
+ *   load publish --port P --pid SERVER [--qos 0|1|2] [--connections 1000] [--batch 1] [--payload 200] [--seconds 5] [--rate MSGS_PER_S]
+ *                [--topic 'fleet/dev%d/telemetry']
+ *        Closed loop at QoS 1 and 2: each connection sends a batch in one segment and the next one when all of it is acknowledged. At QoS 0
+ * each connection sends a batch a round. With --rate, all connections together keep to it, evenly spread (open loop in batches). load
+ * latency  --port P [--seconds 5] [--payload 200] One client, one QoS 1 PUBLISH in flight; p50, p99, max of PUBACK. load idle     --port P
+ * --pid SERVER [--from 1000] [--to 15000] [--filter F] Slope of anonymous memory per idle connection with a 24-byte client id, keep-alive
+ * 60; with --filter one 30-byte filter each.
+ *
+ * A first span of a fifth of --seconds warms up and is not counted. Output: one line of `key=value`. */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/histogram.h"
+#include "tests/bench/bench_util.h"
+
+#define CONNECTIONS_MAX 19000
+#define PACKET_MAX 70000
+
+struct options {
+    int port, pid, qos, connections, batch, payload, from, to;
+    double seconds, rate;
+    const char *topic, *filter;
+};
+
+/* One client connection. */
+struct link {
+    int fd;
+    uint8_t *packets; /* a batch, as it is sent; packet ids 1..batch */
+    size_t packets_size;
+    size_t sent;     /* bytes of the batch given to the kernel */
+    int unacked;     /* acknowledgements of the batch still to come */
+    uint8_t rest[4]; /* an acknowledgement cut by a read */
+    size_t rest_size;
+    mono_ns begun;
+};
+
+static struct options opt = {
+    .qos = 1, .connections = 1000, .batch = 1, .payload = 200, .seconds = 5, .from = 1000, .to = 15000, .topic = "fleet/dev%d/telemetry"};
+static struct link links[CONNECTIONS_MAX];
+static struct histogram ack_latency;
+static uint64_t messages_done;
+static int epoll_fd;
+
+static void die(const char *what)
+{
+    fprintf(stderr, "load: %s: %s\n", what, strerror(errno));
+    exit(1);
+}
+
+static size_t put_length(uint8_t *at, size_t length)
+{
+    size_t size = 0;
+    do {
+        at[size] = (uint8_t)(length & 0x7f);
+        length >>= 7;
+        at[size++] |= length ? 0x80 : 0;
+    } while (length);
+    return size;
+}
+
+static size_t put_string(uint8_t *at, const char *text)
+{
+    size_t size = strlen(text);
+    at[0] = (uint8_t)(size >> 8);
+    at[1] = (uint8_t)size;
+    memcpy(at + 2, text, size);
+    return size + 2;
+}
+
+/* A telemetry object of exactly `size` bytes (or as short as it can be), different for each device. */
+static void make_payload(char *out, int size, int index)
+{
+    int used = snprintf(out, (size_t)size + 200, "{\"speed\":%d.%d,\"soc\":%d,\"temp\":%d.5", 40 + index % 60, index % 10, index % 100,
+                        index % 30);
+    for (int i = 0; used < size - 16; i++)
+        used += snprintf(out + used, 40, ",\"m%02d\":%d", i % 100, 1000 + (index * 7 + i) % 9000);
+    while (used < size - 1)
+        out[used++] = ' ';
+    out[used++] = '}';
+    out[used] = '\0';
+}
+
+static size_t put_publish(uint8_t *at, const char *topic, const char *payload, int qos, int id)
+{
+    size_t topic_size = strlen(topic), payload_size = strlen(payload), used = 0;
+    at[used++] = (uint8_t)(0x30 | qos << 1);
+    used += put_length(at + used, 2 + topic_size + (qos ? 2 : 0) + payload_size);
+    used += put_string(at + used, topic);
+    if (qos) {
+        at[used++] = (uint8_t)(id >> 8);
+        at[used++] = (uint8_t)id;
+    }
+    memcpy(at + used, payload, payload_size);
+    return used + payload_size;
+}
+
+static void link_prepare(struct link *link, int index)
+{
+    char topic[1000], *payload = malloc((size_t)opt.payload + 300);
+    link->packets = malloc((size_t)opt.batch * ((size_t)opt.payload + 1100));
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+    snprintf(topic, sizeof topic, opt.topic, index);
+#pragma GCC diagnostic pop
+    make_payload(payload, opt.payload, index);
+    for (int i = 0; i < opt.batch; i++)
+        link->packets_size += put_publish(link->packets + link->packets_size, topic, payload, opt.qos, i + 1);
+    link->sent = link->packets_size;
+    free(payload);
+}
+
+static void read_exact(int fd, uint8_t *out, size_t size)
+{
+    for (size_t got = 0; got < size;) {
+        ssize_t n = recv(fd, out + got, size - got, 0);
+        if (n <= 0)
+            die("the server closed during the handshake");
+        got += (size_t)n;
+    }
+}
+
+/* Connect, CONNECT, CONNACK, and a SUBSCRIBE when a filter is given; blocking, one at a time. */
+static void link_open(struct link *link, int index)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)opt.port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    uint8_t packet[200] = {0x10}, answer[5];
+    char id[40];
+    int on = 1;
+    link->fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (link->fd < 0 || connect(link->fd, (struct sockaddr *)&address, sizeof address))
+        die("connect");
+    setsockopt(link->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    snprintf(id, sizeof id, "bench-client-%011d", index);
+    size_t used = 2;
+    used += put_string(packet + used, "MQTT");
+    packet[used++] = 4;
+    packet[used++] = 2; /* clean session */
+    packet[used++] = 0;
+    packet[used++] = 60;
+    used += put_string(packet + used, id);
+    packet[1] = (uint8_t)(used - 2);
+    if (send(link->fd, packet, used, MSG_NOSIGNAL) != (ssize_t)used)
+        die("CONNECT");
+    read_exact(link->fd, answer, 4);
+    if (answer[0] != 0x20 || answer[3] != 0) {
+        fprintf(stderr, "load: CONNACK refuses with code %d\n", answer[3]);
+        exit(1);
+    }
+    if (opt.filter) {
+        char filter[200];
+        snprintf(filter, sizeof filter, "%s/%09d", opt.filter, index);
+        used = 4;
+        used += put_string(packet + used, filter);
+        packet[used++] = 0;
+        packet[0] = 0x82;
+        packet[1] = (uint8_t)(used - 2);
+        packet[2] = 0;
+        packet[3] = 1;
+        if (send(link->fd, packet, used, MSG_NOSIGNAL) != (ssize_t)used)
+            die("SUBSCRIBE");
+        read_exact(link->fd, answer, 5);
+    }
+    fcntl(link->fd, F_SETFL, O_NONBLOCK);
+}
+
+/* Give what is left of the batch to the kernel. False when it takes no more now. */
+static bool link_send(struct link *link)
+{
+    while (link->sent < link->packets_size) {
+        ssize_t n = send(link->fd, link->packets + link->sent, link->packets_size - link->sent, MSG_NOSIGNAL);
+        if (n < 0 && errno == EAGAIN)
+            return false;
+        if (n < 0)
+            die("send");
+        link->sent += (size_t)n;
+    }
+    if (opt.qos == 0)
+        messages_done += (uint64_t)opt.batch;
+    return true;
+}
+
+static void link_begin_batch(struct link *link)
+{
+    link->sent = 0;
+    link->unacked = opt.qos ? opt.batch : 0;
+    link->begun = clock_mono();
+    link_send(link);
+}
+
+/* A 4-byte acknowledgement: PUBACK and PUBCOMP end a message, PUBREC is answered at once. */
+static void link_on_ack(struct link *link, const uint8_t *ack)
+{
+    if (ack[0] == 0x50) {
+        uint8_t release[4] = {0x62, 2, ack[2], ack[3]};
+        if (send(link->fd, release, 4, MSG_NOSIGNAL) != 4)
+            die("PUBREL");
+        return;
+    }
+    if (ack[0] != 0x40 && ack[0] != 0x70) {
+        fprintf(stderr, "load: unexpected packet 0x%02x\n", ack[0]);
+        exit(1);
+    }
+    histogram_record(&ack_latency, (uint64_t)(clock_mono() - link->begun));
+    messages_done++;
+    link->unacked--;
+}
+
+static void link_on_readable(struct link *link)
+{
+    uint8_t buffer[16384];
+    memcpy(buffer, link->rest, link->rest_size);
+    ssize_t n = recv(link->fd, buffer + link->rest_size, sizeof buffer - sizeof link->rest, 0);
+    if (n < 0 && errno == EAGAIN)
+        return;
+    if (n <= 0)
+        die("the server closed a connection");
+    size_t size = (size_t)n + link->rest_size, at = 0;
+    for (; size - at >= 4; at += 4)
+        link_on_ack(link, buffer + at);
+    link->rest_size = size - at;
+    memcpy(link->rest, buffer + at, link->rest_size);
+}
+
+/* Take what acknowledgements there are, waiting at most `timeout_ms`; in the closed loop each finished batch begins the next. */
+static void poll_links(int timeout_ms, bool closed_loop)
+{
+    struct epoll_event events[1024];
+    int count = epoll_wait(epoll_fd, events, 1024, timeout_ms);
+    for (int i = 0; i < count; i++) {
+        struct link *link = events[i].data.ptr;
+        link_on_readable(link);
+        if (closed_loop && link->unacked == 0)
+            link_begin_batch(link);
+    }
+}
+
+/* One round over all connections for open loops: those whose last batch is out and acknowledged begin another, as far as `due` allows. */
+static int round_links(int *next, int due)
+{
+    int begun = 0;
+    for (int i = 0; i < opt.connections && begun < due; i++) {
+        struct link *link = &links[*next];
+        *next = (*next + 1) % opt.connections;
+        if (link->sent < link->packets_size) {
+            link_send(link);
+            continue;
+        }
+        if (link->unacked)
+            continue;
+        link_begin_batch(link);
+        begun++;
+    }
+    return begun;
+}
+
+static void run_for(double seconds)
+{
+    static int next;
+    mono_ns start = clock_mono(), end = start + (int64_t)(seconds * 1e9), now;
+    double begun = 0, interval = opt.rate > 0 ? opt.batch * 1e9 / opt.rate : 0;
+    bool closed = opt.qos > 0 && opt.rate <= 0;
+    if (closed)
+        for (int i = 0; i < opt.connections; i++)
+            if (links[i].unacked == 0)
+                link_begin_batch(&links[i]);
+    while ((now = clock_mono()) < end) {
+        if (closed) {
+            poll_links(10, true);
+        } else if (opt.rate > 0) {
+            int due = (int)((double)(now - start) / interval - begun);
+            begun += due; /* a batch that finds all connections busy is left out, and seen in the rate */
+            round_links(&next, due);
+            poll_links(due ? 0 : 1, false);
+        } else {
+            round_links(&next, opt.connections);
+        }
+    }
+}
+
+static void open_links(int from, int to)
+{
+    for (int i = from; i < to; i++)
+        link_open(&links[i], i);
+}
+
+static void watch_links(void)
+{
+    epoll_fd = epoll_create1(0);
+    for (int i = 0; i < opt.connections; i++)
+        epoll_ctl(epoll_fd, EPOLL_CTL_ADD, links[i].fd, &(struct epoll_event){.events = EPOLLIN, .data.ptr = &links[i]});
+}
+
+static int publish(void)
+{
+    open_links(0, opt.connections);
+    for (int i = 0; i < opt.connections; i++)
+        link_prepare(&links[i], i);
+    watch_links();
+    run_for(opt.seconds / 5);
+    histogram_init(&ack_latency);
+    uint64_t messages = messages_done, cpu = bench_process_cpu_ns(opt.pid), own = (uint64_t)0;
+    mono_ns start = clock_mono();
+    own = bench_process_cpu_ns((int)getpid());
+    run_for(opt.seconds);
+    double took = (double)(clock_mono() - start) / 1e9;
+    messages = messages_done - messages;
+    cpu = bench_process_cpu_ns(opt.pid) - cpu;
+    own = bench_process_cpu_ns((int)getpid()) - own;
+    printf("qos=%d batch=%d payload=%d connections=%d messages=%lu rate=%.0f server_us_per_message=%.3f server_cpu=%.2f load_cpu=%.2f",
+           opt.qos, opt.batch, opt.payload, opt.connections, messages, (double)messages / took, (double)cpu / 1e3 / (double)messages,
+           (double)cpu / 1e9 / took, (double)own / 1e9 / took);
+    if (opt.qos)
+        printf(" ack_p50_us=%.0f ack_p99_us=%.0f ack_max_us=%.0f", (double)histogram_quantile(&ack_latency, 0.5) / 1e3,
+               (double)histogram_quantile(&ack_latency, 0.99) / 1e3, (double)histogram_max(&ack_latency) / 1e3);
+    printf(" anon_mib=%.1f\n", (double)bench_process_anonymous(opt.pid) / 1048576);
+    return 0;
+}
+
+static int idle(void)
+{
+    open_links(0, opt.from);
+    usleep(500000);
+    uint64_t before = bench_process_anonymous(opt.pid);
+    open_links(opt.from, opt.to);
+    usleep(1000000);
+    uint64_t after = bench_process_anonymous(opt.pid), cpu = bench_process_cpu_ns(opt.pid);
+    usleep(2000000);
+    cpu = bench_process_cpu_ns(opt.pid) - cpu;
+    printf("connections=%d..%d filter=%s anon_before=%lu anon_after=%lu bytes_per_connection=%.0f idle_cpu_percent=%.2f\n", opt.from,
+           opt.to, opt.filter ? "yes" : "no", before, after, ((double)after - (double)before) / (opt.to - opt.from),
+           (double)cpu / 2e9 * 100);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option longs[] = {
+        {"port", 1, 0, 'p'},
+        {"pid", 1, 0, 'i'},
+        {"qos", 1, 0, 'q'},
+        {"connections", 1, 0, 'c'},
+        {"batch", 1, 0, 'b'},
+        {"payload", 1, 0, 's'},
+        {"seconds", 1, 0, 't'},
+        {"rate", 1, 0, 'r'},
+        {"topic", 1, 0, 'T'},
+        {"from", 1, 0, 'f'},
+        {"to", 1, 0, 'o'},
+        {"filter", 1, 0, 'F'},
+        {0},
+    };
+    int c;
+    while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
+        switch (c) {
+        case 'p':
+            opt.port = atoi(optarg);
+            break;
+        case 'i':
+            opt.pid = atoi(optarg);
+            break;
+        case 'q':
+            opt.qos = atoi(optarg);
+            break;
+        case 'c':
+            opt.connections = atoi(optarg);
+            break;
+        case 'b':
+            opt.batch = atoi(optarg);
+            break;
+        case 's':
+            opt.payload = atoi(optarg);
+            break;
+        case 't':
+            opt.seconds = atof(optarg);
+            break;
+        case 'r':
+            opt.rate = atof(optarg);
+            break;
+        case 'T':
+            opt.topic = optarg;
+            break;
+        case 'f':
+            opt.from = atoi(optarg);
+            break;
+        case 'o':
+            opt.to = atoi(optarg);
+            break;
+        case 'F':
+            opt.filter = optarg;
+            break;
+        default:
+            return 2;
+        }
+    }
+    const char *what = optind < argc ? argv[optind] : "";
+    if (opt.port == 0 || opt.connections > CONNECTIONS_MAX || opt.to > CONNECTIONS_MAX || opt.batch < 1 || opt.payload > PACKET_MAX) {
+        fprintf(stderr, "usage: load publish|latency|idle --port P [--pid SERVER] ... (see the head of load.c)\n");
+        return 2;
+    }
+    histogram_init(&ack_latency);
+    if (!strcmp(what, "publish"))
+        return publish();
+    if (!strcmp(what, "latency")) {
+        opt.connections = opt.batch = 1;
+        opt.qos = 1;
+        return publish();
+    }
+    if (!strcmp(what, "idle"))
+        return idle();
+    fprintf(stderr, "load: publish, latency or idle?\n");
+    return 2;
+}
