@@ -21,7 +21,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define EPOCH_BATCH 126 /* pointers of one batch: with its header one KiB */
+#define EPOCH_BATCH 124 /* pointers of one batch: with its header one KiB */
 
 struct epoch;        /* written by one thread, the writer */
 struct epoch_reader; /* of one thread; memory belongs to the epoch and lives as long as it does */

@@ -9,8 +9,8 @@ const char *err_text(enum err err)
     switch (err) {
     case ERR_OK:
         return "success";
-#define X(name, value, text) \
-    case ERR_##name:         \
+#define X(name, value, text)                                                                                                               \
+    case ERR_##name:                                                                                                                       \
         return text;
         ERR_MAP(X)
 #undef X

@@ -20,6 +20,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/list.h"
+
 #define TIMER_WHEEL_TICK_MS 100
 #define TIMER_WHEEL_LEVELS 6
 #define TIMER_WHEEL_SLOTS 64 /* one bit each in a 64-bit word */
@@ -27,17 +29,17 @@
 
 /* Zero-initialised = not in a wheel. The owner may read deadline_ms. */
 struct timer_node {
-    struct timer_node *next, *prev; /* NULL when not in a wheel */
+    struct list_node link;
     uint64_t deadline_ms;
 };
 
 struct timer_wheel {
-    uint64_t tick;                         /* all timers of this tick and before are in `due` or have fired */
+    uint64_t tick;                         /* the timers of this tick and before have fired, or are in `due` or `sinking` */
     size_t count;                          /* timers in the wheel */
     uint64_t occupied[TIMER_WHEEL_LEVELS]; /* a bit for each slot that is not empty */
-    struct timer_node due;                 /* list heads */
-    struct timer_node sinking;             /* to be put into lower levels */
-    struct timer_node slots[TIMER_WHEEL_LEVELS][TIMER_WHEEL_SLOTS];
+    struct list_node due;                  /* to be fired */
+    struct list_node sinking;              /* to be put into lower levels */
+    struct list_node slots[TIMER_WHEEL_LEVELS][TIMER_WHEEL_SLOTS];
 };
 
 void timer_wheel_init(struct timer_wheel *wheel, uint64_t now_ms);
@@ -47,7 +49,7 @@ void timer_wheel_init(struct timer_wheel *wheel, uint64_t now_ms);
 void timer_wheel_add(struct timer_wheel *wheel, struct timer_node *node, uint64_t deadline_ms);
 /* Fine when it is in no wheel. */
 void timer_wheel_remove(struct timer_wheel *wheel, struct timer_node *node);
-static inline bool timer_node_is_set(const struct timer_node *node) { return node->next != NULL; }
+static inline bool timer_node_is_set(const struct timer_node *node) { return list_node_is_linked(&node->link); }
 
 /* Fire the timers whose deadline is at or before now; each is out of the wheel when `fire` is called, which may add and remove any timer,
  * its own node included, and free its owner. now_ms never goes back (an earlier one is taken as the last).
