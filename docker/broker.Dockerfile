@@ -16,10 +16,10 @@ FROM debian:12-slim
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libuv1 libmbedtls14 liblz4-1 libck0 libjemalloc2 libmicrohttpd12 libxxhash0 \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --no-create-home --shell /usr/sbin/nologin tidegate \
+    && useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin tidegate \
     && install -d -o tidegate -g tidegate /var/lib/tidegate /var/lib/tidegate/broker
 COPY --from=build /out/ /
-USER tidegate
+USER 10001:10001
 WORKDIR /var/lib/tidegate
 VOLUME /var/lib/tidegate/broker
 EXPOSE 1883

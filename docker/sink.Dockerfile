@@ -17,10 +17,10 @@ FROM debian:12-slim
 RUN apt-get update \
     && apt-get install -y --no-install-recommends liblz4-1 libck0 libjemalloc2 libmicrohttpd12 libsimdjson14 libxxhash0 \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --no-create-home --shell /usr/sbin/nologin tidegate \
+    && useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin tidegate \
     && install -d -o tidegate -g tidegate /var/lib/tidegate /var/lib/tidegate/broker /var/lib/tidegate/sink
 COPY --from=build /out/ /
-USER tidegate
+USER 10001:10001
 WORKDIR /var/lib/tidegate
 VOLUME /var/lib/tidegate/sink
 EXPOSE 9801
