@@ -104,6 +104,9 @@ static inline uint64_t bit_reader_get_wide(struct bit_reader *r, unsigned bits)
     return low | bit_reader_get(r, bits - 32) << 32;
 }
 
+/* Whether all whole bytes are used up and the bits that pad the last one are 0. */
+bool bit_reader_is_done(struct bit_reader *r);
+
 /* Count zero bits up to the next one and take them with it; at most `max` zeros are accepted, more is an overrun. */
 static inline unsigned bit_reader_get_unary(struct bit_reader *r, unsigned max)
 {
