@@ -85,4 +85,10 @@ void chunk_stats_add(struct chunk_stats *total, const struct chunk_stats *more);
 /* The stats of `row_count` values; present as in struct rows_column. */
 struct chunk_stats chunk_stats_of(const double *values, const uint64_t *present, size_t row_count);
 
+/* Write stats of a column in a chunk of row_count rows at `at` (room for CHUNK_STATS_SIZE_MAX); returns the bytes used. */
+#define CHUNK_STATS_SIZE_MAX 64
+size_t chunk_stats_put(uint8_t *at, const struct chunk_stats *stats, size_t row_count);
+/* Read them back; returns the bytes used, 0 when they do not hold. */
+size_t chunk_stats_get(struct chunk_stats *stats_out, size_t row_count, const uint8_t *at, const uint8_t *end);
+
 #endif

@@ -15,14 +15,14 @@
 #include "sink/store/chunk.h"
 #include "sink/store/merge.h"
 
-struct file_io;
+struct fs;
 struct segment;
 struct segment_writer;
 
 /* How far the stream of one broker had been stored when the segment was written. */
 struct segment_source {
     uint64_t broker_id;
-    uint64_t epoch;
+    uint32_t epoch;
     uint64_t sequence;
 };
 
@@ -45,7 +45,7 @@ struct segment_info {
 
 /* Begin a segment at directory/name. info: borrowed until return.
  * Returns 0, ERR_IO, ERR_NOSPACE, ERR_NOMEM, ERR_INVALID, ERR_EXISTS (there is a file `name` already). */
-must_check enum err segment_writer_open(struct segment_writer **writer_out, struct file_io *io, const char *directory, const char *name,
+must_check enum err segment_writer_open(struct segment_writer **writer_out, struct fs *fs, const char *directory, const char *name,
                                         const struct segment_info *info, enum column_effort effort, struct errmsg *msg);
 
 /* Append rows of a device as one chunk (1..CHUNK_ROWS_MAX rows). Devices must come in order of their id, and the rows of a device in order
@@ -64,7 +64,7 @@ void segment_writer_abort(struct segment_writer *writer);
 
 /* Open a segment: reads and checks header, footer, name table and index.
  * Returns 0, ERR_NOTFOUND, ERR_IO, ERR_CORRUPT (msg: file and offset), ERR_VERSION, ERR_NOMEM. */
-must_check enum err segment_open(struct segment **segment_out, struct file_io *io, const char *directory, const char *name,
+must_check enum err segment_open(struct segment **segment_out, struct fs *fs, const char *directory, const char *name,
                                  struct errmsg *msg);
 void segment_close(struct segment *seg);
 
