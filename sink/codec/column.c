@@ -1,5 +1,5 @@
-/* Layout: one byte (codec in bits 0..4; bit 7: a presence part follows; bits 5 and 6 zero); presence: one byte 0 and varint runs, present first and
- * in turn, that sum up to the rows, or one byte 1 and a bitmap of whole bytes; then the codec's bytes.
+/* Layout: one byte (codec in bits 0..4; bit 7: a presence part follows; bits 5 and 6 zero); presence: one byte 0 and varint runs, present
+ * first and in turn, that sum up to the rows, or one byte 1 and a bitmap of whole bytes; then the codec's bytes.
  *
  * The chooser is cheap by order: constants cost one comparison a value; decimals decide on a sample whether they are worth a pass; the
  * dictionary gives up at the first value too many; Gorilla is asked only when decimals failed or came out large. */
@@ -12,7 +12,15 @@
 #include "sink/codec/dictionary.h"
 #include "sink/codec/gorilla.h"
 
-enum codec { CODEC_RAW, CODEC_CONSTANT, CODEC_GORILLA, CODEC_DECIMAL, CODEC_DICTIONARY, CODEC_NOTHING /* no row has a value */, CODEC_COUNT };
+enum codec {
+    CODEC_RAW,
+    CODEC_CONSTANT,
+    CODEC_GORILLA,
+    CODEC_DECIMAL,
+    CODEC_DICTIONARY,
+    CODEC_NOTHING /* no row has a value */,
+    CODEC_COUNT
+};
 
 #define CODEC_MASK 0x1f
 #define FLAG_PRESENCE 0x80

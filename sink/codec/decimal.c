@@ -1,10 +1,10 @@
-/* Layout: one byte of flags (bit 0 float32, bit 1 corrected, bit 2 exceptions; the others 0), one byte of exponent, zigzag varint base, varint divisor;
- * with exceptions: varint count, then for each a varint (distance to the one before, - 1) and 8 bytes; with corrections: varint size and
- * that many bytes of integers; then the integers: (integer - base) / divisor.
+/* Layout: one byte of flags (bit 0 float32, bit 1 corrected, bit 2 exceptions; the others 0), one byte of exponent, zigzag varint base,
+ * varint divisor; with exceptions: varint count, then for each a varint (distance to the one before, - 1) and 8 bytes; with corrections:
+ * varint size and that many bytes of integers; then the integers: (integer - base) / divisor.
  *
- * Choosing e: a sample of values gives the least exponent that suits each of them; the greatest of those is the first guess. One pass over all
- * values lists who does not fit; whether to raise e (3.3 bits for every value) or to keep them as exceptions (about 9 bytes for each) is
- * decided by cost. */
+ * Choosing e: a sample of values gives the least exponent that suits each of them; the greatest of those is the first guess. One pass over
+ * all values lists who does not fit; whether to raise e (3.3 bits for every value) or to keep them as exceptions (about 9 bytes for each)
+ * is decided by cost. */
 #include "sink/codec/decimal.h"
 
 #include "common/check.h"
@@ -19,7 +19,7 @@
 #define EXCEPTION_BITS 72
 #define FLOAT32_EXPONENT_MAX 9
 
-static const double power_of_10[DECIMAL_EXPONENT_MAX + 1] = {1e0, 1e1, 1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,
+static const double power_of_10[DECIMAL_EXPONENT_MAX + 1] = {1e0, 1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,
                                                              1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17};
 
 #define ROUND_MAGIC 0x1.8p52 /* adding and subtracting it rounds to an integer, for |x| < 2^51 */
@@ -152,7 +152,8 @@ static bool form_raise(struct form *form, const struct decimal_scratch *s, size_
     size_t need[DECIMAL_EXPONENT_MAX + 1] = {0};
     unsigned exponent_max = form->float32 ? FLOAT32_EXPONENT_MAX : form->corrected ? 12 : DECIMAL_EXPONENT_MAX;
     for (size_t i = 0; i < exception_count; i++) {
-        int exponent = least_exponent(*form, values[s->exceptions[i]], form->exponent + 1, exponent_max, form->corrected ? CORRECTION_MAX : 0);
+        int exponent =
+            least_exponent(*form, values[s->exceptions[i]], form->exponent + 1, exponent_max, form->corrected ? CORRECTION_MAX : 0);
         if (exponent >= 0)
             need[exponent]++;
     }
@@ -187,7 +188,8 @@ static size_t exceptions_write(uint8_t *out, size_t size, const uint16_t *positi
     return at;
 }
 
-size_t decimal_encode(struct decimal_scratch *s, uint8_t *out, size_t size, uint64_t *span_out, const double *values, size_t count, bool dense)
+size_t decimal_encode(struct decimal_scratch *s, uint8_t *out, size_t size, uint64_t *span_out, const double *values, size_t count,
+                      bool dense)
 {
     struct form form;
     if (!form_choose(&form, values, count))

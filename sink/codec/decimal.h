@@ -1,9 +1,10 @@
 /* Doubles that were decimal text once, as integers: value == integer / 10^e, checked bit by bit.
  *
- * Most telemetry is printed with few digits. For a column the smallest exponent e is sought at which nearly all values come back exactly; the
- * integers, less what they have in common, go to codec/integers.h. Variants: `float32` for values that passed through a float before they were
- * printed (the double is that of the float nearest to integer / 10^e), and `corrected`, where each value also has a small difference in units
- * of the last place. What fits none of it is an exception and is kept beside as 8 raw bytes. Bit-exact for every double. Pure. Thread: any. */
+ * Most telemetry is printed with few digits. For a column the smallest exponent e is sought at which nearly all values come back exactly;
+ * the integers, less what they have in common, go to codec/integers.h. Variants: `float32` for values that passed through a float before
+ * they were printed (the double is that of the float nearest to integer / 10^e), and `corrected`, where each value also has a small
+ * difference in units of the last place. What fits none of it is an exception and is kept beside as 8 raw bytes. Bit-exact for every
+ * double. Pure. Thread: any. */
 #ifndef TIDEGATE_SINK_CODEC_DECIMAL_H
 #define TIDEGATE_SINK_CODEC_DECIMAL_H
 

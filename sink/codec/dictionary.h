@@ -1,7 +1,8 @@
 /* Few distinct values as a table and the places in it.
  *
- * The table is ordered by value, so that neighbours in value are neighbours in place and the places may be coded as differences. The table itself is
- * coded as decimals where that is smaller, the places by codec/integers.h. Bit-exact: values are told apart by their bits. Pure. Thread: any. */
+ * The table is ordered by value, so that neighbours in value are neighbours in place and the places may be coded as differences. The table
+ * itself is coded as decimals where that is smaller, the places by codec/integers.h. Bit-exact: values are told apart by their bits. Pure.
+ * Thread: any. */
 #ifndef TIDEGATE_SINK_CODEC_DICTIONARY_H
 #define TIDEGATE_SINK_CODEC_DICTIONARY_H
 

@@ -2,8 +2,8 @@
  * packer's bytes.
  *
  * Why blocks of 128: a telemetry column changes its noise with time; a byte of parameters a block costs 1/16 bit a value, and following the
- * noise gains more. Why the range coder is only the second packer: it codes every value in three to eight adaptive binary decisions, about five
- * times the time of a Rice code; compaction can afford this, a query of fresh data rather not. */
+ * noise gains more. Why the range coder is only the second packer: it codes every value in three to eight adaptive binary decisions, about
+ * five times the time of a Rice code; compaction can afford this, a query of fresh data rather not. */
 #include "sink/codec/integers.h"
 
 #include "sink/codec/bitstream.h"
@@ -173,8 +173,8 @@ static size_t rice_block_bits(const uint64_t *values, size_t count, unsigned k)
     return bits;
 }
 
-/* Zero runs: the length of the run before each nonzero value as a Rice code with k = 0..3 (in the two upper bits of the parameter), then the
- * value - 1 with k = 0..15; a last run that reaches the end of the block is written as its length alone. */
+/* Zero runs: the length of the run before each nonzero value as a Rice code with k = 0..3 (in the two upper bits of the parameter), then
+ * the value - 1 with k = 0..15; a last run that reaches the end of the block is written as its length alone. */
 static size_t zero_run_bits(const uint64_t *values, size_t count, unsigned run_k, unsigned k)
 {
     size_t bits = 0, run = 0;
@@ -310,8 +310,8 @@ static enum err block_read(struct bit_reader *r, uint64_t *values_out, size_t co
 /* ---- range packer ---- */
 
 /* Each residual as: zero or not (context: how long ago the last nonzero one was, and how large it was), the length of its magnitude
- * in bits (context: the lengths of the last two), its two bits below the leading one (context: the length), the rest as they are, and the sign (context: the last
- * two signs). */
+ * in bits (context: the lengths of the last two), its two bits below the leading one (context: the length), the rest as they are, and the
+ * sign (context: the last two signs). */
 struct residual_model {
     struct range_bit zero[16][4];
     struct range_bit length[18][64];
@@ -365,7 +365,7 @@ static void range_pack(struct range_encoder *enc, const uint64_t *residuals, siz
         }
         bool negative = is_signed && (value & 1);
         uint64_t magnitude = is_signed ? (value >> 1) + negative : value; /* zigzag: 1 -> 1, 2 -> 1, 3 -> 2, ... */
-        unsigned length = bit_length(magnitude);                           /* 1..64 */
+        unsigned length = bit_length(magnitude);                          /* 1..64 */
         range_encode_tree(enc, model_length(&m), length - 1, 6);
         unsigned below = length - 1;
         struct range_bit *mantissa = m.mantissa[length < 19 ? length : 19];

@@ -1,7 +1,7 @@
 /* A column of event times as bytes: int64 nanoseconds, any order, any values.
  *
- * What all differences have in common (1,000,000 for millisecond clocks, 60 seconds for a regular series ...) is divided out, and the rest is
- * coded by codec/integers.h: a regular series of any length costs about 16 bytes. Pure. Thread: any. */
+ * What all differences have in common (1,000,000 for millisecond clocks, 60 seconds for a regular series ...) is divided out, and the rest
+ * is coded by codec/integers.h: a regular series of any length costs about 16 bytes. Pure. Thread: any. */
 #ifndef TIDEGATE_SINK_CODEC_TIMESTAMPS_H
 #define TIDEGATE_SINK_CODEC_TIMESTAMPS_H
 

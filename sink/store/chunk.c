@@ -1,7 +1,7 @@
 /* The bytes of a chunk; docs/formats.md has the table.
  *
- * Everything of variable length is a varint, because a level-0 chunk may have three rows: header bytes are then most of it. Names are front-coded
- * against the one before (they are ordered, and telemetry names share prefixes). Statistics are decimals where that is exact.
+ * Everything of variable length is a varint, because a level-0 chunk may have three rows: header bytes are then most of it. Names are
+ * front-coded against the one before (they are ordered, and telemetry names share prefixes). Statistics are decimals where that is exact.
  * Rejected: offsets instead of sizes (larger, and they may overlap, which a reader must then check). */
 #include "sink/store/chunk.h"
 
@@ -229,7 +229,8 @@ static size_t columns_with_values(const struct rows *rows)
     return count;
 }
 
-enum err chunk_encode(struct chunk_encoder *enc, struct span *bytes_out, struct span device, const struct rows *rows, enum column_effort effort)
+enum err chunk_encode(struct chunk_encoder *enc, struct span *bytes_out, struct span device, const struct rows *rows,
+                      enum column_effort effort)
 {
     if (!rows_are_valid(device, rows))
         return ERR_INVALID;

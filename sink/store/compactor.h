@@ -47,7 +47,7 @@ size_t compactor_rows_of_level(uint32_t level);
  * info_out: of the new segment, may be NULL; flush range, level, partition and sources follow from the inputs.
  * A corrupt chunk in an input ends the merge with ERR_CORRUPT: compaction must not make a loss permanent.
  * Returns 0, ERR_INVALID (not the same partition or window, or flush ranges that overlap), ERR_CORRUPT, ERR_IO, ERR_NOSPACE, ERR_NOMEM. */
-must_check enum err compactor_merge(struct segment *const *inputs, size_t count, struct fs *fs, const char *directory,
-                                    const char *name, struct segment_info *info_out, struct errmsg *msg);
+must_check enum err compactor_merge(struct segment *const *inputs, size_t count, struct fs *fs, const char *directory, const char *name,
+                                    struct segment_info *info_out, struct errmsg *msg);
 
 #endif

@@ -42,8 +42,8 @@ struct head_stats {
     uint64_t source_first, source_last;
 };
 
-/* An empty head. limit_bytes: bound of memory, sealed heads included. hash_seed: keys the hash tables, so that chosen device names cannot
- * make them slow. Returns NULL without memory. */
+/* An empty head. limit_bytes: bound of memory, sealed heads and this structure included. hash_seed: keys the hash tables, so that chosen
+ * device names cannot make them slow. Returns NULL without memory. */
 struct head *head_new(size_t limit_bytes, uint64_t hash_seed);
 
 /* Free a head and all it holds. NULL is allowed. A head must not be freed while a sealed part of it lives. */
@@ -52,7 +52,7 @@ void head_free(struct head *head);
 /* Add one row of `device` at `time_ns`. A metric named twice in one row counts as its last.
  * source_number  its arrival number in the partition, non-decreasing over calls.
  * Returns 0, ERR_FULL (memory limit: flush, then retry; nothing changed), ERR_INVALID (a name empty or too long, or more than
- * ROWS_COLUMNS_MAX metrics in one block), ERR_NOMEM (the row may be stored in part; adding it again is harmless).
+ * ROWS_COLUMNS_MAX metrics of one device), ERR_NOMEM (nothing changed).
  * Thread: the writer. Does not block. */
 must_check enum err head_add_row(struct head *head, struct span device, int64_t time_ns, const struct head_metric *metrics,
                                  size_t metric_count, uint64_t source_number);
@@ -82,14 +82,16 @@ size_t head_device_row_count(const struct head_device *dev);
 /* Newest event time; undefined for a device without rows. */
 int64_t head_device_last_ns(const struct head_device *dev);
 
-/* The rows of one device from `from_ns` to `to_ns` inclusive, as a stream for merge. Owned by the caller, no deinit needed. Embeds
- * `source` first, so that &cursor.source is what merge_new takes. Borrowed from the head: valid while the head is not changed. */
+/* The rows of one device from `from_ns` to `to_ns` inclusive, as a stream for merge. Embeds `source` first, so that
+ * &cursor.source is what merge_new takes; its close (merge_free calls it) frees the scratch. Borrowed from the head: valid while the head
+ * is not changed. */
 struct head_cursor {
     struct merge_source source;
     const struct head_device *dev;
     size_t block_index;
     int64_t from_ns, to_ns;
     struct rows_column *columns; /* scratch: freed by the source's close */
+    uint64_t *bitmaps;
     size_t column_room;
 };
 

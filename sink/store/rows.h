@@ -37,6 +37,29 @@ static inline bool rows_bit(const uint64_t *bitmap, size_t row) { return bitmap[
 static inline void rows_bit_set(uint64_t *bitmap, size_t row) { bitmap[row / 64] |= (uint64_t)1 << (row % 64); }
 static inline void rows_bit_clear(uint64_t *bitmap, size_t row) { bitmap[row / 64] &= ~((uint64_t)1 << (row % 64)); }
 
+/* Up to 64 bits of a bitmap from bit `at` on; bits beyond `count` are 0. The bitmap has at least `at + count` bits. */
+static inline uint64_t rows_bitmap_load(const uint64_t *bitmap, size_t at, size_t count)
+{
+    unsigned shift = at % 64;
+    uint64_t bits = bitmap[at / 64] >> shift;
+    if (shift && count > 64 - shift)
+        bits |= bitmap[at / 64 + 1] << (64 - shift);
+    return count < 64 ? bits & (((uint64_t)1 << count) - 1) : bits;
+}
+
+/* OR `count` bits of `from`, from bit `from_at` on, into `to` from bit `to_at` on. from NULL: ones. */
+static inline void rows_bitmap_merge(uint64_t *to, size_t to_at, const uint64_t *from, size_t from_at, size_t count)
+{
+    while (count) {
+        size_t room = 64 - to_at % 64, part = count < room ? count : room;
+        uint64_t bits = from ? rows_bitmap_load(from, from_at, part) : part == 64 ? UINT64_MAX : ((uint64_t)1 << part) - 1;
+        to[to_at / 64] |= bits << (to_at % 64);
+        to_at += part;
+        from_at += part;
+        count -= part;
+    }
+}
+
 /* Whether `column` has a value at `row`. */
 static inline bool rows_has(const struct rows_column *column, size_t row) { return !column->present || rows_bit(column->present, row); }
 

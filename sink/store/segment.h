@@ -2,7 +2,7 @@
  *
  * A flush writes one of level 0 that covers one flush number; a compaction writes one that covers the flush numbers of its inputs. The file
  * is written aside (NAME.tmp), synced, renamed, and the directory synced: a file under its final name is whole. Every part has a CRC-32C
- * (header, each chunk, name table, index, footer), so a damaged byte is found, reported with file and offset, and the intact rest is
+ * (header, each chunk, index, footer), so a damaged byte is found, reported with file and offset, and the intact rest is
  * still served. The byte table is in docs/formats.md.
  *
  * Ownership: a segment or writer belongs to whoever opened it. Reading (segment_find, segment_read_chunk, cursors) uses pread and shared
@@ -44,7 +44,7 @@ struct segment_info {
 };
 
 /* Begin a segment at directory/name. info: borrowed until return.
- * Returns 0, ERR_IO, ERR_NOSPACE, ERR_NOMEM, ERR_INVALID, ERR_EXISTS (there is a file `name` already). */
+ * Returns 0, ERR_IO, ERR_NOSPACE, ERR_NOMEM, ERR_INVALID, ERR_TOOLARGE, ERR_EXISTS (there is a file `name` already). */
 must_check enum err segment_writer_open(struct segment_writer **writer_out, struct fs *fs, const char *directory, const char *name,
                                         const struct segment_info *info, enum column_effort effort, struct errmsg *msg);
 
@@ -62,10 +62,9 @@ must_check enum err segment_writer_finish(struct segment_writer *writer, struct 
 /* Give up: remove the .tmp and free. NULL is allowed. */
 void segment_writer_abort(struct segment_writer *writer);
 
-/* Open a segment: reads and checks header, footer, name table and index.
+/* Open a segment: reads and checks header, footer and index.
  * Returns 0, ERR_NOTFOUND, ERR_IO, ERR_CORRUPT (msg: file and offset), ERR_VERSION, ERR_NOMEM. */
-must_check enum err segment_open(struct segment **segment_out, struct fs *fs, const char *directory, const char *name,
-                                 struct errmsg *msg);
+must_check enum err segment_open(struct segment **segment_out, struct fs *fs, const char *directory, const char *name, struct errmsg *msg);
 void segment_close(struct segment *seg);
 
 const struct segment_info *segment_get_info(const struct segment *seg);
@@ -78,8 +77,8 @@ struct segment_chunk {
     uint32_t row_count;
     int64_t time_ns_min, time_ns_max;
     uint32_t device_index;
-    uint32_t column_first; /* its columns' entries: segment_chunk_stats */
     uint32_t column_count;
+    uint64_t index_at; /* where its columns stand in the index: segment_chunk_stats */
 };
 
 /* Devices, 0..device_count-1 in order of their id. */
@@ -95,9 +94,9 @@ void segment_find(const struct segment *seg, const struct segment_chunk **first_
 /* Statistics of metric `name` in a chunk, from the index alone. Returns false when the chunk does not have it. */
 bool segment_chunk_stats(const struct segment *seg, const struct segment_chunk *chunk, struct span name, struct chunk_stats *stats_out);
 
-/* Name and statistics of the i-th column of a chunk, i < chunk->column_count. Columns are ordered by name. */
-struct span segment_chunk_column(const struct segment *seg, const struct segment_chunk *chunk, size_t column_index,
-                                 struct chunk_stats *stats_out);
+/* Call `on_column` for each column of a chunk, ordered by name; name and stats are borrowed during the call. */
+void segment_chunk_columns(const struct segment *seg, const struct segment_chunk *chunk, void *context,
+                           void (*on_column)(void *context, struct span name, const struct chunk_stats *stats));
 
 /* Read and open one chunk. buffer_out: malloc'd bytes that the view borrows; the caller frees them after chunk_close.
  * Returns 0, ERR_IO, ERR_CORRUPT (msg: file and offset), ERR_VERSION, ERR_NOMEM. */
@@ -122,6 +121,12 @@ struct segment_cursor {
 /* names: borrowed while the cursor lives. With names, rows without any of them are still yielded (their columns are absent). */
 void segment_cursor_init(struct segment_cursor *cursor, const struct segment *seg, struct span device, int64_t from_ns, int64_t to_ns,
                          const struct span *names, size_t name_count, bool skip_corrupt);
+
+/* Begin again with another device, keeping the working memory: for whoever walks over many devices. */
+void segment_cursor_rewind(struct segment_cursor *cursor, struct span device);
+
+/* Free the working memory; merge_free does it through source.close. */
+void segment_cursor_deinit(struct segment_cursor *cursor);
 
 /* What segment_verify found. */
 struct segment_report {
