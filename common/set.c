@@ -7,9 +7,10 @@
 #include "common/epoch.h"
 
 #define SET_SLICE_SLOTS_MIN 8u
-/* Past this many directory bits (2^24 slices, 128 MiB of directory, some five thousand million entries, or hashes that collide on purpose)
- * slices grow beyond their usual largest size instead. */
-#define SET_DIRECTORY_DEPTH_MAX 24u
+/* A directory has at most one place for so many entries; where hashes collide more than that, slices grow beyond their usual largest size
+ * instead of doubling the directory without end. (Well spread hashes come to 70 entries a place or more.) */
+#define SET_ENTRIES_PER_PLACE_MIN 16u
+#define SET_DIRECTORY_DEPTH_MAX 28u
 
 static size_t set_slice_size(uint32_t slots) { return sizeof(struct set_slice) + (size_t)slots * sizeof(uint64_t); }
 static size_t set_directory_size(uint32_t depth)
@@ -209,6 +210,14 @@ static enum err set_split(struct set *set, struct set_slice *old, uint64_t hash)
     return ERR_OK;
 }
 
+static bool set_may_split(const struct set *set, const struct set_slice *slice)
+{
+    uint32_t depth = set_directory_of(set)->depth;
+    if (slice->depth < depth)
+        return true;
+    return depth < SET_DIRECTORY_DEPTH_MAX && set->count >> depth >= SET_ENTRIES_PER_PLACE_MIN;
+}
+
 enum err set_put(struct set *set, struct set_entry *entry)
 {
     for (;;) {
@@ -221,7 +230,7 @@ enum err set_put(struct set *set, struct set_entry *entry)
             return ERR_OK;
         }
         uint32_t wanted = set_slots_wanted(slice->count + 1);
-        bool in_place = wanted <= SET_SLICE_SLOTS_MAX || slice->depth >= SET_DIRECTORY_DEPTH_MAX;
+        bool in_place = wanted <= SET_SLICE_SLOTS_MAX || !set_may_split(set, slice);
         enum err err = in_place ? set_rebuild(set, slice, entry->hash, wanted) : set_split(set, slice, entry->hash);
         if (err != ERR_OK)
             return err;

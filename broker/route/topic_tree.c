@@ -32,7 +32,6 @@
 
 #define TOPIC_SIZE_MAX 65535
 #define BLOCK_SUBSCRIBERS_MAX 32u
-#define FANOUT_DEPTH_MAX 26u
 /* A fan-out becomes one block again well below a block's size, so that one session coming and going at the border moves nothing. */
 #define FANOUT_SUBSCRIBERS_MIN (BLOCK_SUBSCRIBERS_MAX / 2)
 /* Retired blocks after which a change looks for itself whether something can be freed. */
@@ -334,6 +333,13 @@ static struct fanout *fanout_double(struct topic_tree *tree, subscriber_place *p
     return fanout;
 }
 
+/* Should identities collide in their top bits, a block grows beyond its usual size rather than the directory beyond a place a subscriber.
+ */
+static bool fanout_may_split(const struct fanout *fanout, const struct block *block)
+{
+    return block->depth < fanout->depth || fanout->count >> fanout->depth > 0;
+}
+
 static enum err fanout_put(struct topic_tree *tree, subscriber_place *place, struct fanout *fanout, bool *was_there_out,
                            const struct subscriber *sub)
 {
@@ -342,7 +348,7 @@ static enum err fanout_put(struct topic_tree *tree, subscriber_place *place, str
         struct block *old = fanout_block(fanout, fanout_index(fanout->depth, hash));
         uint32_t index = block_find(old, sub);
         *was_there_out = index < old->count;
-        if (*was_there_out || old->count < BLOCK_SUBSCRIBERS_MAX || old->depth == FANOUT_DEPTH_MAX) {
+        if (*was_there_out || old->count < BLOCK_SUBSCRIBERS_MAX || !fanout_may_split(fanout, old)) {
             struct block *block = block_with(tree, old, index, sub);
             if (block == NULL)
                 return ERR_NOMEM;
