@@ -1,0 +1,348 @@
+/* The retained store beside a plain array: random puts, removals, expiry and scans in slices with changes in between. */
+#include "broker/route/retained.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "tests/lib/check_random.h"
+
+/* Messages are counters of references. */
+static void ref(void *msg) { ++*(int *)msg; }
+static void unref(void *msg) { assert_true((*(int *)msg)-- > 0); }
+
+static const struct retained_callbacks callbacks = {ref, unref};
+static const struct retained_limits unlimited = {1000000, 1000000000};
+
+static enum retained_result put(struct retained *store, const char *topic, uint64_t number, int *msg)
+{
+    return retained_put(store, span_of_string(topic), number, msg, 10, RETAINED_NO_EXPIRY);
+}
+
+/* By the text of the specification, level by level. */
+static bool slow_levels_match(const char *filter, const char *topic)
+{
+    if (strcmp(filter, "#") == 0)
+        return true;
+    size_t filter_size = strcspn(filter, "/"), topic_size = strcspn(topic, "/");
+    bool fits = (filter_size == 1 && filter[0] == '+') || (filter_size == topic_size && memcmp(filter, topic, topic_size) == 0);
+    if (!fits)
+        return false;
+    const char *filter_rest = filter + filter_size, *topic_rest = topic + topic_size;
+    if (*filter_rest == '\0' || *topic_rest == '\0')
+        return *filter_rest == *topic_rest || (*topic_rest == '\0' && strcmp(filter_rest, "/#") == 0);
+    return slow_levels_match(filter_rest + 1, topic_rest + 1);
+}
+
+static bool slow_match(const char *filter, const char *topic)
+{
+    if (topic[0] == '$' && (filter[0] == '+' || filter[0] == '#'))
+        return false;
+    return slow_levels_match(filter, topic);
+}
+
+static void the_greater_number_stays_in_any_order(void **state)
+{
+    (void)state;
+    int a = 0, b = 0, c = 0;
+    struct retained *store = retained_new(1, &unlimited, &callbacks);
+    struct retained_value value;
+    assert_int_equal(put(store, "t", 7, &a), RETAINED_STORED);
+    assert_int_equal(put(store, "t", 5, &b), RETAINED_SUPERSEDED);
+    assert_true(retained_find(store, &value, SPAN_LITERAL("t"), 0));
+    assert_int_equal(value.number, 7);
+    assert_ptr_equal(value.msg, &a);
+    assert_int_equal(retained_remove(store, SPAN_LITERAL("t"), 6), RETAINED_SUPERSEDED);
+    assert_int_equal(retained_remove(store, SPAN_LITERAL("t"), 9), RETAINED_REMOVED);
+    assert_int_equal(a, 0);
+    assert_false(retained_find(store, &value, SPAN_LITERAL("t"), 0));
+    assert_int_equal(put(store, "t", 8, &b), RETAINED_SUPERSEDED); /* late: the removal is remembered */
+    retained_forget_before(store, 9);
+    assert_int_equal(put(store, "t", 8, &b), RETAINED_SUPERSEDED); /* 9 is not before 9 */
+    retained_forget_before(store, 10);
+    assert_int_equal(put(store, "t", 8, &b), RETAINED_STORED);
+    /* A removal that comes before what it removes. */
+    assert_int_equal(retained_remove(store, SPAN_LITERAL("u"), 20), RETAINED_REMOVED);
+    assert_int_equal(put(store, "u", 19, &c), RETAINED_SUPERSEDED);
+    assert_int_equal(put(store, "u", 21, &c), RETAINED_STORED);
+    assert_int_equal(b + c, 2);
+    retained_free(store);
+    assert_int_equal(b + c, 0);
+}
+
+static void bounds_refuse_and_change_nothing(void **state)
+{
+    (void)state;
+    int msgs[4] = {0};
+    struct retained *store = retained_new(1, &(struct retained_limits){2, 100}, &callbacks);
+    assert_int_equal(retained_put(store, SPAN_LITERAL("a"), 1, &msgs[0], 60, RETAINED_NO_EXPIRY), RETAINED_STORED);
+    assert_int_equal(retained_put(store, SPAN_LITERAL("b"), 2, &msgs[1], 41, RETAINED_NO_EXPIRY), RETAINED_FULL);
+    assert_int_equal(retained_put(store, SPAN_LITERAL("b"), 2, &msgs[1], UINT32_MAX, RETAINED_NO_EXPIRY), RETAINED_FULL);
+    assert_int_equal(retained_put(store, SPAN_LITERAL("b"), 2, &msgs[1], 40, RETAINED_NO_EXPIRY), RETAINED_STORED);
+    assert_int_equal(retained_put(store, SPAN_LITERAL("c"), 3, &msgs[2], 0, RETAINED_NO_EXPIRY), RETAINED_FULL);
+    assert_int_equal(retained_put(store, SPAN_LITERAL("a"), 4, &msgs[3], 61, RETAINED_NO_EXPIRY), RETAINED_FULL);
+    assert_int_equal(retained_put(store, SPAN_LITERAL("a"), 4, &msgs[3], 60, RETAINED_NO_EXPIRY),
+                     RETAINED_STORED); /* in the room of its own */
+    assert_int_equal(msgs[0], 0);
+    struct retained_stats stats;
+    retained_get_stats(store, &stats);
+    assert_int_equal(stats.messages, 2);
+    assert_int_equal(stats.bytes, 100);
+    assert_int_equal(stats.refused, 4);
+    /* Removing what is there always works; remembering removals of unknown topics is bounded. */
+    assert_int_equal(retained_remove(store, SPAN_LITERAL("a"), 5), RETAINED_REMOVED);
+    assert_int_equal(retained_remove(store, SPAN_LITERAL("b"), 6), RETAINED_REMOVED);
+    assert_int_equal(retained_remove(store, SPAN_LITERAL("x"), 7), RETAINED_FULL);
+    retained_forget_before(store, 6);
+    assert_int_equal(retained_remove(store, SPAN_LITERAL("x"), 7), RETAINED_REMOVED);
+    retained_free(store);
+    assert_int_equal(msgs[0] + msgs[1] + msgs[2] + msgs[3], 0);
+}
+
+static void expired_values_are_not_seen_and_are_swept(void **state)
+{
+    (void)state;
+    static int msgs[1000];
+    struct retained *store = retained_new(1, &unlimited, &callbacks);
+    for (int i = 0; i < 1000; i++) {
+        char topic[16];
+        snprintf(topic, sizeof topic, "t/%d", i);
+        assert_int_equal(
+            retained_put(store, span_of_string(topic), (uint64_t)i + 1, &msgs[i], 1, i % 3 == 0 ? RETAINED_NO_EXPIRY : 100 + i),
+            RETAINED_STORED);
+    }
+    struct retained_value value;
+    assert_true(retained_find(store, &value, SPAN_LITERAL("t/100"), 199));
+    assert_false(retained_find(store, &value, SPAN_LITERAL("t/100"), 200));
+    assert_true(retained_find(store, &value, SPAN_LITERAL("t/99"), INT64_MAX));
+    size_t dropped = 0;
+    for (int i = 0; i < 300; i++) /* slices of ten, twice round and more */
+        dropped += retained_sweep(store, 5000, 10);
+    assert_int_equal(dropped, 666);
+    struct retained_stats stats;
+    retained_get_stats(store, &stats);
+    assert_int_equal(stats.messages, 334);
+    assert_int_equal(stats.expired, 666);
+    assert_int_equal(stats.tombstones, 666);
+    retained_forget_before(store, 1001);
+    retained_get_stats(store, &stats);
+    assert_int_equal(stats.tombstones, 0);
+    for (int i = 0; i < 1000; i++)
+        assert_int_equal(msgs[i], i % 3 == 0);
+    retained_free(store);
+}
+
+struct looked {
+    size_t visited;
+};
+
+static bool count_visit(void *arg, const struct retained_value *value)
+{
+    (void)value;
+    ((struct looked *)arg)->visited++;
+    return true;
+}
+
+static void a_scan_looks_at_the_matching_subtree_only(void **state)
+{
+    (void)state;
+    int msg = 0;
+    struct retained *store = retained_new(1, &unlimited, &callbacks);
+    uint64_t number = 1;
+    for (int site = 0; site < 100; site++)
+        for (int device = 0; device < 100; device++) {
+            char topic[48];
+            snprintf(topic, sizeof topic, "site%d/device%d/%s", site, device, device == 50 ? "alarm" : "state");
+            assert_int_equal(put(store, topic, number++, &msg), RETAINED_STORED);
+        }
+    static const struct {
+        const char *filter;
+        size_t matches, budget;
+    } cases[] = {
+        {"site7/#", 100, 102},          {"site7/device3/state", 1, 2}, {"site7/+/alarm", 1, 302}, {"nowhere/#", 0, 2},
+        {"+/device50/alarm", 100, 402}, {"#", 10000, 10000},           {"site7/+", 0, 202},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct looked looked = {0};
+        struct retained_scan *scan = retained_scan_begin(store, span_of_string(cases[i].filter));
+        if (retained_scan_step(scan, 0, cases[i].budget, count_visit, &looked))
+            fail_msg("%s looked at more than %zu topics", cases[i].filter, cases[i].budget);
+        assert_int_equal(looked.visited, cases[i].matches);
+        assert_false(retained_scan_step(scan, 0, 1, count_visit, &looked)); /* over is over */
+        assert_int_equal(looked.visited, cases[i].matches);
+        retained_scan_end(scan);
+    }
+    retained_free(store);
+    assert_int_equal(msg, 0);
+}
+
+#define TOPICS 4000
+
+struct model {
+    struct retained *store;
+    struct check_random random;
+    char topics[TOPICS][32];
+    int msgs[TOPICS];
+    uint64_t numbers[TOPICS]; /* the last one given, of a value or of a removal; 0 = never */
+    bool live[TOPICS];
+    bool stayed[TOPICS];  /* live during the whole scan */
+    uint8_t seen[TOPICS]; /* delivered by the scan */
+    uint64_t next_number;
+    const char *filter;
+    bool stop_now_and_then;
+};
+
+static bool model_visit(void *arg, const struct retained_value *value)
+{
+    struct model *model = arg;
+    size_t index = (size_t)((int *)value->msg - model->msgs);
+    assert_true(index < TOPICS);
+    assert_true(model->live[index]);
+    assert_true(span_equal(value->topic, span_of_string(model->topics[index])));
+    assert_int_equal(value->number, model->numbers[index]);
+    assert_true(slow_match(model->filter, model->topics[index]));
+    assert_int_equal(model->seen[index]++, 0);
+    return !model->stop_now_and_then || !check_random_chance(&model->random, 1, 5);
+}
+
+static void model_change(struct model *model, int count, bool grow)
+{
+    while (count-- > 0) {
+        size_t index = (size_t)check_random_below(&model->random, TOPICS);
+        struct span topic = span_of_string(model->topics[index]);
+        uint64_t number = ++model->next_number;
+        if (check_random_chance(&model->random, 1, 10) && model->numbers[index] > 0) { /* one that comes late */
+            number = 1 + check_random_below(&model->random, model->numbers[index]);
+            assert_int_equal(retained_put(model->store, topic, number, &model->msgs[index], 3, RETAINED_NO_EXPIRY), RETAINED_SUPERSEDED);
+            assert_int_equal(retained_remove(model->store, topic, number), RETAINED_SUPERSEDED);
+        } else if (grow || check_random_chance(&model->random, 1, 5)) {
+            assert_int_equal(retained_put(model->store, topic, number, &model->msgs[index], 3, RETAINED_NO_EXPIRY), RETAINED_STORED);
+            model->live[index] = true;
+            model->numbers[index] = number;
+        } else {
+            assert_int_equal(retained_remove(model->store, topic, number), RETAINED_REMOVED);
+            model->live[index] = model->stayed[index] = false;
+            model->numbers[index] = number;
+        }
+    }
+}
+
+static void random_text(struct check_random *random, char *text, bool filter)
+{
+    static const char *const names[] = {"a", "b", "", "a!", "a0", "$SYS", "level", "~"};
+    size_t levels = 1 + (size_t)check_random_below(random, 5), at = 0;
+    for (size_t level = 0; level < levels && at < 22; level++) {
+        if (level > 0)
+            text[at++] = '/';
+        if (filter && check_random_chance(random, 1, 3)) {
+            text[at++] = '+';
+        } else if (filter && check_random_chance(random, 1, 6)) {
+            text[at++] = '#';
+            break;
+        } else {
+            const char *name = names[check_random_below(random, 8)];
+            memcpy(text + at, name, strlen(name));
+            at += strlen(name);
+        }
+    }
+    if (at == 0)
+        text[at++] = '/';
+    text[at] = '\0';
+}
+
+static bool model_has_topic(const struct model *model, size_t count, const char *topic)
+{
+    for (size_t i = 0; i < count; i++)
+        if (strcmp(model->topics[i], topic) == 0)
+            return true;
+    return false;
+}
+
+static void scans_deliver_what_stays_exactly_once(void **state)
+{
+    (void)state;
+    static struct model model;
+    model = (struct model){.store = retained_new(1, &unlimited, &callbacks)};
+    check_random_init(&model.random, check_random_seed(1));
+    for (size_t i = 0; i < TOPICS; i++)
+        do
+            random_text(&model.random, model.topics[i], false);
+        while (model_has_topic(&model, i, model.topics[i]));
+    for (int round = 0; round < 600; round++) {
+        bool grow = (round / 50) % 2 == 0;
+        char filter[32];
+        random_text(&model.random, filter, true);
+        model.filter = filter;
+        model.stop_now_and_then = round % 3 == 0;
+        memset(model.seen, 0, sizeof model.seen);
+        memcpy(model.stayed, model.live, sizeof model.live);
+        bool quiet = round % 4 == 0;
+        struct retained_scan *scan = retained_scan_begin(model.store, span_of_string(filter));
+        while (retained_scan_step(scan, 0, 1 + (size_t)check_random_below(&model.random, 40), model_visit, &model))
+            if (!quiet)
+                model_change(&model, (int)check_random_below(&model.random, 30), grow);
+        retained_scan_end(scan);
+        for (size_t i = 0; i < TOPICS; i++)
+            if (model.stayed[i] && slow_match(filter, model.topics[i]) && model.seen[i] != 1)
+                fail_msg("filter %s: topic %s delivered %d times", filter, model.topics[i], model.seen[i]);
+        model_change(&model, 200, grow);
+        if (round % 10 == 0) {
+            uint64_t limit = model.next_number + 1;
+            retained_forget_before(model.store, limit);
+            for (size_t i = 0; i < TOPICS; i++)
+                if (!model.live[i])
+                    model.numbers[i] = 0;
+        }
+        struct retained_stats stats;
+        retained_get_stats(model.store, &stats);
+        size_t live = 0, dead = 0;
+        for (size_t i = 0; i < TOPICS; i++) {
+            live += model.live[i];
+            dead += !model.live[i] && model.numbers[i] > 0;
+            assert_int_equal(model.msgs[i], model.live[i]);
+        }
+        assert_int_equal(stats.messages, live);
+        assert_int_equal(stats.bytes, live * 3);
+        assert_int_equal(stats.tombstones, dead);
+    }
+    retained_free(model.store);
+    for (size_t i = 0; i < TOPICS; i++)
+        assert_int_equal(model.msgs[i], 0);
+}
+
+static void topics_and_filters_of_the_largest_size(void **state)
+{
+    (void)state;
+    int msg = 0;
+    struct retained *store = retained_new(1, &unlimited, &callbacks);
+    static uint8_t slashes[65535], pluses[65535];
+    memset(slashes, '/', sizeof slashes);
+    for (size_t i = 0; i < sizeof pluses; i++)
+        pluses[i] = i % 2 == 0 ? '+' : '/';
+    assert_int_equal(retained_put(store, span_of(slashes, sizeof slashes), 1, &msg, 1, RETAINED_NO_EXPIRY), RETAINED_STORED);
+    assert_int_equal(retained_put(store, span_of(slashes, 32767), 2, &msg, 1, RETAINED_NO_EXPIRY), RETAINED_STORED);
+    const struct span filters[] = {span_of(slashes, sizeof slashes), span_of(pluses, sizeof pluses), SPAN_LITERAL("#"), SPAN_LITERAL("/#")};
+    for (size_t i = 0; i < 4; i++) {
+        struct looked looked = {0};
+        struct retained_scan *scan = retained_scan_begin(store, filters[i]);
+        while (retained_scan_step(scan, 0, 1, count_visit, &looked)) {
+        }
+        assert_int_equal(looked.visited, i < 2 ? 1 : 2);
+        retained_scan_end(scan);
+    }
+    retained_free(store);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_greater_number_stays_in_any_order),     cmocka_unit_test(bounds_refuse_and_change_nothing),
+        cmocka_unit_test(expired_values_are_not_seen_and_are_swept), cmocka_unit_test(a_scan_looks_at_the_matching_subtree_only),
+        cmocka_unit_test(scans_deliver_what_stays_exactly_once),     cmocka_unit_test(topics_and_filters_of_the_largest_size),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
