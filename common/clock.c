@@ -56,7 +56,7 @@ static void put_digits(char *at, uint64_t value, unsigned count)
 size_t clock_format(char text_out[CLOCK_TEXT_SIZE], wall_ns wall, unsigned fraction_digits)
 {
     int64_t second = floor_divide(wall, NS_PER_S);
-    uint64_t fraction = (uint64_t)(wall - second * NS_PER_S);
+    uint64_t fraction = (uint64_t)wall - (uint64_t)second * (uint64_t)NS_PER_S; /* unsigned: the floor of the least time does not fit */
     int64_t days = floor_divide(second, 86400);
     uint64_t of_day = (uint64_t)(second - days * 86400);
     int64_t year;

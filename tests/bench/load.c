@@ -203,14 +203,12 @@ static void link_begin_batch(struct link *link)
     link_send(link);
 }
 
-/* A 4-byte acknowledgement: PUBACK and PUBCOMP end a message, PUBREC is answered at once. */
-static void link_on_ack(struct link *link, const uint8_t *ack)
+/* A 4-byte acknowledgement: PUBACK and PUBCOMP end a message, PUBREC asks for a PUBREL. Returns the bytes put at `out`. */
+static size_t link_on_ack(struct link *link, uint8_t *out, const uint8_t *ack)
 {
     if (ack[0] == 0x50) {
-        uint8_t release[4] = {0x62, 2, ack[2], ack[3]};
-        if (send(link->fd, release, 4, MSG_NOSIGNAL) != 4)
-            die("PUBREL");
-        return;
+        memcpy(out, (uint8_t[]){0x62, 2, ack[2], ack[3]}, 4);
+        return 4;
     }
     if (ack[0] != 0x40 && ack[0] != 0x70) {
         fprintf(stderr, "load: unexpected packet 0x%02x\n", ack[0]);
@@ -219,22 +217,25 @@ static void link_on_ack(struct link *link, const uint8_t *ack)
     histogram_record(&ack_latency, (uint64_t)(clock_mono() - link->begun));
     messages_done++;
     link->unacked--;
+    return 0;
 }
 
 static void link_on_readable(struct link *link)
 {
-    uint8_t buffer[16384];
-    memcpy(buffer, link->rest, link->rest_size);
-    ssize_t n = recv(link->fd, buffer + link->rest_size, sizeof buffer - sizeof link->rest, 0);
+    uint8_t input[16384], output[sizeof input];
+    memcpy(input, link->rest, link->rest_size);
+    ssize_t n = recv(link->fd, input + link->rest_size, sizeof input - sizeof link->rest, 0);
     if (n < 0 && errno == EAGAIN)
         return;
     if (n <= 0)
         die("the server closed a connection");
-    size_t size = (size_t)n + link->rest_size, at = 0;
+    size_t size = (size_t)n + link->rest_size, at = 0, out_size = 0;
     for (; size - at >= 4; at += 4)
-        link_on_ack(link, buffer + at);
+        out_size += link_on_ack(link, output + out_size, input + at);
     link->rest_size = size - at;
-    memcpy(link->rest, buffer + at, link->rest_size);
+    memcpy(link->rest, input + at, link->rest_size);
+    if (out_size && send(link->fd, output, out_size, MSG_NOSIGNAL) != (ssize_t)out_size)
+        die("PUBREL");
 }
 
 /* Take what acknowledgements there are, waiting at most `timeout_ms`; in the closed loop each finished batch begins the next. */
@@ -314,9 +315,8 @@ static int publish(void)
     watch_links();
     run_for(opt.seconds / 5);
     histogram_init(&ack_latency);
-    uint64_t messages = messages_done, cpu = bench_process_cpu_ns(opt.pid), own = (uint64_t)0;
+    uint64_t messages = messages_done, cpu = bench_process_cpu_ns(opt.pid), own = bench_process_cpu_ns((int)getpid());
     mono_ns start = clock_mono();
-    own = bench_process_cpu_ns((int)getpid());
     run_for(opt.seconds);
     double took = (double)(clock_mono() - start) / 1e9;
     messages = messages_done - messages;

@@ -1,0 +1,73 @@
+#include "common/crc32c.h"
+
+#include "common/bytes.h"
+
+#include <pthread.h>
+#include <stdbool.h>
+
+#if defined(__x86_64__)
+#include <nmmintrin.h>
+#endif
+
+#define CRC32C_POLYNOMIAL 0x82f63b78u
+
+/* tables[k][b]: what byte b does to the checksum when k more bytes follow it in the same word. */
+static uint32_t tables[8][256];
+static bool has_instruction;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void crc32c_setup(void)
+{
+    for (uint32_t byte = 0; byte < 256; byte++) {
+        uint32_t crc = byte;
+        for (int bit = 0; bit < 8; bit++)
+            crc = crc & 1 ? crc >> 1 ^ CRC32C_POLYNOMIAL : crc >> 1;
+        tables[0][byte] = crc;
+    }
+    for (int k = 1; k < 8; k++) {
+        for (uint32_t byte = 0; byte < 256; byte++)
+            tables[k][byte] = tables[k - 1][byte] >> 8 ^ tables[0][tables[k - 1][byte] & 0xff];
+    }
+#if defined(__x86_64__)
+    has_instruction = __builtin_cpu_supports("sse4.2");
+#endif
+}
+
+uint32_t crc32c_table(uint32_t seed, const void *data, size_t size)
+{
+    const uint8_t *at = (const uint8_t *)data;
+    uint32_t crc = ~seed;
+    pthread_once(&once, crc32c_setup);
+    for (; size >= 8; size -= 8, at += 8) {
+        uint64_t word = load_le64(at) ^ crc;
+        crc = tables[7][word & 0xff] ^ tables[6][word >> 8 & 0xff] ^ tables[5][word >> 16 & 0xff] ^ tables[4][word >> 24 & 0xff] ^
+              tables[3][word >> 32 & 0xff] ^ tables[2][word >> 40 & 0xff] ^ tables[1][word >> 48 & 0xff] ^ tables[0][word >> 56];
+    }
+    while (size-- > 0)
+        crc = crc >> 8 ^ tables[0][(crc ^ *at++) & 0xff];
+    return ~crc;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("sse4.2"))) static uint32_t crc32c_instruction(uint32_t seed, const void *data, size_t size)
+{
+    const uint8_t *at = (const uint8_t *)data;
+    uint64_t crc = ~seed;
+    for (; size >= 8; size -= 8, at += 8)
+        crc = _mm_crc32_u64(crc, load_le64(at));
+    uint32_t rest = (uint32_t)crc;
+    while (size-- > 0)
+        rest = _mm_crc32_u8(rest, *at++);
+    return ~rest;
+}
+#endif
+
+uint32_t crc32c(uint32_t seed, const void *data, size_t size)
+{
+    pthread_once(&once, crc32c_setup);
+#if defined(__x86_64__)
+    if (has_instruction)
+        return crc32c_instruction(seed, data, size);
+#endif
+    return crc32c_table(seed, data, size);
+}
