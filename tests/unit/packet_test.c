@@ -187,6 +187,7 @@ static const struct packet_case cases[] = {
     {"5 SUBACK", MQTT_V5, S, "90 | 0001 p( 1f s'why' ) 02 87", OK},
     {"MQTT-3.9.3-2 SUBACK with an undefined code", MQTT_V5, S, "90 | 0001 p() 03", 0x82},
     {"MQTT-3.9.3-2 of 3.1.1 SUBACK with an undefined code", MQTT_V311, S, "90 | 0001 87", 0x82},
+    {"MQTT-3.9.3-2 of 3.1.1 SUBACK with code 3", MQTT_V311, S, "90 | 0001 03", 0x82},
     {"MQTT-3.8.4-6 SUBACK without a code", MQTT_V311, S, "90 | 0001", 0x81},
     {"SUBACK from a client", MQTT_V311, C, "90 | 0001 00", 0x82},
 
