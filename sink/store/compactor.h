@@ -44,10 +44,11 @@ struct compactor_plan compactor_plan(struct compactor_input *inputs, size_t coun
 size_t compactor_rows_of_level(uint32_t level);
 
 /* Merge `count` open segments (any order; ranks come from their flush numbers) into directory/name.
- * info_out: of the new segment, may be NULL; flush range, level, partition and sources follow from the inputs.
+ * level     of the new segment, 1..COMPACTOR_LEVEL_MAX: the plan's.
+ * info_out  of the new segment, may be NULL; flush range, partition, window and sources follow from the inputs.
  * A corrupt chunk in an input ends the merge with ERR_CORRUPT: compaction must not make a loss permanent.
  * Returns 0, ERR_INVALID (not the same partition or window, or flush ranges that overlap), ERR_CORRUPT, ERR_IO, ERR_NOSPACE, ERR_NOMEM. */
 must_check enum err compactor_merge(struct segment *const *inputs, size_t count, struct fs *fs, const char *directory, const char *name,
-                                    struct segment_info *info_out, struct errmsg *msg);
+                                    uint32_t level, struct segment_info *info_out, struct errmsg *msg);
 
 #endif
