@@ -393,6 +393,7 @@ void options_diff(const struct options *before, const struct options *after, opt
         return;
     for (int listener_index = 0; listener_index < before->listener_count; listener_index++)
         for (size_t i = 0; i < table->spec_count; i++)
-            if (table->specs[i].scope != OPTION_GLOBAL)
+            /* what all listeners share is told once */
+            if (table->specs[i].scope != OPTION_GLOBAL && (listener_index == 0 || !options_is_shared(after, &table->specs[i])))
                 compare_field(before, after, &table->specs[i], listener_index, on_change, arg);
 }
