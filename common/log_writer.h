@@ -32,7 +32,7 @@ struct log_writer_options {
     uint64_t segment_size;       /* bytes, 0: LOG_SEGMENT_SIZE_DEFAULT; rounded up to 4096 */
     uint64_t log_bytes_max;      /* bytes of all segments; 0: 16 segments; at least 4 segments */
     uint64_t free_bytes_min;     /* PUBLISH stops when the disk has fewer free bytes than this */
-    uint32_t alignment;          /* 0: what the disk says (statx) */
+    uint32_t alignment;          /* 0: what the disk says (statx); a larger power of two up to 4096 is kept to */
     struct log_place checkpoint; /* where the checkpoint stands at the start; generation 0: there is no checkpoint */
     int64_t wall_ns;             /* for the segment header */
 };
@@ -100,7 +100,7 @@ must_check enum err log_writer_idle(struct log_writer *writer, int64_t *wait_ns_
 /* One step of getting the next segment ready: look after cursors and free space, reuse a segment behind them or fill a new one with zeros,
  * LOG_WRITER_PREPARE_CHUNK at a time.
  * Returns ERR_AGAIN (there is more to do: call again soon), 0 (all is ready: call again in a while, 100 ms say), ERR_NOSPACE (kept trying
- * at each call), ERR_CORRUPT (a cursor cannot be read: nothing is reused), ERR_IO. */
+ * at each call), ERR_CORRUPT or ERR_VERSION (all is ready, but a cursor cannot be read: nothing is reused), ERR_IO. */
 must_check enum err log_writer_prepare(struct log_writer *writer, struct errmsg *msg);
 
 /* Bytes of records that may still be taken for that purpose; blocks under way are not yet counted. Look before a record is accepted (and
