@@ -10,7 +10,7 @@
  * topic that comes or goes meanwhile at most once, with the value it has at that moment.
  *
  * Messages are opaque: the store holds one reference to each, through the callbacks given at creation. Bounds are on messages and on bytes
- * (as the caller counts a message's bytes); tombstones count against the same bound on messages. Memory beside the message: about 80 bytes
+ * (as the caller counts a message's bytes); tombstones count against the same bound on messages. Memory beside the message: about 70 bytes
  * and the topic.
  *
  * Pure; one thread (the route thread). Callbacks may not call back into the store. */

@@ -287,12 +287,12 @@ static struct block *fanout_block(struct fanout *fanout, size_t index)
     return atomic_load_explicit(&fanout->blocks[index], memory_order_relaxed);
 }
 
-/* Publish a block in all places it covers, downwards: see the essay. */
+/* Publish a block in all places it covers. A reader looks at the first of them only, so their order does not matter. */
 static void fanout_publish(struct fanout *fanout, struct block *block, uint64_t hash)
 {
     size_t span = (size_t)1 << (fanout->depth - block->depth);
     size_t first = fanout_index(fanout->depth, hash) & ~(span - 1);
-    for (size_t i = span; i-- > 0;)
+    for (size_t i = 0; i < span; i++)
         atomic_store_explicit(&fanout->blocks[first + i], block, memory_order_release);
 }
 

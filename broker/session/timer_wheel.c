@@ -46,8 +46,8 @@ static void timer_wheel_place(struct timer_wheel *wheel, struct timer_node *node
     uint64_t delta = tick - wheel->tick;
     unsigned level = (63u - (unsigned)__builtin_clzll(delta)) / LEVEL_BITS;
     unsigned slot = (unsigned)(tick >> (level * LEVEL_BITS)) % TIMER_WHEEL_SLOTS;
-    /* On an upper level the last slot in reach can be the one the wheel stands in, one round later. It would be met a round too late only
-     * if it were taken for the present one; timer_wheel_next_tick() looks from the slot after the present one, all the way round. */
+    /* On an upper level the farthest slot in reach is the one that the wheel stands in, a round later. That one was emptied when the wheel
+     * entered it, and timer_wheel_next_tick() looks from the slot behind it all the way round. */
     list_push_back(&wheel->slots[level][slot], &node->link);
     wheel->occupied[level] |= UINT64_C(1) << slot;
 }

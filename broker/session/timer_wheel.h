@@ -44,8 +44,8 @@ struct timer_wheel {
 
 void timer_wheel_init(struct timer_wheel *wheel, uint64_t now_ms);
 
-/* Set the timer, in a wheel or not. A deadline that has passed fires at the next advance; one beyond the wheel's span waits at its end and
- * is put again. */
+/* Set the timer, in a wheel or not. A deadline that has passed fires with the next tick at the latest; one beyond the wheel's span waits at
+ * its end and is put again. */
 void timer_wheel_add(struct timer_wheel *wheel, struct timer_node *node, uint64_t deadline_ms);
 /* Fine when it is in no wheel. */
 void timer_wheel_remove(struct timer_wheel *wheel, struct timer_node *node);
