@@ -18,12 +18,12 @@
 
 #include <stdlib.h>
 
+#include "broker/mqtt/topic.h"
 #include "common/check.h"
 #include "common/hash.h"
 #include "common/list.h"
 #include "common/set.h"
 
-#define TOPIC_SIZE_MAX 65535
 #define BLOCK_ENTRIES_MAX 128u
 
 struct entry {

@@ -26,11 +26,11 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
+#include "broker/mqtt/topic.h"
 #include "common/check.h"
 #include "common/hash.h"
 #include "common/set.h"
 
-#define TOPIC_SIZE_MAX 65535
 #define BLOCK_SUBSCRIBERS_MAX 32u
 /* A fan-out becomes one block again well below a block's size, so that one session coming and going at the border moves nothing. */
 #define FANOUT_SUBSCRIBERS_MIN (BLOCK_SUBSCRIBERS_MAX / 2)
