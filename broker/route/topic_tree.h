@@ -20,7 +20,7 @@
  * that begins with a wildcard [MQTT-4.7.2-1].
  *
  *   route thread                                           shard
- *   topic_tree_add(tree, SPAN_LITERAL("a/+"), &sub, &was);  reader = topic_tree_reader_register(tree);     once
+ *   topic_tree_add(tree, &was, SPAN_LITERAL("a/+"), &sub); reader = topic_tree_reader_register(tree);     once
  *   topic_tree_poll(tree);     once a turn                 epoch_begin(reader);                           once a turn
  *                                                          topic_tree_match(tree, reader, topic, &list);
  *                                                          for i < list.count: list.matches[i]...
