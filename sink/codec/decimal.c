@@ -45,7 +45,7 @@ static inline bool to_integer(double *integer_out, double value, double power)
     double scaled = value * power;
     if (!(scaled > -INTEGER_MAX && scaled < INTEGER_MAX))
         return false;
-    *integer_out = (scaled + ROUND_MAGIC) - ROUND_MAGIC;
+    *integer_out = (scaled + ROUND_MAGIC) - ROUND_MAGIC; /* never -0.0, which no integer is */
     return true;
 }
 

@@ -226,9 +226,10 @@ static struct block_plan block_choose(const uint64_t *values, size_t count)
         size_t others = count - zero_count;
         unsigned run_k = rice_param_of(zero_count, others + 1);
         unsigned k = rice_param_of(sum > others ? sum - others : 0, others);
-        for (unsigned rk = run_k ? run_k - 1 : 0; rk <= run_k && rk <= 3; rk++)
+        run_k = run_k / 2 > 3 ? 3 : run_k / 2;
+        for (unsigned rk = run_k ? run_k - 1 : 0; rk <= run_k; rk++)
             for (unsigned vk = k ? k - 1 : 0; vk <= k && vk <= 15; vk++) {
-                size_t bits = zero_run_bits(values, count, rk, vk);
+                size_t bits = zero_run_bits(values, count, rk * 2, vk);
                 if (bits < best.bits)
                     best = (struct block_plan){BLOCK_ZERO_RUN, rk << 4 | vk, bits};
             }
@@ -251,12 +252,12 @@ static void block_write(struct bit_writer *w, const uint64_t *values, size_t cou
                 run++;
                 continue;
             }
-            rice_put(w, run, plan.param >> 4);
+            rice_put(w, run, plan.param >> 4 << 1);
             rice_put(w, values[i] - 1, plan.param & 15);
             run = 0;
         }
         if (run)
-            rice_put(w, run, plan.param >> 4);
+            rice_put(w, run, plan.param >> 4 << 1);
         return;
     }
     case BLOCK_PACKED:
@@ -279,7 +280,7 @@ static enum err block_read(struct bit_reader *r, uint64_t *values_out, size_t co
         break;
     case BLOCK_ZERO_RUN:
         for (size_t i = 0; i < count;) {
-            uint64_t run = rice_get(r, param >> 4);
+            uint64_t run = rice_get(r, param >> 4 << 1);
             if (run > count - i)
                 return ERR_CORRUPT;
             memset(values_out + i, 0, (size_t)run * sizeof *values_out);

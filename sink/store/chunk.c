@@ -30,13 +30,14 @@ static size_t number_put(uint8_t *at, double value)
         double scaled = value * powers[e];
         if (!(fabs(scaled) < 1e13))
             break;
-        double integer = nearbyint(scaled), back = integer / powers[e];
+        int64_t integer = (int64_t)nearbyint(scaled); /* through int64: -0.0 is not 0 */
+        double back = (double)integer / powers[e];
         uint64_t back_bits;
         memcpy(&back_bits, &back, sizeof back_bits);
         if (back_bits != bits)
             continue;
         at[0] = (uint8_t)e;
-        return 1 + varint_put(at + 1, zigzag_encode((int64_t)integer));
+        return 1 + varint_put(at + 1, zigzag_encode(integer));
     }
     at[0] = NUMBER_RAW;
     store_le64(at + 1, bits);
