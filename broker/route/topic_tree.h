@@ -39,6 +39,7 @@
 
 /* Bits of subscriber.options: 2..5 as in the options byte of SUBSCRIBE [MQTT 5 3.8.3.1]; the others are ours. The tree reads none of them.
  */
+#define SUBSCRIBER_PERSISTENT 0x01 /* of a session that outlives its connection: gets a message when its record is durable */
 #define SUBSCRIBER_NO_LOCAL 0x04
 #define SUBSCRIBER_RETAIN_AS_PUBLISHED 0x08
 #define SUBSCRIBER_RETAIN_HANDLING_MASK 0x30

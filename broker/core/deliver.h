@@ -1,0 +1,74 @@
+/* The way of a message to a session: who gets it and how (made at the publisher's shard), and what is done with it at the session's home.
+ *
+ * A recipient is one session and what is its own of the message: granted QoS, RETAIN, subscription identifiers. Recipients stand one behind
+ * the other in bytes: in the publisher's scratch, in the ack gate while they wait, and in the batch (struct delivery) that goes to another
+ * shard once a turn. At home a copy becomes bytes in the outbox, an entry in the inflight window, or a place in the session's queue; or it
+ * is dropped with a reason:
+ *
+ *   away, QoS 0, not configured to wait      offline_qos0
+ *   expired                                  expired                  [MQTT-3.3.2-5]
+ *   larger than the client takes             too_large_for_client     [MQTT-3.1.2-24] [MQTT-3.1.2-25]
+ *   QoS 0 and the socket is too slow         slow_consumer
+ *   QoS > 0 and the queue is at its bound    queue_full, queue_bytes
+ *
+ * Owner: the shard; a delivery: whoever holds it. Pure. */
+#ifndef TIDEGATE_BROKER_CORE_DELIVER_H
+#define TIDEGATE_BROKER_CORE_DELIVER_H
+
+#include "broker/core/ops.h"
+#include "broker/core/shard.h"
+#include "broker/mqtt/mqtt_spec.h"
+#include "broker/session/session.h"
+#include "common/bytes.h"
+
+#define DELIVERY_SIZE_FIRST 2048  /* bytes of a batch; doubled when needed */
+#define DELIVERY_SIZE_POST 65536u /* bytes from which a batch is posted before the turn ends */
+
+struct recipient {
+    uint32_t slot, generation;
+    uint16_t shard;
+    uint8_t qos; /* of the copy: min(published, granted) [MQTT-3.8.4-8] */
+    bool retain; /* of the copy [MQTT-3.3.1-12] [MQTT-3.3.1-13] */
+    uint32_t id_count;
+    uint32_t ids[]; /* subscription identifiers [MQTT-3.3.4-3] */
+};
+static inline size_t recipient_size(uint32_t id_count) { return sizeof(struct recipient) + id_count * sizeof(uint32_t); }
+
+/* A message in a batch, its recipients behind it. */
+struct delivery_entry {
+    struct msg *msg; /* shared (ref) */
+    uint32_t count;  /* recipients */
+    uint32_t size;   /* bytes of the recipients */
+};
+
+/* A batch for another shard. One block. */
+struct delivery {
+    uint32_t size, capacity; /* bytes */
+    uint32_t copies;
+    uint32_t last_entry; /* offset */
+    _Alignas(8) uint8_t bytes[];
+};
+
+/* Drop it with its references; for whoever tears rings down. */
+void delivery_free(struct delivery *delivery);
+
+/* Give a message to recipients wherever they are at home: own ones at once, others into batches. */
+void deliver_recipients(struct shard *shard, struct msg *msg, struct span recipients);
+/* A batch from another shard; taken. */
+void deliver_on_batch(struct shard *shard, struct delivery *delivery);
+/* Hand over the batches of this turn. */
+void deliver_post_batches(struct shard *shard);
+/* One copy for a session that is at home here. */
+void deliver_to_session(struct shard *shard, struct session *sess, struct msg *msg, uint8_t qos, bool retain, const uint32_t *ids,
+                        uint32_t id_count);
+/* Send what may be sent now: first again what an earlier connection did not finish, then the queue. */
+void deliver_pump(struct shard *shard, struct client *client);
+/* A page of the stored queue. */
+void deliver_on_loaded(struct shard *shard, const struct op *op);
+
+/* The client's answers to what was sent. */
+void deliver_on_puback(struct shard *shard, struct client *client, uint16_t packet_id);
+void deliver_on_pubrec(struct shard *shard, struct client *client, uint16_t packet_id, enum mqtt_reason reason);
+void deliver_on_pubcomp(struct shard *shard, struct client *client, uint16_t packet_id);
+
+#endif

@@ -1,0 +1,699 @@
+#include "broker/core/publish.h"
+
+#include <stdlib.h>
+
+#include "broker/core/shard_state.h"
+#include "common/check.h"
+#include "common/clock.h"
+#include "common/hash.h"
+#include "common/murmur2.h"
+
+#define WAIT_UNKNOWN UINT64_MAX       /* the large record of an open QoS 2 identifier is not complete */
+#define NOT_FIRST 0x80000000u         /* in next_same: the match belongs to a session seen before */
+#define RECORD_OVERHEAD ((size_t)256) /* bytes of a record beside its texts, for the first look at the room */
+
+/* --- working memory ----------------------------------------------------------------------------------------------------------------- */
+
+static uint8_t *bytes_reserve(struct publish_bytes *bytes, size_t size)
+{
+    if (bytes->capacity - bytes->size < size) {
+        size_t capacity = bytes->capacity ? bytes->capacity : 1024;
+        while (capacity - bytes->size < size)
+            capacity *= 2;
+        uint8_t *grown = realloc(bytes->data, capacity);
+        if (!grown)
+            return NULL;
+        bytes->data = grown;
+        bytes->capacity = capacity;
+    }
+    return bytes->data + bytes->size;
+}
+
+void publish_scratch_deinit(struct publish_scratch *scratch)
+{
+    match_list_deinit(&scratch->list);
+    free(scratch->cells);
+    free(scratch->next_same);
+    free(scratch->now.data);
+    free(scratch->held.data);
+    free(scratch->record_recipients.data);
+    *scratch = (struct publish_scratch){0};
+}
+
+void publish_job_free(struct publish_job *job)
+{
+    msg_unref(job->msg);
+    free(job->held.data);
+    free(job);
+}
+
+/* --- recipients --------------------------------------------------------------------------------------------------------------------- */
+
+/* One message on its way in, from a packet or a will. */
+struct publish_in {
+    struct msg_source source;
+    struct span client_id, user_name;
+    struct client *client; /* NULL for a will */
+    uint16_t packet_id;
+    bool is_will;
+    bool dup;
+
+    const struct rule *rule; /* telemetry: rule and device */
+    struct span device;
+    bool wants_record;
+};
+
+enum publish_outcome { PUBLISH_DONE, PUBLISH_NO_ROOM, PUBLISH_REFUSED };
+
+static bool same_session(const struct subscriber *a, const struct subscriber *b)
+{
+    return a->slot == b->slot && a->generation == b->generation && a->shard == b->shard;
+}
+
+static bool is_own_no_local(const struct subscriber *sub, uint64_t publisher)
+{
+    return (sub->options & SUBSCRIBER_NO_LOCAL) && session_number_of(sub->shard, sub->slot, sub->generation) == publisher;
+}
+
+/* Chain the matches of one session together: next_same[first] -> ... O(matches). */
+static bool merge(struct publish_scratch *scratch)
+{
+    size_t count = scratch->list.count;
+    if (scratch->next_capacity < count) {
+        uint32_t *grown = realloc(scratch->next_same, count * 2 * sizeof *grown);
+        if (!grown)
+            return false;
+        scratch->next_same = grown;
+        scratch->next_capacity = count * 2;
+    }
+    memset(scratch->next_same, 0, count * sizeof *scratch->next_same);
+    if (count <= 1)
+        return true;
+    size_t cell_count = 16;
+    while (cell_count < count * 2)
+        cell_count *= 2;
+    if (scratch->cell_capacity < cell_count) {
+        uint32_t *grown = realloc(scratch->cells, cell_count * sizeof *grown);
+        if (!grown)
+            return false;
+        scratch->cells = grown;
+        scratch->cell_capacity = cell_count;
+    }
+    memset(scratch->cells, 0, cell_count * sizeof *scratch->cells);
+    for (uint32_t i = 0; i < count; i++) {
+        const struct subscriber *sub = &scratch->list.matches[i];
+        size_t at = (sub->slot * 2654435769u + sub->shard * 40503u) & (cell_count - 1);
+        while (scratch->cells[at] && !same_session(&scratch->list.matches[scratch->cells[at] - 1], sub))
+            at = (at + 1) & (cell_count - 1);
+        if (!scratch->cells[at]) {
+            scratch->cells[at] = i + 1;
+            continue;
+        }
+        uint32_t first = scratch->cells[at] - 1;
+        scratch->next_same[i] = NOT_FIRST | (scratch->next_same[first] & ~NOT_FIRST);
+        scratch->next_same[first] = (scratch->next_same[first] & NOT_FIRST) | (i + 1);
+    }
+    return true;
+}
+
+/* Put the recipient made of the chain that begins at match `first` where it belongs. False: memory is short. */
+static bool put_recipient(struct publish_scratch *scratch, const struct publish_in *in, uint32_t first, bool is_merged)
+{
+    const struct subscriber *matches = scratch->list.matches;
+    const struct subscriber *sub = &matches[first];
+    uint8_t granted = 0, options = 0;
+    uint32_t id_count = 0, part_count = 0;
+    for (uint32_t next = first + 1; next; next = is_merged ? scratch->next_same[next - 1] & ~NOT_FIRST : 0) {
+        const struct subscriber *part = &matches[next - 1];
+        if (is_own_no_local(part, in->source.publisher))
+            continue; /* [MQTT-3.8.3-3] */
+        part_count++;
+        granted = part->qos > granted ? part->qos : granted; /* [MQTT-3.3.4-2] */
+        options |= part->options;
+        id_count += part->subscription_id != 0;
+    }
+    if (part_count == 0)
+        return true;
+    uint8_t qos = granted < in->source.qos ? granted : in->source.qos;
+    bool is_persistent = (options & SUBSCRIBER_PERSISTENT) != 0;
+    bool is_held = in->wants_record && (is_persistent || in->source.qos == 2); /* LOG 9 */
+    struct publish_bytes *bytes = is_held ? &scratch->held : &scratch->now;
+    size_t size = recipient_size(id_count);
+    struct recipient *recipient = (struct recipient *)(void *)bytes_reserve(bytes, size);
+    if (!recipient)
+        return false;
+    *recipient = (struct recipient){
+        .slot = sub->slot,
+        .generation = sub->generation,
+        .shard = sub->shard,
+        .qos = qos,
+        .retain = in->source.retain && (options & SUBSCRIBER_RETAIN_AS_PUBLISHED),
+    };
+    for (uint32_t next = first + 1; next; next = is_merged ? scratch->next_same[next - 1] & ~NOT_FIRST : 0) {
+        const struct subscriber *part = &matches[next - 1];
+        if (part->subscription_id != 0 && !is_own_no_local(part, in->source.publisher))
+            recipient->ids[recipient->id_count++] = part->subscription_id; /* [MQTT-3.3.4-4] */
+    }
+    bytes->size += size;
+    *(is_held ? &scratch->held_count : &scratch->now_count) += 1;
+    if (!in->wants_record || !is_persistent || qos == 0)
+        return true;
+    /* LOG 1: the record names who gets it from the durable side. */
+    uint8_t *at = bytes_reserve(&scratch->record_recipients, RECORD_RECIPIENT_SIZE_MAX + 2 * (size_t)id_count * VARINT_SIZE_MAX);
+    if (!at)
+        return false;
+    uint8_t *ids = at + RECORD_RECIPIENT_SIZE_MAX + (size_t)id_count * VARINT_SIZE_MAX;
+    size_t ids_size = 0;
+    for (uint32_t i = 0; i < recipient->id_count; i++)
+        ids_size += varint_put(ids + ids_size, recipient->ids[i]);
+    struct record_recipient logged = {
+        .session = session_number_of(sub->shard, sub->slot, sub->generation),
+        .qos = qos,
+        .options = options & (SUBSCRIBER_NO_LOCAL | SUBSCRIBER_RETAIN_AS_PUBLISHED),
+        .ids = span_of(ids, ids_size),
+    };
+    scratch->record_recipients.size += record_recipient_put(at, &logged);
+    return true;
+}
+
+/* Who gets it: fills the scratch. False: memory is short. */
+static bool find_recipients(struct shard *shard, const struct publish_in *in)
+{
+    struct publish_scratch *scratch = &shard->scratch;
+    scratch->now.size = scratch->held.size = scratch->record_recipients.size = 0;
+    scratch->now_count = scratch->held_count = 0;
+    if (topic_tree_match(shard->tree, shard->reader, in->source.topic, &scratch->list))
+        return false;
+    bool is_merged = !shard->config.limits.allow_duplicate_messages;
+    if (is_merged && !merge(scratch))
+        return false;
+    for (uint32_t i = 0; i < scratch->list.count; i++) {
+        if (scratch->list.matches[i].options & SUBSCRIBER_GROUP)
+            continue;
+        if (is_merged && (scratch->next_same[i] & NOT_FIRST))
+            continue;
+        if (!put_recipient(scratch, in, i, is_merged))
+            return false;
+    }
+    return true;
+}
+
+/* --- telemetry ---------------------------------------------------------------------------------------------------------------------- */
+
+static void count_telemetry(struct shard *shard, struct counter *refused)
+{
+    counter_inc(&shard->stats.telemetry_matched);
+    counter_inc(refused ? refused : &shard->stats.telemetry_logged);
+}
+
+enum telemetry_verdict { TELEMETRY_GO_ON, TELEMETRY_REFUSE, TELEMETRY_NO_ROOM };
+
+/* What the rules say; sets rule, device and wants_record. */
+static enum telemetry_verdict judge_telemetry(struct shard *shard, struct publish_in *in, enum mqtt_reason *reason_out,
+                                              struct counter **cell_out)
+{
+    struct shard_stats *stats = &shard->stats;
+    in->rule = NULL;
+    in->wants_record = false;
+    if (!shard->config.rules)
+        return TELEMETRY_GO_ON;
+    struct rule_subject subject = {.topic = in->source.topic, .client_id = in->client_id, .user_name = in->user_name};
+    enum rule_verdict verdict = rule_table_match(shard->config.rules, &in->rule, &in->device, &subject);
+    if (verdict == RULE_NONE) {
+        in->rule = NULL;
+        return TELEMETRY_GO_ON;
+    }
+    if (verdict == RULE_SKIPPED) {
+        in->rule = NULL;
+        count_telemetry(shard, &stats->telemetry_refused_skipped);
+        return TELEMETRY_GO_ON;
+    }
+    if (verdict == RULE_REFUSE) {
+        count_telemetry(shard, &stats->telemetry_refused_no_device);
+        *reason_out = MQTT_REASON_IMPLEMENTATION_SPECIFIC_ERROR;
+        *cell_out = &stats->publish_refused_no_device;
+        return TELEMETRY_REFUSE;
+    }
+    if (in->source.qos > in->rule->max_qos) {
+        count_telemetry(shard, &stats->telemetry_refused_qos);
+        *reason_out = MQTT_REASON_IMPLEMENTATION_SPECIFIC_ERROR;
+        *cell_out = &stats->publish_refused_qos;
+        return TELEMETRY_REFUSE;
+    }
+    if (!shard->log.pool) {
+        count_telemetry(shard, &stats->telemetry_refused_no_log);
+        return TELEMETRY_GO_ON;
+    }
+    if (shard->log.is_failed) {
+        count_telemetry(shard, &stats->telemetry_refused_log_failed);
+        *reason_out = MQTT_REASON_IMPLEMENTATION_SPECIFIC_ERROR;
+        *cell_out = &stats->publish_refused_log_failed;
+        return in->source.qos > 0 ? TELEMETRY_REFUSE : TELEMETRY_GO_ON;
+    }
+    size_t size = RECORD_OVERHEAD + in->source.topic.size + in->source.properties.size + in->source.payload.size + in->client_id.size +
+                  in->device.size + strlen(in->rule->name);
+    if (size > RECORD_SIZE_MAX) {
+        count_telemetry(shard, &stats->telemetry_refused_too_large);
+        *reason_out = MQTT_REASON_QUOTA_EXCEEDED;
+        *cell_out = &stats->publish_refused_too_large;
+        return TELEMETRY_REFUSE;
+    }
+    if (shard_log_has_room(&shard->log, size)) {
+        in->wants_record = true;
+        return TELEMETRY_GO_ON;
+    }
+    if (in->source.qos > 0)
+        return TELEMETRY_NO_ROOM;
+    count_telemetry(shard, &stats->telemetry_refused_log_full); /* QoS 0 is shed first */
+    return TELEMETRY_GO_ON;
+}
+
+static void record_of(const struct shard *shard, struct record *rec_out, const struct publish_in *in, const struct msg *msg)
+{
+    const struct rule_table *rules = shard->config.rules;
+    *rec_out = (struct record){
+        .type = RECORD_PUBLISH,
+        .qos = msg->qos,
+        .retain = msg->retain,
+        .dup = in->dup,
+        .topic = msg_topic(msg),
+        .payload = msg_payload(msg),
+        .properties = msg_properties(msg),
+        .received_ns = msg->receive_wall_ns,
+        .expiry_ns = msg->expiry_wall_ns == MSG_NO_EXPIRY ? 0 : msg->expiry_wall_ns,
+        .packet_id = msg->qos == 2 ? in->packet_id : 0,
+        .retained_number = msg->retained_number,
+        .will_session = in->is_will ? msg->publisher : 0,
+        .has_correlation = true,
+        .client_id = in->client_id,
+        .session = msg->publisher,
+        .rule = span_of_string(in->rule->name),
+        .rule_index = (uint32_t)(in->rule - rules->rules),
+        .device = in->device,
+        .partition = murmur2_partition(in->device, rules->partition_count),
+        .partition_count = rules->partition_count,
+        .codec = RECORD_CODEC_JSON,
+        .recipients = span_of(shard->scratch.record_recipients.data, shard->scratch.record_recipients.size),
+    };
+    memcpy(rec_out->correlation, msg->correlation_id, sizeof rec_out->correlation);
+}
+
+/* --- the way through ---------------------------------------------------------------------------------------------------------------- */
+
+/* What waits for a record, or for nothing: the held recipients into the gate, and the answer. */
+static void give_held(struct shard *shard, struct msg *msg, struct span held, uint32_t held_count, uint64_t wait_block)
+{
+    if (held_count == 0)
+        return;
+    if (ack_gate_is_open(&shard->gate, wait_block, 0) && ack_gate_is_empty(&shard->gate)) {
+        deliver_recipients(shard, msg, held);
+        return;
+    }
+    struct gate_item item = {
+        .wait_block = wait_block,
+        .since_mono_ns = shard->now_mono_ns,
+        .msg = msg_ref(msg),
+        .extra_size = (uint32_t)held.size,
+        .copy_count = held_count,
+        .kind = GATE_DELIVERY,
+    };
+    ack_gate_put(&shard->gate, &item, held, shard_log_filling(&shard->log));
+}
+
+static void post_retain(struct shard *shard, struct msg *msg)
+{
+    shard->retained_asked++;
+    shard_post(
+        shard, ACTOR_ROUTE,
+        &(struct op){.type = OP_ROUTE_RETAIN, .from = shard->config.index, .retain = {.msg = msg_ref(msg), .hold = shard->retained_asked}});
+}
+
+/* A job that outlives the packet: a large record goes into blocks turn by turn. Takes the scratch's held recipients. NULL: no memory. */
+static struct publish_job *job_new(struct shard *shard, const struct publish_in *in, struct msg *msg)
+{
+    struct publish_job *job = malloc(sizeof *job);
+    if (!job)
+        return NULL;
+    *job = (struct publish_job){
+        .msg = msg,
+        .held = shard->scratch.held,
+        .held_count = shard->scratch.held_count,
+        .packet_id = in->packet_id,
+        .qos = in->client ? in->source.qos : 0,
+    };
+    if (in->client)
+        job->client = client_ref_of(in->client);
+    shard->scratch.held = (struct publish_bytes){0};
+    return job;
+}
+
+struct publish_done {
+    uint64_t wait_block, wait_retained;
+    bool is_matched; /* somebody or some rule wanted it */
+    bool is_large;   /* the answer follows by publish_on_logged() */
+};
+
+/* Everything between judging and answering. On NO_ROOM nothing has happened; on REFUSED reason and cell are set. */
+static enum publish_outcome publish(struct shard *shard, struct publish_in *in, struct publish_done *done, enum mqtt_reason *reason_out,
+                                    struct counter **cell_out)
+{
+    struct publish_scratch *scratch = &shard->scratch;
+    *reason_out = MQTT_REASON_QUOTA_EXCEEDED;
+    *cell_out = &shard->stats.publish_refused_quota;
+    switch (judge_telemetry(shard, in, reason_out, cell_out)) {
+    case TELEMETRY_REFUSE:
+        return PUBLISH_REFUSED;
+    case TELEMETRY_NO_ROOM:
+        return PUBLISH_NO_ROOM;
+    case TELEMETRY_GO_ON:
+        break;
+    }
+    in->source.receive_wall_ns = shard_receive_time(shard);
+    struct msg *msg = msg_new(&in->source);
+    if (!msg || !find_recipients(shard, in)) {
+        if (in->wants_record)
+            count_telemetry(shard, &shard->stats.telemetry_refused_no_memory);
+        msg_unref(msg);
+        return PUBLISH_REFUSED;
+    }
+    uint64_t random[2] = {shard_random(shard), shard_random(shard)};
+    memcpy(msg->correlation_id, random, sizeof msg->correlation_id);
+    if (in->source.retain)
+        msg->retained_number = atomic_fetch_add_explicit(shard->config.retained_counter, 1, memory_order_relaxed) + 1;
+
+    *done = (struct publish_done){.is_matched = scratch->list.count > 0 || in->rule};
+    if (in->wants_record) {
+        struct record rec;
+        record_of(shard, &rec, in, msg);
+        size_t size = record_size(&rec);
+        struct publish_job *job = NULL;
+        bool has_room = shard_log_has_room(&shard->log, size);
+        if (has_room && shard_log_is_large(&shard->log, size)) {
+            job = job_new(shard, in, msg);
+            has_room = job && shard_log_begin_large(shard, &rec, job) == ERR_OK;
+            if (!has_room && job) {
+                shard->scratch.held = job->held; /* give back what it took */
+                free(job);
+            }
+            done->is_large = has_room;
+        } else if (has_room) {
+            done->wait_block = shard_log_append(shard, &rec, size);
+            has_room = done->wait_block != 0;
+        }
+        if (!has_room && in->source.qos > 0) {
+            msg_unref(msg);
+            return PUBLISH_NO_ROOM;
+        }
+        if (!has_room)
+            count_telemetry(shard, &shard->stats.telemetry_refused_log_full);
+        else if (done->is_large)
+            counter_inc(&shard->stats.telemetry_matched), gauge_add(&shard->stats.telemetry_logging, 1);
+        else
+            count_telemetry(shard, NULL);
+    }
+    counter_add(&shard->stats.copies_routed, scratch->now_count + scratch->held_count);
+    struct span held = span_of(scratch->held.data, scratch->held.size);
+    if (!done->is_large)
+        give_held(shard, msg, held, scratch->held_count, done->wait_block);
+    if (in->source.retain) {
+        post_retain(shard, msg);
+        done->wait_retained = shard->retained_asked;
+    }
+    deliver_recipients(shard, msg, span_of(scratch->now.data, scratch->now.size));
+    if (!done->is_large)
+        msg_unref(msg); /* a large one is the job's */
+    if (!done->is_matched)
+        counter_inc(&shard->stats.publish_unmatched);
+    return PUBLISH_DONE;
+}
+
+static uint64_t client_number(const struct shard *shard, const struct session *sess)
+{
+    return session_number_of(shard->config.index, sess->slot, sess->generation);
+}
+
+static int64_t expiry_of(const struct shard *shard, bool has_expiry, uint32_t interval_s)
+{
+    return has_expiry ? shard->now_wall_ns + (int64_t)interval_s * NS_PER_S : MSG_NO_EXPIRY;
+}
+
+static void answer(struct shard *shard, struct client *client, const struct packet_publish *packet, enum mqtt_reason reason,
+                   uint64_t wait_block, uint64_t wait_retained)
+{
+    if (packet->qos > 0)
+        client_answer(shard, client, packet->qos == 1 ? MQTT_PUBACK : MQTT_PUBREC, packet->packet_id, reason, wait_block, wait_retained);
+}
+
+/* A PUBLISH that we do not take: QoS 0 is dropped, v5 is told, older versions can only be closed [MQTT-3.3.5-2 of 3.1.1]. */
+static enum client_step refuse(struct shard *shard, struct client *client, const struct packet_publish *packet, enum mqtt_reason reason,
+                               struct counter *cell)
+{
+    counter_inc(cell);
+    if (packet->qos == 0)
+        return CLIENT_NEXT;
+    if (client->version < MQTT_V5) {
+        client_close(shard, client, MQTT_REASON_SUCCESS, &shard->stats.closed_refused_publish);
+        return CLIENT_GONE;
+    }
+    client->receive_held++; /* until the answer leaves */
+    answer(shard, client, packet, reason, 0, 0);
+    return CLIENT_NEXT;
+}
+
+static enum client_step block(struct shard *shard, struct client *client, enum client_block cause)
+{
+    client_set_block(shard, client, cause);
+    return CLIENT_BLOCKED;
+}
+
+/* The QoS 2 identifier is open: the message came before. Answered as then; delivered to nobody [MQTT-4.3.3-10]. */
+static enum client_step on_repeated(struct shard *shard, struct client *client, const struct packet_publish *packet, struct inbound_id *id)
+{
+    if (id->wait_block == WAIT_UNKNOWN)
+        return block(shard, client, BLOCK_ROOM);
+    if (!id->is_counted) {
+        id->is_counted = true;
+        client->receive_held++;
+    }
+    counter_inc(&shard->stats.received_qos2);
+    counter_inc(&shard->stats.received_duplicates);
+    answer(shard, client, packet, MQTT_REASON_SUCCESS, id->wait_block, 0); /* LOG 8 */
+    return CLIENT_NEXT;
+}
+
+static bool is_turn_used_up(const struct shard *shard, struct client *client)
+{
+    if (client->turn != shard->turn) {
+        client->turn = shard->turn;
+        client->publishes = 0;
+    }
+    return client->publishes >= shard->config.limits.publishes_per_turn_max;
+}
+
+/* Gate, rings and log of this shard, before anything is done about the packet. */
+static bool has_room_for(const struct shard *shard, const struct packet_publish *packet, size_t packet_size)
+{
+    if (packet->retain && shard->backlog.count > 0)
+        return false;
+    return packet->qos == 0 || (shard_has_room(shard) && ack_gate_has_room(&shard->gate, packet_size));
+}
+
+/* Remember a QoS 2 identifier before anything is logged for it. */
+static bool open_inbound(struct session *sess, uint16_t packet_id)
+{
+    struct session_rare *rare = session_rare_get(sess);
+    return rare && inbound_ids_add(&rare->inbound, packet_id, WAIT_UNKNOWN) == ERR_OK;
+}
+
+static void close_inbound(struct session *sess, uint16_t packet_id)
+{
+    if (!sess->rare)
+        return;
+    inbound_ids_remove(&sess->rare->inbound, packet_id);
+    session_rare_trim(sess);
+}
+
+enum client_step publish_on_packet(struct shard *shard, struct client *client, const struct packet_publish *packet, size_t packet_size)
+{
+    struct session *sess = client->session;
+    const struct shard_listener *listener = &shard->config.listeners[client->listener];
+    if (is_turn_used_up(shard, client))
+        return block(shard, client, BLOCK_FAIR);
+    if (packet->qos > 0) {
+        struct inbound_id *id = packet->qos == 2 && sess->rare ? inbound_ids_find(&sess->rare->inbound, packet->packet_id) : NULL;
+        if (id)
+            return on_repeated(shard, client, packet, id);
+        if (client->receive_held >= listener->receive_maximum) {
+            if (!shard->config.limits.receive_maximum_strict)
+                return block(shard, client, BLOCK_QUOTA);
+            client_close(shard, client, MQTT_REASON_RECEIVE_MAXIMUM_EXCEEDED, &shard->stats.closed_protocol_error); /* [MQTT-3.3.4-7] */
+            return CLIENT_GONE;
+        }
+    }
+    if (!has_room_for(shard, packet, packet_size))
+        return block(shard, client, BLOCK_ROOM);
+
+    /* The identifier is remembered before the record is made: afterwards there is no way back. */
+    if (packet->qos == 2 && !open_inbound(sess, packet->packet_id))
+        return refuse(shard, client, packet, MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.publish_refused_quota);
+
+    uint8_t stack[1024];
+    shard->scratch.record_recipients.size = 0; /* lends room for large ones until they are copied */
+    size_t properties_size = properties_forwardable_size(packet->properties.raw);
+    uint8_t *properties = properties_size <= sizeof stack ? stack : bytes_reserve(&shard->scratch.record_recipients, properties_size);
+    struct publish_in in = {
+        .source = {.topic = packet->topic, .payload = packet->payload, .qos = packet->qos, .retain = packet->retain},
+        .client_id = session_client_id(sess),
+        .user_name = client->user_name ? *client->user_name : (struct span){0, 0},
+        .client = client,
+        .packet_id = packet->packet_id,
+        .dup = packet->dup,
+    };
+    struct publish_done done;
+    enum mqtt_reason reason = MQTT_REASON_QUOTA_EXCEEDED;
+    struct counter *cell = &shard->stats.publish_refused_quota;
+    enum publish_outcome outcome = PUBLISH_REFUSED;
+    if (properties) {
+        in.source.properties = span_of(properties, properties_forwardable_put(properties, packet->properties.raw));
+        in.source.publisher = client_number(shard, sess);
+        in.source.expiry_wall_ns = expiry_of(shard, packet->properties.present & MQTT_PROPERTY_BIT(MESSAGE_EXPIRY_INTERVAL),
+                                             packet->properties.message_expiry_interval_s);
+        outcome = publish(shard, &in, &done, &reason, &cell);
+    }
+    if (outcome == PUBLISH_NO_ROOM) {
+        if (packet->qos == 2)
+            close_inbound(sess, packet->packet_id);
+        return block(shard, client, BLOCK_ROOM);
+    }
+    client->publishes++;
+    counter_inc(packet->qos == 0   ? &shard->stats.received_qos0
+                : packet->qos == 1 ? &shard->stats.received_qos1
+                                   : &shard->stats.received_qos2);
+    if (outcome == PUBLISH_REFUSED) {
+        if (packet->qos == 2)
+            close_inbound(sess, packet->packet_id); /* [MQTT-4.3.3-9] */
+        return refuse(shard, client, packet, reason, cell);
+    }
+    if (packet->qos == 0)
+        return CLIENT_NEXT;
+    client->receive_held++;
+    reason = done.is_matched ? MQTT_REASON_SUCCESS : MQTT_REASON_NO_MATCHING_SUBSCRIBERS;
+    if (done.is_large) {
+        shard->log.large->reason = (uint8_t)reason;
+        shard->log.large->wait_retained = done.wait_retained;
+        /* The packet is handled, but nothing behind it is until the record is complete (LOG 6). */
+        client_set_block(shard, client, BLOCK_LARGE);
+        return CLIENT_NEXT;
+    }
+    if (packet->qos == 2)
+        inbound_ids_find(&sess->rare->inbound, packet->packet_id)->wait_block = done.wait_block;
+    answer(shard, client, packet, reason, done.wait_block, done.wait_retained);
+    return CLIENT_NEXT;
+}
+
+void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wait_block)
+{
+    counter_inc(&shard->stats.telemetry_logged);
+    gauge_add(&shard->stats.telemetry_logging, -1);
+    give_held(shard, job->msg, span_of(job->held.data, job->held.size), job->held_count, wait_block);
+    struct session *sess = job->qos > 0 ? session_table_find_slot(&shard->sessions, job->client.slot, job->client.generation) : NULL;
+    if (sess && job->qos == 2 && sess->rare) {
+        struct inbound_id *id = inbound_ids_find(&sess->rare->inbound, job->packet_id);
+        if (id && id->wait_block == WAIT_UNKNOWN)
+            id->wait_block = wait_block;
+    }
+    struct client *client = job->qos > 0 ? client_find(shard, &job->client) : NULL;
+    if (client) {
+        client_answer(shard, client, job->qos == 1 ? MQTT_PUBACK : MQTT_PUBREC, job->packet_id, (enum mqtt_reason)job->reason, wait_block,
+                      job->wait_retained);
+        client_wake(shard, client);
+    }
+    publish_job_free(job);
+}
+
+enum client_step publish_on_pubrel(struct shard *shard, struct client *client, uint16_t packet_id)
+{
+    struct session *sess = client->session;
+    struct inbound_id *id = sess->rare ? inbound_ids_find(&sess->rare->inbound, packet_id) : NULL;
+    if (id && id->wait_block == WAIT_UNKNOWN)
+        return block(shard, client, BLOCK_ROOM);
+    enum mqtt_reason reason = id ? MQTT_REASON_SUCCESS : MQTT_REASON_PACKET_IDENTIFIER_NOT_FOUND;
+    uint64_t wait_block = id ? id->wait_block : 0;
+    if (id) {
+        if (id->is_counted && client->receive_held > 0)
+            client->receive_held--;
+        close_inbound(sess, packet_id);
+    }
+    client_answer(shard, client, MQTT_PUBCOMP, packet_id, reason, wait_block, 0);
+    return CLIENT_NEXT;
+}
+
+bool publish_will(struct shard *shard, const struct will *will)
+{
+    if (!shard_has_room(shard))
+        return false;
+    struct publish_in in = {
+        .source = {.topic = will->topic,
+                   .properties = will->properties,
+                   .payload = will->payload,
+                   .qos = will->qos,
+                   .retain = will->retain,
+                   .publisher = will->publisher,
+                   .expiry_wall_ns = expiry_of(shard, will->has_expiry, will->expiry_interval_s)},
+        .client_id = will->client_id,
+        .user_name = will->user_name,
+        .is_will = true,
+    };
+    struct publish_done done;
+    enum mqtt_reason reason;
+    struct counter *cell;
+    enum publish_outcome outcome = publish(shard, &in, &done, &reason, &cell);
+    if (outcome == PUBLISH_NO_ROOM)
+        return false;
+    counter_inc(outcome == PUBLISH_DONE ? &shard->stats.wills_published : &shard->stats.wills_failed);
+    return true;
+}
+
+/* Whether the route actor refused the retained PUBLISH of this ticket; forgets it and what came before. */
+static bool take_refused(struct shard *shard, uint64_t ticket)
+{
+    uint32_t passed = 0;
+    while (passed < shard->retained_refused_count && shard->retained_refused[passed] < ticket)
+        passed++;
+    bool is_refused = passed < shard->retained_refused_count && shard->retained_refused[passed] == ticket;
+    passed += is_refused;
+    shard->retained_refused_count -= passed;
+    memmove(shard->retained_refused, shard->retained_refused + passed, shard->retained_refused_count * sizeof *shard->retained_refused);
+    return is_refused;
+}
+
+static void release_ack(struct shard *shard, const struct gate_item *item)
+{
+    bool is_refused = item->wait_retained != 0 && shard->retained_refused_count > 0 && take_refused(shard, item->wait_retained);
+    struct client *client = client_find(shard, &item->client);
+    if (!client) {
+        counter_inc(&shard->stats.acks_dropped);
+        return;
+    }
+    CHECK(client->gate_held > 0);
+    client->gate_held--;
+    counter_inc(&shard->stats.acks_released);
+    enum mqtt_reason reason = (enum mqtt_reason)item->reason;
+    if (is_refused && client->version == MQTT_V5 && reason < MQTT_REASON_UNSPECIFIED_ERROR) {
+        reason = MQTT_REASON_QUOTA_EXCEEDED;
+        if (item->packet_type == MQTT_PUBREC)
+            close_inbound(client->session, item->packet_id);
+    }
+    client_send_ack(shard, client, (enum mqtt_packet_type)item->packet_type, item->packet_id, reason);
+}
+
+void publish_on_released(void *arg, const struct gate_item *item, struct span extra)
+{
+    struct shard *shard = arg;
+    if (item->kind == GATE_ACK) {
+        release_ack(shard, item);
+        return;
+    }
+    deliver_recipients(shard, item->msg, extra);
+    msg_unref(item->msg);
+}

@@ -1,0 +1,64 @@
+/* The way of a PUBLISH: judged, matched once, logged as one record, given to its recipients, answered.
+ *
+ *   judge     version and listener limits, alias, receive maximum; a QoS 2 identifier that is open is answered again and that is all
+ *   admit     telemetry rule; room in gate, rings and log, or the packet stays unprocessed (nothing has happened yet)
+ *   copy      one struct msg
+ *   match     the topic tree once; overlapping subscriptions of a session become one recipient (highest QoS, all identifiers)
+ *   log       one record with all that is durable about it: telemetry and persistent recipients
+ *   give      recipients at once, or from the gate: with a record, persistent sessions and all recipients of QoS 2 wait (LOG 9)
+ *   retain    a retained one goes to the route actor under the next number; its answer waits for the route actor's (LOG 12)
+ *   answer    PUBACK or PUBREC, through the gate
+ *
+ * Wills go the same way without judge and answer. Owner: the shard. Pure. */
+#ifndef TIDEGATE_BROKER_CORE_PUBLISH_H
+#define TIDEGATE_BROKER_CORE_PUBLISH_H
+
+#include "broker/core/client.h"
+#include "broker/route/topic_tree.h"
+#include "broker/session/will.h"
+#include "broker/telemetry/rule.h"
+
+/* Bytes that grow and are used again. */
+struct publish_bytes {
+    uint8_t *data;
+    size_t size, capacity;
+};
+
+/* Working memory of matching, used again for each message. */
+struct publish_scratch {
+    struct match_list list;
+    uint32_t *cells;      /* merge: hash of session -> first match + 1 */
+    size_t cell_capacity; /* power of two */
+    uint32_t *next_same;  /* merge: match -> next match of the same session + 1 */
+    size_t next_capacity;
+    struct publish_bytes now, held; /* recipients by when they get it */
+    uint32_t now_count, held_count;
+    struct publish_bytes record_recipients; /* persistent ones as the record has them */
+};
+
+/* A publish that was logged, or is on its way into the log: what is to be done when its wait is known. One for each large record. */
+struct publish_job {
+    struct msg *msg;
+    struct client_ref client;  /* of the answer; unused without one */
+    struct publish_bytes held; /* recipients that wait for the record */
+    uint32_t held_count;
+    uint16_t packet_id;
+    uint8_t qos;    /* 0 = no answer */
+    uint8_t reason; /* of the answer */
+    uint64_t wait_retained;
+};
+
+void publish_scratch_deinit(struct publish_scratch *scratch);
+
+enum client_step publish_on_packet(struct shard *shard, struct client *client, const struct packet_publish *packet, size_t packet_size);
+enum client_step publish_on_pubrel(struct shard *shard, struct client *client, uint16_t packet_id);
+/* A will. False: no room now, nothing happened. */
+bool publish_will(struct shard *shard, const struct will *will);
+
+/* The record of a large publish is complete: its last block is `wait_block`. The job is taken. */
+void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wait_block);
+void publish_job_free(struct publish_job *job);
+/* The gate lets an item out. */
+void publish_on_released(void *shard, const struct gate_item *item, struct span extra);
+
+#endif

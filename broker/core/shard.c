@@ -1,0 +1,354 @@
+#include "broker/core/shard.h"
+
+#include <stdlib.h>
+
+#include "broker/core/route_actor.h"
+#include "broker/core/shard_state.h"
+#include "common/check.h"
+#include "common/hash.h"
+
+#define REFUSED_MAX 4096 /* retained refusals remembered for answers in the gate */
+
+actor_id shard_home(uint64_t hash_key, uint16_t shard_count, struct span client_id)
+{
+    return (actor_id)hash_to_index(hash_span(client_id, hash_key), shard_count);
+}
+
+static bool rules_want_user_name(const struct rule_table *rules)
+{
+    for (unsigned i = 0; rules && i < rules->count; i++)
+        if (rules->rules[i].device_source == RULE_DEVICE_USER_NAME)
+            return true;
+    return false;
+}
+
+struct shard *shard_new(const struct shard_config *config, struct topic_tree *tree, struct log_block_pool *pool, const struct shard_io *io,
+                        void *io_arg)
+{
+    CHECK(config->index < config->shard_count);
+    CHECK(config->shard_count <= ACTOR_SHARDS_MAX);
+    CHECK(config->retained_counter);
+    CHECK(config->persistence == (pool != NULL));
+    struct shard *shard = calloc(1, sizeof *shard);
+    if (!shard)
+        return NULL;
+    *shard = (struct shard){.config = *config, .tree = tree, .io = io, .io_arg = io_arg};
+    shard->reader = topic_tree_reader_register(tree);
+    if (!shard->reader || session_table_init(&shard->sessions, hash_u64(config->hash_key, 1))) {
+        epoch_reader_unregister(shard->reader);
+        free(shard);
+        return NULL;
+    }
+    shard_log_init(&shard->log, pool);
+    ack_gate_init(&shard->gate, &shard->stats.gate);
+    op_backlog_init(&shard->backlog);
+    match_list_init(&shard->scratch.list);
+    list_init(&shard->connecting);
+    list_init(&shard->ready);
+    list_init(&shard->blocked);
+    list_init(&shard->dirty);
+    shard->wants_user_name = rules_want_user_name(config->rules);
+    shard->random_state[0] = io->random(io_arg) | 1;
+    shard->random_state[1] = io->random(io_arg);
+    return shard;
+}
+
+/* Ops that found a full ring and will never be posted: their contents are ours. */
+static void drop_op(const struct op *op)
+{
+    if (op->type == OP_DELIVER)
+        delivery_free(op->delivery);
+    else if (op->type == OP_ROUTE_REQUEST)
+        route_request_free(op->request);
+    else if (op->type == OP_ROUTE_RETAIN)
+        msg_unref(op->retain.msg);
+    else if (op->type == OP_STORE_PUT)
+        msg_unref(op->store.msg);
+}
+
+/* Blocks that were sealed and found the ring full go back to the pool: what is in them was never acknowledged. */
+static void drop_blocks(struct shard *shard)
+{
+    struct op_lane *lane = &shard->backlog.lanes[ACTOR_LOG];
+    for (; lane->count; lane->count--, shard->backlog.count--)
+        log_block_pool_put(shard->log.pool, lane->ops[lane->first++ & (lane->capacity - 1)].block);
+}
+
+void shard_free(struct shard *shard)
+{
+    if (!shard)
+        return;
+    if (shard->in_turn)
+        epoch_end(shard->reader);
+    for (uint32_t slot = 0; slot < shard->sessions.slot_count; slot++) {
+        struct session *sess = session_table_at(&shard->sessions, slot);
+        if (sess && sess->client)
+            client_free(shard, sess->client);
+    }
+    while (!list_is_empty(&shard->connecting))
+        client_free(shard, LIST_ENTRY(list_first(&shard->connecting), struct client, work));
+    while (shard->wills_first) {
+        struct will *will = shard->wills_first;
+        shard->wills_first = will->next;
+        will_free(will);
+    }
+    for (actor_id to = 0; to < ACTOR_SHARDS_MAX; to++)
+        delivery_free(shard->batches[to]);
+    ack_gate_deinit(&shard->gate);
+    drop_blocks(shard);
+    op_backlog_deinit(&shard->backlog, drop_op);
+    shard_log_deinit(&shard->log);
+    session_table_deinit(&shard->sessions);
+    publish_scratch_deinit(&shard->scratch);
+    outbox_pool_deinit(&shard->outboxes);
+    epoch_reader_unregister(shard->reader);
+    free(shard->retained_refused);
+    free(shard);
+}
+
+struct shard_stats *shard_get_stats(struct shard *shard) { return &shard->stats; }
+
+/* --- what the other files use ------------------------------------------------------------------------------------------------------- */
+
+static bool post_to_ring(void *arg, actor_id to, const struct op *op)
+{
+    struct shard *shard = arg;
+    bool is_bulk = op->type == OP_DELIVER || op->type == OP_STORE_PUT || op->type == OP_ROUTE_RETAIN;
+    return shard->io->post(shard->io_arg, to, op, !is_bulk);
+}
+
+void shard_post(struct shard *shard, actor_id to, const struct op *op) { op_backlog_post(&shard->backlog, post_to_ring, shard, to, op); }
+
+/* xorshift128+, seeded at start: correlation ids need to differ, not to be secret. */
+uint64_t shard_random(struct shard *shard)
+{
+    uint64_t a = shard->random_state[0], b = shard->random_state[1];
+    shard->random_state[0] = b;
+    a ^= a << 23;
+    shard->random_state[1] = a ^ b ^ (a >> 18) ^ (b >> 5);
+    return shard->random_state[1] + b;
+}
+
+int64_t shard_receive_time(struct shard *shard)
+{
+    shard->receive_wall_ns = shard->now_wall_ns > shard->receive_wall_ns ? shard->now_wall_ns : shard->receive_wall_ns + 1;
+    return shard->receive_wall_ns;
+}
+
+bool shard_has_room(const struct shard *shard) { return shard->backlog.count == 0 && ack_gate_has_room(&shard->gate, 0); }
+
+/* --- the turn ----------------------------------------------------------------------------------------------------------------------- */
+
+void shard_turn_begin(struct shard *shard, int64_t now_mono_ns, int64_t now_wall_ns)
+{
+    CHECK(!shard->in_turn);
+    CHECK(now_mono_ns >= shard->now_mono_ns);
+    if (shard->turn == 0) {
+        timer_wheel_init(&shard->client_timers, (uint64_t)(now_mono_ns / 1000000));
+        timer_wheel_init(&shard->session_timers, (uint64_t)(now_mono_ns / 1000000));
+    }
+    shard->in_turn = true;
+    shard->turn++;
+    shard->now_mono_ns = now_mono_ns;
+    shard->now_wall_ns = now_wall_ns;
+    shard->now_ms = now_mono_ns / 1000000;
+    shard->is_work_left = false;
+    counter_inc(&shard->stats.turns);
+    epoch_begin(shard->reader);
+    op_backlog_flush(&shard->backlog, post_to_ring, shard);
+}
+
+struct client *shard_open(struct shard *shard, void *conn, const struct client_origin *origin)
+{
+    CHECK(shard->in_turn);
+    return client_new(shard, conn, origin);
+}
+
+void shard_on_bytes(struct shard *shard, struct client *client, const uint8_t *data, size_t size)
+{
+    CHECK(shard->in_turn);
+    if (size > 0)
+        client_on_bytes(shard, client, data, size);
+}
+
+void shard_on_writable(struct shard *shard, struct client *client)
+{
+    CHECK(shard->in_turn);
+    client_on_writable(shard, client);
+}
+
+void shard_on_closed(struct shard *shard, struct client *client, const char *reason)
+{
+    CHECK(shard->in_turn);
+    (void)reason; /* the driver logs it with the peer, which it knows */
+    client_on_closed(shard, client);
+}
+
+static void on_retained(struct shard *shard, const struct op *op)
+{
+    CHECK(op->retain.hold == shard->gate.retained_answered + 1);
+    if (op->flag) {
+        if (ack_gate_is_empty(&shard->gate))
+            shard->retained_refused_count = 0;
+        if (shard->retained_refused_count == shard->retained_refused_capacity && shard->retained_refused_capacity < REFUSED_MAX) {
+            uint32_t capacity = shard->retained_refused_capacity ? shard->retained_refused_capacity * 2 : 16;
+            uint64_t *grown = realloc(shard->retained_refused, capacity * sizeof *grown);
+            if (grown) {
+                shard->retained_refused = grown;
+                shard->retained_refused_capacity = capacity;
+            }
+        }
+        if (shard->retained_refused_count < shard->retained_refused_capacity)
+            shard->retained_refused[shard->retained_refused_count++] = op->retain.hold;
+    }
+    ack_gate_set_retained(&shard->gate, op->retain.hold);
+}
+
+/* Numbers are drawn and posted in one step, so everything below the next one is on its way before this answer. */
+static void on_ask(struct shard *shard)
+{
+    uint64_t next = atomic_load_explicit(shard->config.retained_counter, memory_order_relaxed) + 1;
+    shard_post(shard, ACTOR_ROUTE, &(struct op){.type = OP_ROUTE_PASS, .from = shard->config.index, .retain = {.hold = next}});
+}
+
+void shard_on_op(struct shard *shard, const struct op *op)
+{
+    CHECK(shard->in_turn);
+    switch ((enum op_type)op->type) {
+    case OP_DELIVER:
+        deliver_on_batch(shard, op->delivery);
+        return;
+    case OP_ROUTE_REPLY:
+        subscribe_on_reply(shard, op->request);
+        return;
+    case OP_ROUTE_RETAINED:
+        on_retained(shard, op);
+        return;
+    case OP_RETAINED_VALUE:
+        subscribe_on_retained_value(shard, op);
+        return;
+    case OP_RETAINED_END:
+        subscribe_on_retained_end(shard, op);
+        return;
+    case OP_ROUTE_ASK:
+        on_ask(shard);
+        return;
+    case OP_LOG_DURABLE:
+        shard_log_on_durable(shard, op);
+        return;
+    case OP_LOG_FAILED:
+        shard->log.is_failed = true;
+        return;
+    case OP_LOG_ROOM:
+        shard->log.has_room = op->flag;
+        return;
+    case OP_STORE_LOADED:
+        deliver_on_loaded(shard, op);
+        return;
+    case OP_NONE:
+    case OP_ROUTE_REQUEST:
+    case OP_ROUTE_RETAIN:
+    case OP_ROUTE_PASS:
+    case OP_LOG_BLOCK:
+    case OP_STORE_PUT:
+    case OP_STORE_LOAD:
+    case OP_STORE_FORGET:
+        break;
+    }
+    UNREACHABLE();
+}
+
+/* Connections whose packets waited: each of those there now once. */
+static void resume_all(struct shard *shard, struct list_node *list)
+{
+    struct list_node taken;
+    list_init(&taken);
+    list_splice_back(&taken, list);
+    while (!list_is_empty(&taken))
+        client_resume(shard, LIST_ENTRY(list_first(&taken), struct client, work));
+}
+
+static void on_client_timer(struct timer_node *node, void *shard) { client_on_timer(shard, LIST_ENTRY(node, struct client, timer)); }
+static void on_session_timer(struct timer_node *node, void *shard) { session_on_timer(shard, LIST_ENTRY(node, struct session, timer)); }
+
+/* One vectored write for each connection that was given something; those that memory ran out for are closed. */
+static void write_all(struct shard *shard)
+{
+    for (struct list_node *node; (node = list_pop_front(&shard->dirty)) != NULL;) {
+        struct client *client = LIST_ENTRY(node, struct client, dirty);
+        if (client->is_doomed)
+            client_close(shard, client, MQTT_REASON_SUCCESS, &shard->stats.closed_no_memory);
+        else
+            client_flush(shard, client);
+    }
+}
+
+static void refresh_gauges(struct shard *shard)
+{
+    uint64_t held = shard->gate.copies + (shard->log.large ? shard->log.large->held_count : 0);
+    for (actor_id to = 0; to < shard->config.shard_count; to++)
+        held += shard->batches[to] ? shard->batches[to]->copies : 0;
+    gauge_set(&shard->stats.copies_held, (int64_t)held);
+    gauge_set(&shard->stats.backlog, (int64_t)shard->backlog.count);
+}
+
+void shard_turn_end(struct shard *shard)
+{
+    CHECK(shard->in_turn);
+    uint64_t now_ms = (uint64_t)shard->now_ms;
+    if (!list_is_empty(&shard->ready)) {
+        shard->turn++; /* a new allowance of publishes */
+        resume_all(shard, &shard->ready);
+    }
+    if (!list_is_empty(&shard->blocked) && shard_has_room(shard))
+        resume_all(shard, &shard->blocked);
+    if (timer_wheel_advance(&shard->client_timers, now_ms, SHARD_TIMERS_PER_TURN, on_client_timer, shard))
+        shard->is_work_left = true;
+    if (timer_wheel_advance(&shard->session_timers, now_ms, SHARD_TIMERS_PER_TURN, on_session_timer, shard))
+        shard->is_work_left = true;
+    session_retry_wills(shard);
+
+    shard_log_turn_end(shard);
+    if (ack_gate_release(&shard->gate, SHARD_RELEASES_PER_TURN, publish_on_released, shard))
+        shard->is_work_left = true;
+    deliver_post_batches(shard);
+    write_all(shard);
+    deliver_post_batches(shard); /* closing may have said wills */
+    refresh_gauges(shard);
+    if (!list_is_empty(&shard->ready) || shard->log.block)
+        shard->is_work_left = true;
+    shard->in_turn = false;
+    epoch_end(shard->reader);
+}
+
+int64_t shard_next_turn_ns(const struct shard *shard)
+{
+    if (shard->is_work_left || shard->turn == 0)
+        return shard->now_mono_ns;
+    uint64_t client_ms = timer_wheel_next_ms(&shard->client_timers), session_ms = timer_wheel_next_ms(&shard->session_timers);
+    uint64_t next_ms = client_ms < session_ms ? client_ms : session_ms;
+    int64_t next_ns = next_ms >= (uint64_t)(INT64_MAX / 1000000) ? INT64_MAX : (int64_t)next_ms * 1000000;
+    bool is_waiting = shard->backlog.count > 0 || !list_is_empty(&shard->blocked) || shard->wills_first || shard->log.large;
+    if (is_waiting && next_ns > shard->now_mono_ns + SHARD_RETRY_NS)
+        next_ns = shard->now_mono_ns + SHARD_RETRY_NS;
+    return next_ns > shard->now_mono_ns ? next_ns : shard->now_mono_ns;
+}
+
+/* --- the end ------------------------------------------------------------------------------------------------------------------------ */
+
+bool shard_drain(struct shard *shard, bool force)
+{
+    CHECK(shard->in_turn);
+    shard->is_draining = true;
+    while (!list_is_empty(&shard->connecting))
+        client_close(shard, LIST_ENTRY(list_first(&shard->connecting), struct client, work), MQTT_REASON_SUCCESS,
+                     &shard->stats.refused_shutdown);
+    for (uint32_t slot = 0; slot < shard->sessions.slot_count; slot++) {
+        struct session *sess = session_table_at(&shard->sessions, slot);
+        struct client *client = sess ? sess->client : NULL;
+        if (client && (force || client->gate_held == 0))
+            client_close(shard, client, MQTT_REASON_SERVER_SHUTTING_DOWN, &shard->stats.closed_shutdown);
+    }
+    return gauge_get(&shard->stats.connections) == 0 && shard_log_is_quiet(&shard->log) && shard->backlog.count == 0 &&
+           (force || ack_gate_is_empty(&shard->gate));
+}

@@ -1,0 +1,139 @@
+#include "broker/core/shard_log.h"
+
+#include <stdlib.h>
+
+#include "broker/core/shard_state.h"
+#include "common/check.h"
+
+void shard_log_init(struct shard_log *log, struct log_block_pool *pool) { *log = (struct shard_log){.pool = pool, .has_room = true}; }
+
+void shard_log_deinit(struct shard_log *log)
+{
+    if (log->block)
+        log_block_pool_put(log->pool, log->block);
+    if (log->large)
+        publish_job_free(log->large);
+    free(log->large_head);
+    *log = (struct shard_log){0};
+}
+
+bool shard_log_has_room(const struct shard_log *log, size_t size)
+{
+    if (!log->has_room || log->is_failed)
+        return false;
+    if (shard_log_is_large(log, size))
+        return log->large == NULL;
+    if (log->block && log->pool->body_max - log->block->body_size >= size)
+        return true;
+    return log->pool->used_count < log->pool->block_count_max;
+}
+
+/* Seal a block and hand it to the log actor. */
+static void hand_over(struct shard *shard, struct log_block *block)
+{
+    log_block_seal(shard->log.pool, block);
+    counter_inc(&shard->stats.log_blocks);
+    shard_post(shard, ACTOR_LOG, &(struct op){.type = OP_LOG_BLOCK, .from = shard->config.index, .block = block});
+}
+
+static void seal_filling(struct shard *shard)
+{
+    struct log_block *block = shard->log.block;
+    if (!block)
+        return;
+    shard->log.block = NULL;
+    if (block->body_size > 0)
+        hand_over(shard, block);
+    else
+        log_block_pool_put(shard->log.pool, block);
+}
+
+uint64_t shard_log_append(struct shard *shard, const struct record *rec, size_t size)
+{
+    struct shard_log *log = &shard->log;
+    CHECK(!shard_log_is_large(log, size));
+    uint8_t *at = log->block ? log_block_reserve(log->block, size) : NULL;
+    if (!at) {
+        struct log_block *fresh = log_block_pool_get(log->pool);
+        if (!fresh)
+            return 0; /* memory is short: the pool had a place, the machine had none */
+        seal_filling(shard);
+        log->block = fresh;
+        at = log_block_reserve(fresh, size);
+        CHECK(at);
+    }
+    size_t used = record_encode(at, rec);
+    CHECK(used == size);
+    log_block_commit(log->block, used);
+    counter_inc(&shard->stats.log_records);
+    counter_add(&shard->stats.log_record_bytes, used);
+    return shard_log_filling(log);
+}
+
+enum err shard_log_begin_large(struct shard *shard, const struct record *rec, struct publish_job *job)
+{
+    struct shard_log *log = &shard->log;
+    CHECK(!log->large);
+    size_t head_size = record_head_size(rec);
+    log->large_head = malloc(head_size);
+    if (!log->large_head)
+        return ERR_NOMEM;
+    size_t used = record_encode_head(log->large_head, rec);
+    CHECK(used == head_size);
+    log->large = job;
+    log_block_group_init(&log->group, span_of(log->large_head, head_size), msg_payload(job->msg));
+    counter_inc(&shard->stats.log_records);
+    counter_add(&shard->stats.log_record_bytes, head_size + job->msg->payload_size);
+    return ERR_OK;
+}
+
+/* Up to LOG_GROUP_TURN_MAX bytes of the large record, as far as the pool has blocks. */
+static void large_step(struct shard *shard)
+{
+    struct shard_log *log = &shard->log;
+    for (size_t copied = 0; copied < LOG_GROUP_TURN_MAX && !log_block_group_done(&log->group);) {
+        struct log_block *block = log_block_pool_get(log->pool);
+        if (!block)
+            return;
+        copied += log_block_group_next(&log->group, block);
+        hand_over(shard, block);
+    }
+    if (!log_block_group_done(&log->group)) {
+        shard->is_work_left = true;
+        return;
+    }
+    struct publish_job *job = log->large;
+    log->large = NULL;
+    free(log->large_head);
+    log->large_head = NULL;
+    publish_on_logged(shard, job, log->pool->sealed_count);
+}
+
+void shard_log_turn_end(struct shard *shard)
+{
+    if (!shard->log.pool)
+        return;
+    seal_filling(shard); /* first: its records were told their block's number */
+    if (shard->log.large && !shard->log.is_failed)
+        large_step(shard);
+}
+
+void shard_log_on_durable(struct shard *shard, const struct op *op)
+{
+    struct shard_log *log = &shard->log;
+    CHECK(op->durable.durable_blocks >= log->durable_blocks);
+    CHECK(op->durable.durable_blocks <= log->pool->sealed_count);
+    log->durable_blocks = op->durable.durable_blocks;
+    for (struct log_block *block = op->durable.blocks, *next; block; block = next) {
+        next = block->next;
+        log_block_pool_put(log->pool, block);
+    }
+    ack_gate_set_durable(&shard->gate, log->durable_blocks);
+}
+
+bool shard_log_is_quiet(const struct shard_log *log)
+{
+    if (!log->pool)
+        return true;
+    return !log->block && !log->large && (log->is_failed || log->durable_blocks == log->pool->sealed_count);
+}

@@ -1,0 +1,53 @@
+/* A shard's end of the log: the block being filled, and the large record on its way.
+ *
+ * Records of a turn go into one block (more when they do not fit); the end of the turn seals it and hands it to the log actor. What a
+ * record waits for is the number of its block in the shard's own count. Blocks are handed over in the order of sealing, and the block being
+ * filled is sealed before any block of a large record, so the number given at the append is the number it gets.
+ *
+ * A record larger than a block's body becomes a group of blocks, at most LOG_GROUP_TURN_MAX bytes a turn; one at a time (a shard has one
+ * group open at most). Bounds: the pool. Owner: the shard. Pure. */
+#ifndef TIDEGATE_BROKER_CORE_SHARD_LOG_H
+#define TIDEGATE_BROKER_CORE_SHARD_LOG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "broker/core/ops.h"
+#include "common/err.h"
+#include "common/log_block.h"
+
+struct publish_job;
+struct shard;
+
+struct shard_log {
+    struct log_block_pool *pool; /* NULL without persistence */
+    struct log_block *block;     /* being filled, NULL = none */
+    uint64_t durable_blocks;
+    bool has_room; /* the log takes PUBLISH records */
+    bool is_failed;
+    struct publish_job *large; /* being logged, NULL = none */
+    uint8_t *large_head;
+    struct log_block_group group;
+};
+
+void shard_log_init(struct shard_log *log, struct log_block_pool *pool);
+void shard_log_deinit(struct shard_log *log);
+
+/* Whether a record of `size` bytes can be appended now. */
+bool shard_log_has_room(const struct shard_log *log, size_t size);
+static inline bool shard_log_is_large(const struct shard_log *log, size_t size) { return size > log->pool->body_max; }
+/* Append; shard_log_has_room() said yes, it is not large. Returns the block's number: what it waits for. */
+uint64_t shard_log_append(struct shard *shard, const struct record *rec, size_t size);
+/* Begin a large record; none is open. The job is taken, msg and all; publish_on_logged() follows in a later turn_end. ERR_NOMEM: not taken.
+ */
+enum err shard_log_begin_large(struct shard *shard, const struct record *rec, struct publish_job *job) must_check;
+/* The number of the block being filled (or the next one). */
+static inline uint64_t shard_log_filling(const struct shard_log *log) { return log->pool ? log->pool->sealed_count + 1 : 0; }
+
+/* End of the turn: seal and hand over what was logged, go on with the large record. */
+void shard_log_turn_end(struct shard *shard);
+void shard_log_on_durable(struct shard *shard, const struct op *op);
+/* Nothing logged that is not durable. */
+bool shard_log_is_quiet(const struct shard_log *log);
+
+#endif

@@ -1,0 +1,91 @@
+/* The inside of a shard, shared by the files that make it up (shard.c, client.c, publish.c, deliver.c, subscribe.c, session_life.c,
+ * shard_log.c) and by nobody else. */
+#ifndef TIDEGATE_BROKER_CORE_SHARD_STATE_H
+#define TIDEGATE_BROKER_CORE_SHARD_STATE_H
+
+#include "broker/core/client.h"
+#include "broker/core/deliver.h"
+#include "broker/core/op_backlog.h"
+#include "broker/core/publish.h"
+#include "broker/core/shard.h"
+#include "broker/core/shard_log.h"
+#include "broker/core/shard_stats.h"
+#include "broker/durable/ack_gate.h"
+#include "broker/route/topic_tree.h"
+#include "broker/session/outbox.h"
+#include "broker/session/session_table.h"
+#include "broker/session/timer_wheel.h"
+#include "common/list.h"
+
+#define SHARD_TIMERS_PER_TURN 1024   /* fired or moved; the rest in the next turn */
+#define SHARD_RELEASES_PER_TURN 8192 /* gate items; the rest in the next turn */
+#define SHARD_IOVECS_MAX 64          /* pieces of one vectored write; further ones follow in the same turn */
+#define SHARD_RETRY_NS 10000000      /* 10 ms: what waits for memory or a full ring is tried again */
+#define SHARD_CLOSE_LINGER_MS 1000   /* for the last bytes (DISCONNECT, CONNACK) to leave */
+
+struct shard {
+    struct shard_config config;
+    struct topic_tree *tree;
+    struct epoch_reader *reader;
+    const struct shard_io *io;
+    void *io_arg;
+
+    int64_t now_mono_ns, now_wall_ns, now_ms; /* of this turn; now_ms is mono */
+    int64_t receive_wall_ns;                  /* given last: strictly increasing */
+    uint32_t turn;
+    bool in_turn;
+
+    struct timer_wheel client_timers, session_timers;
+    struct session_table sessions;
+    struct ack_gate gate;
+    struct op_backlog backlog;
+    struct outbox_pool outboxes;
+    struct shard_log log;
+    struct publish_scratch scratch;
+    struct delivery *batches[ACTOR_SHARDS_MAX]; /* to be posted at the end of the turn */
+
+    struct list_node connecting, ready, blocked; /* of clients, by client.work */
+    struct list_node dirty;                      /* of clients, by client.dirty */
+    bool is_any_doomed;
+    bool is_work_left; /* a budget ended something: the next turn is due at once */
+
+    uint64_t retained_asked;    /* own retained PUBLISHes posted; answers come in order */
+    uint64_t *retained_refused; /* tickets the route actor refused and the gate still holds, ascending */
+    uint32_t retained_refused_count, retained_refused_capacity;
+    uint64_t request_id;                   /* of route requests */
+    struct will *wills_first, *wills_last; /* that found no room */
+    uint64_t random_state[2];
+    bool wants_user_name; /* some rule takes the device from it */
+    bool is_draining;
+
+    struct shard_stats stats;
+};
+
+/* An op to another actor; kept when its ring is full. */
+void shard_post(struct shard *shard, actor_id to, const struct op *op);
+uint64_t shard_random(struct shard *shard);
+/* A receive time: the turn's wall clock, moved on so that it is strictly increasing. */
+int64_t shard_receive_time(struct shard *shard);
+/* Whether a PUBLISH (of QoS > 0) may be handled at all now. */
+bool shard_has_room(const struct shard *shard);
+
+/* session_life.c */
+/* The connection of a session has gone. say_will: its will is to go out (after its delay). */
+void session_on_disconnected(struct shard *shard, struct session *sess, bool say_will);
+void session_on_timer(struct shard *shard, struct session *sess);
+/* End it: its will goes out now if one is waiting, its subscriptions and its queue are forgotten. It is away. */
+void session_end(struct shard *shard, struct session *sess);
+/* Publish a will, now or when there is room; takes it. */
+void session_publish_will(struct shard *shard, struct will *will);
+/* Those that found no room. */
+void session_retry_wills(struct shard *shard);
+
+/* subscribe.c */
+enum client_step subscribe_on_subscribe(struct shard *shard, struct client *client, const struct packet_subscribe *packet);
+enum client_step subscribe_on_unsubscribe(struct shard *shard, struct client *client, const struct packet_unsubscribe *packet);
+void subscribe_on_reply(struct shard *shard, struct route_request *request);
+void subscribe_on_retained_value(struct shard *shard, const struct op *op);
+void subscribe_on_retained_end(struct shard *shard, const struct op *op);
+void subscribe_forget_session(struct shard *shard, struct session *sess);
+
+#endif

@@ -1,0 +1,241 @@
+/* SUBSCRIBE and UNSUBSCRIBE: one request each to the route actor, the answer when it has done it; then the retained values.
+ *
+ * The session's own list of filters follows the requests as they are sent, so that its end can name all that may be in the tree. Shared
+ * subscriptions are refused in this stage, and CONNACK says so. */
+#include <stdlib.h>
+
+#include "broker/core/route_actor.h"
+#include "broker/core/shard_state.h"
+#include "common/check.h"
+#include "common/hash.h"
+
+#define PENDING_MAX 256 /* requests of one session that are not answered; more wait unprocessed */
+#define CODES_ON_STACK 64
+
+static bool has_room(const struct shard *shard, const struct session *sess)
+{
+    if (shard->backlog.count > 0)
+        return false;
+    uint32_t count = 0;
+    for (const struct pending_request *request = sess->rare ? sess->rare->pending : NULL; request; request = request->next)
+        count++;
+    return count < PENDING_MAX;
+}
+
+/* One reason for all filters; when the request cannot even be made. */
+static enum client_step answer_all(struct shard *shard, struct client *client, enum mqtt_packet_type type, uint16_t packet_id,
+                                   uint32_t filter_count)
+{
+    uint8_t stack[CODES_ON_STACK];
+    uint8_t *codes = filter_count <= CODES_ON_STACK ? stack : malloc(filter_count);
+    if (!codes) {
+        client_close(shard, client, MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.closed_no_memory);
+        return CLIENT_GONE;
+    }
+    memset(codes, MQTT_REASON_UNSPECIFIED_ERROR, filter_count);
+    struct packet packet = {.type = type, .suback = {.packet_id = packet_id, .codes = span_of(codes, filter_count)}};
+    client_send(shard, client, &packet);
+    counter_add(&shard->stats.subscribes_refused, type == MQTT_SUBACK ? filter_count : 0);
+    if (codes != stack)
+        free(codes);
+    return CLIENT_NEXT;
+}
+
+static struct pending_request *pending_new(struct shard *shard, struct session *sess, uint32_t filter_count)
+{
+    struct session_rare *rare = session_rare_get(sess);
+    struct pending_request *pending = rare ? malloc(sizeof *pending + filter_count * sizeof pending->filters[0]) : NULL;
+    if (!pending)
+        return NULL;
+    *pending = (struct pending_request){
+        .next = rare->pending, .id = ++shard->request_id, .connection = sess->connection, .filter_count = filter_count};
+    rare->pending = pending;
+    return pending;
+}
+
+static void request_send(struct shard *shard, struct session *sess, struct route_request *request, enum route_kind kind, uint64_t id,
+                         uint16_t packet_id)
+{
+    request->id = id;
+    request->kind = (uint8_t)kind;
+    request->packet_id = packet_id;
+    request->session = (struct session_ref){.slot = sess->slot, .generation = sess->generation, .shard = shard->config.index};
+    shard_post(shard, ACTOR_ROUTE, &(struct op){.type = OP_ROUTE_REQUEST, .from = shard->config.index, .request = request});
+}
+
+static void put_filter(struct route_request *request, uint32_t index, uint32_t *text_size, struct span text)
+{
+    request->filters[index].offset = *text_size;
+    request->filters[index].size = (uint32_t)text.size;
+    memcpy(request->text + *text_size, text.data, text.size);
+    *text_size += (uint32_t)text.size;
+}
+
+static uint8_t judge_filter(struct session *sess, const struct packet_subscription *subscription)
+{
+    if (subscription->filter.is_shared)
+        return MQTT_REASON_SHARED_SUBSCRIPTIONS_NOT_SUPPORTED;
+    enum err err = session_add_subscription(sess, subscription->text);
+    return err == ERR_OK ? MQTT_REASON_SUCCESS : err == ERR_FULL ? MQTT_REASON_QUOTA_EXCEEDED : MQTT_REASON_UNSPECIFIED_ERROR;
+}
+
+enum client_step subscribe_on_subscribe(struct shard *shard, struct client *client, const struct packet_subscribe *packet)
+{
+    struct session *sess = client->session;
+    struct packet_subscription subscription;
+    size_t text_size = 0;
+    for (struct span rest = packet->filters; packet_subscribe_next(&rest, &subscription);) {
+        text_size += subscription.text.size;
+        if (subscription.filter.is_shared && subscription.no_local) {
+            client_close(shard, client, MQTT_REASON_PROTOCOL_ERROR, &shard->stats.closed_protocol_error); /* [MQTT-3.8.3-4] */
+            return CLIENT_GONE;
+        }
+    }
+    if (!has_room(shard, sess)) {
+        client_set_block(shard, client, BLOCK_ROOM);
+        return CLIENT_BLOCKED;
+    }
+    struct route_request *request = route_request_new(packet->filter_count, text_size);
+    struct pending_request *pending = request ? pending_new(shard, sess, packet->filter_count) : NULL;
+    if (!pending) {
+        route_request_free(request);
+        return answer_all(shard, client, MQTT_SUBACK, packet->packet_id, packet->filter_count);
+    }
+    bool has_id = packet->properties.present & MQTT_PROPERTY_BIT(SUBSCRIPTION_IDENTIFIER);
+    uint32_t index = 0, used = 0;
+    for (struct span rest = packet->filters; packet_subscribe_next(&rest, &subscription); index++) {
+        put_filter(request, index, &used, subscription.text);
+        struct route_filter *filter = &request->filters[index];
+        filter->subscription_id = has_id ? packet->properties.subscription_identifier : 0;
+        filter->qos = subscription.qos;
+        filter->options = (uint8_t)((subscription.no_local ? SUBSCRIBER_NO_LOCAL : 0) |
+                                    (subscription.retain_as_published ? SUBSCRIBER_RETAIN_AS_PUBLISHED : 0) |
+                                    subscription.retain_handling << SUBSCRIBER_RETAIN_HANDLING_SHIFT |
+                                    (session_is_persistent(sess) ? SUBSCRIBER_PERSISTENT : 0));
+        filter->reason = judge_filter(sess, &subscription);
+        pending->filters[index] =
+            (struct pending_filter){.subscription_id = filter->subscription_id, .qos = filter->qos, .options = filter->options};
+    }
+    request_send(shard, sess, request, ROUTE_SUBSCRIBE, pending->id, packet->packet_id);
+    return CLIENT_NEXT;
+}
+
+enum client_step subscribe_on_unsubscribe(struct shard *shard, struct client *client, const struct packet_unsubscribe *packet)
+{
+    struct session *sess = client->session;
+    size_t text_size = 0;
+    struct span filter;
+    for (struct span rest = packet->filters; packet_unsubscribe_next(&rest, &filter);)
+        text_size += filter.size;
+    if (!has_room(shard, sess)) {
+        client_set_block(shard, client, BLOCK_ROOM);
+        return CLIENT_BLOCKED;
+    }
+    struct route_request *request = route_request_new(packet->filter_count, text_size);
+    struct pending_request *pending = request ? pending_new(shard, sess, 0) : NULL;
+    if (!pending) {
+        route_request_free(request);
+        return answer_all(shard, client, MQTT_UNSUBACK, packet->packet_id, packet->filter_count);
+    }
+    uint32_t index = 0, used = 0;
+    for (struct span rest = packet->filters; packet_unsubscribe_next(&rest, &filter); index++) {
+        put_filter(request, index, &used, filter);
+        session_remove_subscription(sess, filter); /* byte by byte [MQTT-3.10.4-1] */
+    }
+    counter_add(&shard->stats.unsubscribes, packet->filter_count);
+    request_send(shard, sess, request, ROUTE_UNSUBSCRIBE, pending->id, packet->packet_id);
+    return CLIENT_NEXT;
+}
+
+void subscribe_forget_session(struct shard *shard, struct session *sess)
+{
+    const struct subscription_list *list = sess->subscriptions;
+    if (!list)
+        return;
+    struct route_request *request = route_request_new(list->count, list->size);
+    if (!request)
+        return; /* its entries stay and lead to a slot of another generation: dropped as session_gone */
+    struct span filter;
+    uint32_t index = 0, used = 0;
+    for (uint32_t offset = 0; session_next_subscription(sess, &offset, &filter); index++)
+        put_filter(request, index, &used, filter);
+    request_send(shard, sess, request, ROUTE_FORGET_SESSION, ++shard->request_id, 0);
+}
+
+/* The request's reasons as codes of the answer. */
+static void send_answer(struct shard *shard, struct client *client, const struct route_request *request)
+{
+    enum mqtt_packet_type type = request->kind == ROUTE_SUBSCRIBE ? MQTT_SUBACK : MQTT_UNSUBACK;
+    uint8_t stack[CODES_ON_STACK];
+    uint8_t *codes = request->filter_count <= CODES_ON_STACK ? stack : malloc(request->filter_count);
+    if (!codes) {
+        client->is_doomed = shard->is_any_doomed = true;
+        client_mark_dirty(shard, client);
+        return;
+    }
+    for (uint32_t i = 0; i < request->filter_count; i++)
+        codes[i] = request->filters[i].reason;
+    bool has_codes = type == MQTT_SUBACK || client->version == MQTT_V5;
+    struct packet packet = {
+        .type = type,
+        .suback = {.packet_id = request->packet_id, .codes = has_codes ? span_of(codes, request->filter_count) : (struct span){0, 0}}};
+    client_send(shard, client, &packet);
+    if (codes != stack)
+        free(codes);
+}
+
+static void settle_subscribe(struct shard *shard, struct session *sess, const struct route_request *request)
+{
+    for (uint32_t i = 0; i < request->filter_count; i++) {
+        const struct route_filter *filter = &request->filters[i];
+        bool is_refused = filter->reason >= MQTT_REASON_UNSPECIFIED_ERROR;
+        counter_inc(is_refused ? &shard->stats.subscribes_refused : &shard->stats.subscribes);
+        if (is_refused && filter->is_new)
+            session_remove_subscription(sess, span_of(request->text + filter->offset, filter->size));
+    }
+}
+
+void subscribe_on_reply(struct shard *shard, struct route_request *request)
+{
+    struct session *sess = session_table_find_slot(&shard->sessions, request->session.slot, request->session.generation);
+    struct pending_request *pending = sess ? session_find_pending(sess, request->id) : NULL;
+    if (pending) {
+        if (request->kind == ROUTE_SUBSCRIBE)
+            settle_subscribe(shard, sess, request);
+        if (sess->client && sess->connection == pending->connection)
+            send_answer(shard, sess->client, request);
+        if (request->kind != ROUTE_SUBSCRIBE) /* of a SUBSCRIBE, OP_RETAINED_END is the last */
+            session_remove_pending(sess, request->id);
+    }
+    route_request_free(request);
+}
+
+void subscribe_on_retained_value(struct shard *shard, const struct op *op)
+{
+    struct msg *msg = op->retained.msg;
+    struct session *sess = session_table_find_slot(&shard->sessions, op->retained.session.slot, op->retained.session.generation);
+    struct pending_request *pending = sess ? session_find_pending(sess, op->retained.request_id) : NULL;
+    if (pending) {
+        CHECK(op->count < pending->filter_count);
+        const struct pending_filter *filter = &pending->filters[op->count];
+        uint8_t qos = filter->qos < msg->qos ? filter->qos : msg->qos; /* [MQTT-3.8.4-8] */
+        counter_inc(&shard->stats.retained_received);
+        counter_inc(&shard->stats.copies_routed);
+        if ((filter->options & SUBSCRIBER_NO_LOCAL) &&
+            msg->publisher == session_number_of(shard->config.index, sess->slot, sess->generation))
+            counter_inc(&shard->stats.dropped_no_local);
+        else if (session_has_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg))
+            counter_inc(&shard->stats.dropped_stale_retained);
+        else
+            deliver_to_session(shard, sess, msg, qos, true, &filter->subscription_id,
+                               filter->subscription_id != 0); /* [MQTT-3.3.1-8 of 3.1.1] */
+    }
+    msg_unref(msg);
+}
+
+void subscribe_on_retained_end(struct shard *shard, const struct op *op)
+{
+    struct session *sess = session_table_find_slot(&shard->sessions, op->retained.session.slot, op->retained.session.generation);
+    if (sess)
+        session_remove_pending(sess, op->retained.request_id);
+}

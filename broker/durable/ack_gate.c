@@ -1,0 +1,127 @@
+#include "broker/durable/ack_gate.h"
+
+#include <stdlib.h>
+
+#include "common/check.h"
+
+#define CHUNK_SIZE ((size_t)65536 - 64)
+
+struct gate_chunk {
+    struct gate_chunk *next;
+    size_t start, end, capacity;
+    _Alignas(8) uint8_t bytes[];
+};
+
+static struct gate_chunk *chunk_new(struct ack_gate *gate, size_t size)
+{
+    struct gate_chunk *chunk = gate->spare;
+    if (chunk && chunk->capacity >= size) {
+        gate->spare = NULL;
+    } else {
+        size_t capacity = size > CHUNK_SIZE ? size : CHUNK_SIZE;
+        chunk = malloc(sizeof *chunk + capacity);
+        CHECK_MSG(chunk, "out of memory for what the log has taken");
+        chunk->capacity = capacity;
+    }
+    chunk->next = NULL;
+    chunk->start = chunk->end = 0;
+    return chunk;
+}
+
+static void chunk_free(struct ack_gate *gate, struct gate_chunk *chunk)
+{
+    if (!gate->spare && chunk->capacity == CHUNK_SIZE)
+        gate->spare = chunk;
+    else
+        free(chunk);
+}
+
+void ack_gate_init(struct ack_gate *gate, struct queue_stats *stats) { *gate = (struct ack_gate){.stats = stats}; }
+
+static size_t item_size(const struct gate_item *item) { return align_up(sizeof *item + item->extra_size, 8); }
+static size_t item_cost(const struct gate_item *item) { return item_size(item) + (item->msg ? msg_cost(item->msg) : 0); }
+
+void ack_gate_deinit(struct ack_gate *gate)
+{
+    for (struct gate_chunk *chunk = gate->first, *next; chunk; chunk = next) {
+        next = chunk->next;
+        while (chunk->start < chunk->end) {
+            const struct gate_item *item = (const struct gate_item *)(const void *)(chunk->bytes + chunk->start);
+            msg_unref(item->msg);
+            chunk->start += item_size(item);
+        }
+        free(chunk);
+    }
+    free(gate->spare);
+    *gate = (struct ack_gate){0};
+}
+
+void ack_gate_put(struct ack_gate *gate, const struct gate_item *item, struct span extra, uint64_t block_filling)
+{
+    CHECK(item->wait_block <= block_filling);
+    CHECK(item->extra_size == extra.size);
+    CHECK((item->kind == GATE_DELIVERY) == (item->msg != NULL));
+    size_t size = item_size(item);
+    if (!gate->last || gate->last->capacity - gate->last->end < size) {
+        struct gate_chunk *chunk = chunk_new(gate, size);
+        if (gate->last)
+            gate->last->next = chunk;
+        else
+            gate->first = chunk;
+        gate->last = chunk;
+    }
+    uint8_t *at = gate->last->bytes + gate->last->end;
+    memcpy(at, item, sizeof *item);
+    if (extra.size)
+        memcpy(at + sizeof *item, extra.data, extra.size);
+    gate->last->end += size;
+    if (item->wait_block > gate->wait_block_newest)
+        gate->wait_block_newest = item->wait_block;
+    gate->copies += item->copy_count;
+    queue_stats_push(gate->stats, item_cost(item), item->since_mono_ns);
+}
+
+void ack_gate_set_durable(struct ack_gate *gate, uint64_t durable_blocks)
+{
+    CHECK(durable_blocks >= gate->durable_blocks);
+    gate->durable_blocks = durable_blocks;
+}
+
+void ack_gate_set_retained(struct ack_gate *gate, uint64_t retained_answered)
+{
+    CHECK(retained_answered >= gate->retained_answered);
+    gate->retained_answered = retained_answered;
+}
+
+static const struct gate_item *first_item(const struct ack_gate *gate)
+{
+    const struct gate_chunk *chunk = gate->first;
+    return chunk && chunk->start < chunk->end ? (const struct gate_item *)(const void *)(chunk->bytes + chunk->start) : NULL;
+}
+
+bool ack_gate_release(struct ack_gate *gate, size_t budget, gate_release_fn release, void *arg)
+{
+    for (const struct gate_item *item; (item = first_item(gate)) != NULL; budget--) {
+        if (!ack_gate_is_open(gate, item->wait_block, item->wait_retained))
+            return false;
+        if (budget == 0)
+            return true;
+        CHECK(item->wait_block <= gate->durable_blocks);
+        struct gate_chunk *chunk = gate->first;
+        uint64_t puts_before = gate->stats->messages;
+        size_t cost = item_cost(item);
+        chunk->start += item_size(item);
+        gate->copies -= item->copy_count;
+        release(arg, item, span_of(item + 1, item->extra_size));
+        CHECK(gate->stats->messages == puts_before);
+        if (chunk->start == chunk->end) {
+            gate->first = chunk->next;
+            if (!gate->first)
+                gate->last = NULL;
+            chunk_free(gate, chunk);
+        }
+        const struct gate_item *next = first_item(gate);
+        queue_stats_pop(gate->stats, cost, next ? next->since_mono_ns : 0);
+    }
+    return false;
+}

@@ -1,0 +1,95 @@
+/* The ack gate: the one module that releases what promises something.
+ *
+ * A shard's gate is one queue, first in first out. Each item names what must have happened before it may leave: the count of the shard's
+ * own log blocks that must be durable, and the count of retained PUBLISHes that the route actor must have answered. Both counts only grow,
+ * and the queue only opens at its head, so answers of one connection keep their order [MQTT-4.6.0-2] [MQTT-4.6.0-3]: an answer that waits
+ * for nothing itself still stands behind those its connection has here already (an answer may go past the gate only if its connection has
+ * nothing in it; the caller looks at client.gate_held).
+ *
+ *   kind           holds                                    leaves as
+ *   GATE_ACK       PUBACK, PUBREC, PUBCOMP of a connection  a packet, if that connection is still there
+ *   GATE_DELIVERY  a message and its recipients             copies to their homes (LOG 9)
+ *
+ * In pairs: an item may wait only for blocks up to the one being filled, and leaves only when durable (CHECK on both sides).
+ *
+ * Items stand in chunks of memory one behind the other; nothing is allocated per item. Bound: ACK_GATE_BYTES_MAX with the messages held;
+ * ack_gate_has_room() says no before that, and the shard stops reading whoever needs it. Pure; owner: the shard. */
+#ifndef TIDEGATE_BROKER_DURABLE_ACK_GATE_H
+#define TIDEGATE_BROKER_DURABLE_ACK_GATE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "broker/core/msg.h"
+#include "common/bytes.h"
+#include "common/metrics.h"
+
+#define ACK_GATE_BYTES_MAX ((uint64_t)64 << 20) /* messages held and items; one item may go beyond it */
+
+enum gate_kind { GATE_ACK, GATE_DELIVERY };
+
+/* A connection of a session, as it was when the item was made. */
+struct client_ref {
+    uint32_t slot, generation; /* of the session */
+    uint32_t connection;       /* session.connection */
+};
+
+struct gate_item {
+    uint64_t wait_block;    /* own blocks that must be durable */
+    uint64_t wait_retained; /* own retained PUBLISHes that must be answered */
+    int64_t since_mono_ns;  /* when it was put */
+    struct msg *msg;        /* GATE_DELIVERY: taken */
+    struct client_ref client;
+    uint32_t extra_size; /* GATE_DELIVERY: bytes of recipients behind the item */
+    uint32_t copy_count; /* GATE_DELIVERY: recipients */
+    uint16_t packet_id;  /* GATE_ACK */
+    uint8_t kind;        /* enum gate_kind */
+    uint8_t packet_type; /* GATE_ACK: enum mqtt_packet_type */
+    uint8_t reason;      /* GATE_ACK: enum mqtt_reason */
+    bool may_be_refused; /* GATE_ACK: of a retained PUBLISH, see wait_retained */
+};
+
+struct gate_chunk;
+
+struct ack_gate {
+    struct gate_chunk *first, *last, *spare;
+    uint64_t durable_blocks; /* counts reached */
+    uint64_t retained_answered;
+    uint64_t wait_block_newest; /* of what is in here */
+    uint64_t copies;            /* recipients in here */
+    struct queue_stats *stats;  /* borrowed: items, bytes with messages, oldest */
+};
+
+/* What an item becomes. extra: the recipients' bytes. Borrowed until return; item->msg is the callee's to release. Must not put into the
+ * gate. */
+typedef void (*gate_release_fn)(void *arg, const struct gate_item *item, struct span extra);
+
+void ack_gate_init(struct ack_gate *gate, struct queue_stats *stats);
+/* Drops what is held, messages included. */
+void ack_gate_deinit(struct ack_gate *gate);
+
+static inline bool ack_gate_is_open(const struct ack_gate *gate, uint64_t wait_block, uint64_t wait_retained)
+{
+    return wait_block <= gate->durable_blocks && wait_retained <= gate->retained_answered;
+}
+static inline bool ack_gate_is_empty(const struct ack_gate *gate) { return gate->stats->messages == 0; }
+/* Whether a PUBLISH with `size` bytes may still be let in. */
+static inline bool ack_gate_has_room(const struct ack_gate *gate, uint64_t size)
+{
+    return gate->stats->messages == 0 || gate->stats->bytes + size <= ACK_GATE_BYTES_MAX;
+}
+
+/* Hold an item (copied, item->msg taken) with its recipients (copied).
+ * block_filling  the number of the shard's own block that is being filled: nothing may wait for more. Memory shortage is fatal here
+ * (CHECK): the record is in the log already, its answer must not be lost; room was asked for before. */
+void ack_gate_put(struct ack_gate *gate, const struct gate_item *item, struct span extra, uint64_t block_filling);
+
+/* The counts never fall. */
+void ack_gate_set_durable(struct ack_gate *gate, uint64_t durable_blocks);
+void ack_gate_set_retained(struct ack_gate *gate, uint64_t retained_answered);
+
+/* Let out what may leave, in order, at most `budget` items. True when the budget ended it. */
+bool ack_gate_release(struct ack_gate *gate, size_t budget, gate_release_fn release, void *arg);
+
+#endif

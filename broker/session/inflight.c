@@ -1,0 +1,200 @@
+#include "broker/session/inflight.h"
+
+#include <stdlib.h>
+
+#include "common/check.h"
+
+#define NONE UINT16_MAX
+#define CAPACITY_FIRST 8u
+#define CAPACITY_MAX 65535u /* indices 0..65534, identifiers 1..65535 */
+
+struct inflight_block {
+    uint32_t capacity;
+    uint32_t cell_mask;
+    uint16_t first, last; /* order of first sending */
+    uint16_t free;        /* list by `next` */
+    uint16_t unsent;      /* everything before it has been sent on this connection */
+    uint16_t *cells;      /* identifier -> first entry, by identifier & cell_mask */
+    struct inflight_entry entries[];
+};
+
+static struct inflight_block *block_new(uint32_t capacity)
+{
+    uint32_t cell_count = 8;
+    while (cell_count < capacity)
+        cell_count *= 2;
+    size_t entries_size = capacity * sizeof(struct inflight_entry);
+    struct inflight_block *block = malloc(sizeof *block + entries_size + cell_count * sizeof(uint16_t));
+    if (!block)
+        return NULL;
+    block->capacity = capacity;
+    block->cell_mask = cell_count - 1;
+    block->first = block->last = block->unsent = NONE;
+    block->cells = (uint16_t *)(void *)((uint8_t *)block->entries + entries_size);
+    for (uint32_t i = 0; i < cell_count; i++)
+        block->cells[i] = NONE;
+    for (uint32_t i = 0; i < capacity; i++) {
+        block->entries[i].state = INFLIGHT_FREE;
+        block->entries[i].next = (uint16_t)(i + 1 < capacity ? i + 1 : NONE);
+    }
+    block->free = 0;
+    return block;
+}
+
+static uint16_t index_of(const struct inflight_block *block, const struct inflight_entry *entry)
+{
+    return (uint16_t)(entry - block->entries);
+}
+
+/* Put a copy of `source` at the end of the order. The block has a free entry. */
+static struct inflight_entry *block_append(struct inflight_block *block, const struct inflight_entry *source)
+{
+    uint16_t index = block->free;
+    CHECK(index != NONE);
+    struct inflight_entry *entry = &block->entries[index];
+    block->free = entry->next;
+    *entry = *source;
+    entry->next = NONE;
+    entry->prev = block->last;
+    if (block->last != NONE)
+        block->entries[block->last].next = index;
+    else
+        block->first = index;
+    block->last = index;
+    uint16_t *cell = &block->cells[entry->packet_id & block->cell_mask];
+    entry->next_in_cell = *cell;
+    *cell = index;
+    if (!entry->is_sent && block->unsent == NONE)
+        block->unsent = index;
+    return entry;
+}
+
+static bool grow(struct inflight *inflight)
+{
+    struct inflight_block *old = inflight->block;
+    uint32_t capacity = old ? old->capacity * 2 : CAPACITY_FIRST;
+    if (old && old->capacity == CAPACITY_MAX)
+        return false;
+    struct inflight_block *block = block_new(capacity < CAPACITY_MAX ? capacity : CAPACITY_MAX);
+    if (!block)
+        return false;
+    if (old)
+        for (uint16_t at = old->first; at != NONE; at = old->entries[at].next)
+            block_append(block, &old->entries[at]);
+    free(old);
+    inflight->block = block;
+    return true;
+}
+
+void inflight_deinit(struct inflight *inflight)
+{
+    if (inflight->block)
+        for (uint16_t at = inflight->block->first; at != NONE; at = inflight->block->entries[at].next)
+            msg_unref(inflight->block->entries[at].msg);
+    free(inflight->block);
+    *inflight = (struct inflight){0};
+}
+
+static struct inflight_entry *block_find(struct inflight_block *block, uint16_t packet_id)
+{
+    for (uint16_t at = block->cells[packet_id & block->cell_mask]; at != NONE; at = block->entries[at].next_in_cell)
+        if (block->entries[at].packet_id == packet_id)
+            return &block->entries[at];
+    return NULL;
+}
+
+struct inflight_entry *inflight_add(struct inflight *inflight, struct msg *msg, uint32_t meta, uint8_t qos)
+{
+    CHECK(qos == 1 || qos == 2);
+    if (inflight->count == CAPACITY_MAX)
+        return NULL;
+    if ((!inflight->block || inflight->block->free == NONE) && !grow(inflight))
+        return NULL;
+    /* Ends: fewer than 65,535 identifiers are in use. */
+    do
+        inflight->last_id++;
+    while (inflight->last_id == 0 || block_find(inflight->block, inflight->last_id));
+    inflight->count++;
+    return block_append(inflight->block, &(struct inflight_entry){.msg = msg,
+                                                                  .meta = meta,
+                                                                  .packet_id = inflight->last_id,
+                                                                  .state = qos == 1 ? INFLIGHT_PUBLISH_1 : INFLIGHT_PUBLISH_2});
+}
+
+struct inflight_entry *inflight_find(struct inflight *inflight, uint16_t packet_id)
+{
+    return inflight->block ? block_find(inflight->block, packet_id) : NULL;
+}
+
+void inflight_to_pubrel(struct inflight *inflight, struct inflight_entry *entry)
+{
+    (void)inflight;
+    CHECK(entry->state == INFLIGHT_PUBLISH_2);
+    entry->state = INFLIGHT_PUBREL;
+    msg_unref(entry->msg);
+    entry->msg = NULL;
+}
+
+void inflight_remove(struct inflight *inflight, struct inflight_entry *entry)
+{
+    struct inflight_block *block = inflight->block;
+    uint16_t index = index_of(block, entry);
+    CHECK(entry->state != INFLIGHT_FREE);
+    CHECK(inflight->count > 0);
+    uint16_t *link = &block->cells[entry->packet_id & block->cell_mask];
+    while (*link != index)
+        link = &block->entries[*link].next_in_cell;
+    *link = entry->next_in_cell;
+    if (block->unsent == index)
+        block->unsent = entry->next;
+    if (entry->prev != NONE)
+        block->entries[entry->prev].next = entry->next;
+    else
+        block->first = entry->next;
+    if (entry->next != NONE)
+        block->entries[entry->next].prev = entry->prev;
+    else
+        block->last = entry->prev;
+    msg_unref(entry->msg);
+    entry->msg = NULL;
+    entry->state = INFLIGHT_FREE;
+    entry->next = block->free;
+    block->free = index;
+    inflight->count--;
+}
+
+void inflight_restart(struct inflight *inflight)
+{
+    struct inflight_block *block = inflight->block;
+    if (!block)
+        return;
+    for (uint16_t at = block->first; at != NONE; at = block->entries[at].next) {
+        block->entries[at].is_sent = false;
+        block->entries[at].holds_quota = false;
+    }
+    block->unsent = block->first;
+}
+
+struct inflight_entry *inflight_next_unsent(struct inflight *inflight)
+{
+    struct inflight_block *block = inflight->block;
+    if (!block || block->unsent == NONE)
+        return NULL;
+    return &block->entries[block->unsent];
+}
+
+void inflight_mark_sent(struct inflight *inflight, struct inflight_entry *entry)
+{
+    CHECK(!entry->is_sent);
+    CHECK(inflight->block->unsent == index_of(inflight->block, entry));
+    entry->is_sent = true;
+    inflight->block->unsent = entry->next;
+}
+
+void inflight_trim(struct inflight *inflight)
+{
+    if (inflight->count > 0)
+        return;
+    free(inflight->block);
+    inflight->block = NULL;
+}

@@ -1,0 +1,252 @@
+#include "broker/session/session.h"
+
+#include <stdlib.h>
+
+#include "common/check.h"
+
+static void pending_free_all(struct session_rare *rare)
+{
+    while (rare->pending) {
+        struct pending_request *request = rare->pending;
+        rare->pending = request->next;
+        free(request);
+    }
+}
+
+static void id_sets_free(struct session_rare *rare)
+{
+    for (uint32_t i = 0; i < rare->id_set_count; i++)
+        free(rare->id_sets[i].ids);
+    free(rare->id_sets);
+    rare->id_sets = NULL;
+    rare->id_set_count = rare->id_set_capacity = 0;
+}
+
+static void newer_free(struct session_rare *rare)
+{
+    free(rare->newer);
+    rare->newer = NULL;
+    rare->newer_count = rare->newer_capacity = 0;
+}
+
+void session_deinit(struct session *sess)
+{
+    inflight_deinit(&sess->inflight);
+    queue_deinit(&sess->queue);
+    free(sess->subscriptions);
+    sess->subscriptions = NULL;
+    if (!sess->rare)
+        return;
+    will_free(sess->rare->will);
+    inbound_ids_deinit(&sess->rare->inbound);
+    pending_free_all(sess->rare);
+    newer_free(sess->rare);
+    id_sets_free(sess->rare);
+    free(sess->rare);
+    sess->rare = NULL;
+}
+
+struct session_rare *session_rare_get(struct session *sess)
+{
+    if (!sess->rare)
+        sess->rare = calloc(1, sizeof *sess->rare);
+    return sess->rare;
+}
+
+void session_rare_trim(struct session *sess)
+{
+    struct session_rare *rare = sess->rare;
+    if (!rare)
+        return;
+    if (sess->inflight.count == 0 && queue_count(&sess->queue) == 0)
+        id_sets_free(rare); /* no meta refers to a set any more */
+    if (!rare->pending)
+        newer_free(rare);
+    if (rare->will || rare->inbound.count > 0 || rare->pending || rare->id_set_count > 0)
+        return;
+    free(rare);
+    sess->rare = NULL;
+}
+
+bool session_next_subscription(const struct session *sess, uint32_t *offset, struct span *filter_out)
+{
+    const struct subscription_list *list = sess->subscriptions;
+    if (!list || *offset >= list->size)
+        return false;
+    uint16_t size = load_le16(list->bytes + *offset);
+    *filter_out = span_of(list->bytes + *offset + 2, size);
+    *offset += 2u + size;
+    return true;
+}
+
+bool session_has_subscription(const struct session *sess, struct span filter)
+{
+    struct span other;
+    for (uint32_t offset = 0; session_next_subscription(sess, &offset, &other);)
+        if (span_equal(other, filter))
+            return true;
+    return false;
+}
+
+enum err session_add_subscription(struct session *sess, struct span filter)
+{
+    CHECK(filter.size > 0);
+    CHECK(filter.size <= UINT16_MAX);
+    if (session_has_subscription(sess, filter))
+        return ERR_OK;
+    struct subscription_list *list = sess->subscriptions;
+    if (list && list->count >= SESSION_SUBSCRIPTIONS_MAX)
+        return ERR_FULL;
+    uint32_t need = (list ? list->size : 0) + 2 + (uint32_t)filter.size;
+    if (!list || list->capacity < need) {
+        /* The first filter gets exactly its room: most devices have one. */
+        uint32_t capacity = list ? need + need / 2 : need;
+        struct subscription_list *grown = realloc(list, sizeof *list + capacity);
+        if (!grown)
+            return ERR_NOMEM;
+        if (!list)
+            grown->count = grown->size = 0;
+        grown->capacity = capacity;
+        sess->subscriptions = list = grown;
+    }
+    store_le16(list->bytes + list->size, (uint16_t)filter.size);
+    memcpy(list->bytes + list->size + 2, filter.data, filter.size);
+    list->size = need;
+    list->count++;
+    return ERR_OK;
+}
+
+bool session_remove_subscription(struct session *sess, struct span filter)
+{
+    struct subscription_list *list = sess->subscriptions;
+    struct span other;
+    for (uint32_t offset = 0, start = 0; session_next_subscription(sess, &offset, &other); start = offset) {
+        if (!span_equal(other, filter))
+            continue;
+        memmove(list->bytes + start, list->bytes + offset, list->size - offset);
+        list->size -= offset - start;
+        if (--list->count == 0) {
+            free(list);
+            sess->subscriptions = NULL;
+        }
+        return true;
+    }
+    return false;
+}
+
+uint32_t session_pack_meta(struct session *sess, uint8_t qos, bool retain, const uint32_t *ids, uint32_t id_count)
+{
+    if (id_count <= 1)
+        return queue_meta(qos, retain, id_count ? ids[0] : 0);
+    struct session_rare *rare = session_rare_get(sess);
+    if (!rare)
+        return queue_meta(qos, retain, ids[0]);
+    for (uint32_t i = 0; i < rare->id_set_count; i++)
+        if (rare->id_sets[i].count == id_count && memcmp(rare->id_sets[i].ids, ids, id_count * sizeof *ids) == 0)
+            return queue_meta(qos, retain, i) | QUEUE_META_IS_SET;
+    if (rare->id_set_count == SESSION_ID_SETS_MAX)
+        return queue_meta(qos, retain, ids[0]); /* beyond all use: the message keeps one of its identifiers */
+    if (rare->id_set_count == rare->id_set_capacity) {
+        uint32_t capacity = rare->id_set_capacity ? rare->id_set_capacity * 2 : 4;
+        struct id_set *grown = realloc(rare->id_sets, capacity * sizeof *grown);
+        if (!grown)
+            return queue_meta(qos, retain, ids[0]);
+        rare->id_sets = grown;
+        rare->id_set_capacity = capacity;
+    }
+    uint32_t *copy = malloc(id_count * sizeof *copy);
+    if (!copy)
+        return queue_meta(qos, retain, ids[0]);
+    memcpy(copy, ids, id_count * sizeof *copy);
+    rare->id_sets[rare->id_set_count] = (struct id_set){.ids = copy, .count = id_count};
+    return queue_meta(qos, retain, rare->id_set_count++) | QUEUE_META_IS_SET;
+}
+
+uint32_t session_unpack_ids(const struct session *sess, const uint32_t **ids_out, uint32_t *one_out, uint32_t meta)
+{
+    uint32_t id = meta & QUEUE_META_ID_MASK;
+    if (meta & QUEUE_META_IS_SET) {
+        CHECK(sess->rare);
+        CHECK(id < sess->rare->id_set_count);
+        *ids_out = sess->rare->id_sets[id].ids;
+        return sess->rare->id_sets[id].count;
+    }
+    *one_out = id;
+    *ids_out = one_out;
+    return id != 0;
+}
+
+static struct newer_topic *newer_cell(const struct session_rare *rare, uint64_t topic_hash)
+{
+    uint32_t mask = rare->newer_capacity - 1, at = (uint32_t)topic_hash & mask;
+    while (rare->newer[at].topic_hash != 0 && rare->newer[at].topic_hash != topic_hash)
+        at = (at + 1) & mask;
+    return &rare->newer[at];
+}
+
+static bool newer_grow(struct session_rare *rare)
+{
+    struct session_rare larger = {.newer_capacity = rare->newer_capacity ? rare->newer_capacity * 2 : 16};
+    larger.newer = calloc(larger.newer_capacity, sizeof *larger.newer);
+    if (!larger.newer)
+        return false;
+    for (uint32_t i = 0; i < rare->newer_capacity; i++)
+        if (rare->newer[i].topic_hash != 0)
+            *newer_cell(&larger, rare->newer[i].topic_hash) = rare->newer[i];
+    free(rare->newer);
+    rare->newer = larger.newer;
+    rare->newer_capacity = larger.newer_capacity;
+    return true;
+}
+
+void session_note_newer(struct session *sess, uint64_t topic_hash, const struct msg *msg)
+{
+    struct session_rare *rare = sess->rare;
+    topic_hash |= 1; /* never the mark of a free cell */
+    if (rare->newer_count * 4 >= rare->newer_capacity * 3) {
+        /* Past the bound a stale value may be sent after a newer one: an annoyance, not a loss. */
+        if (rare->newer_count >= SESSION_NEWER_MAX || !newer_grow(rare))
+            return;
+    }
+    struct newer_topic *cell = newer_cell(rare, topic_hash);
+    if (cell->topic_hash == 0)
+        rare->newer_count++;
+    cell->topic_hash = topic_hash;
+    if (msg->retained_number > cell->retained_number)
+        cell->retained_number = msg->retained_number;
+    if (msg->receive_wall_ns > cell->receive_wall_ns)
+        cell->receive_wall_ns = msg->receive_wall_ns;
+}
+
+bool session_has_newer(const struct session *sess, uint64_t topic_hash, const struct msg *retained)
+{
+    if (!sess->rare || sess->rare->newer_count == 0)
+        return false;
+    const struct newer_topic *cell = newer_cell(sess->rare, topic_hash | 1);
+    if (cell->topic_hash == 0)
+        return false;
+    return cell->retained_number > retained->retained_number || cell->receive_wall_ns > retained->receive_wall_ns;
+}
+
+struct pending_request *session_find_pending(const struct session *sess, uint64_t id)
+{
+    for (struct pending_request *request = sess->rare ? sess->rare->pending : NULL; request; request = request->next)
+        if (request->id == id)
+            return request;
+    return NULL;
+}
+
+void session_remove_pending(struct session *sess, uint64_t id)
+{
+    if (!sess->rare)
+        return;
+    for (struct pending_request **link = &sess->rare->pending; *link; link = &(*link)->next) {
+        struct pending_request *request = *link;
+        if (request->id != id)
+            continue;
+        *link = request->next;
+        free(request);
+        break;
+    }
+    session_rare_trim(sess);
+}

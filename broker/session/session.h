@@ -1,0 +1,138 @@
+/* What a client is to us, connected or not: the state that outlives a network connection [MQTT-4.1.0-1].
+ *
+ * A session is found by its client id, is at home in one shard for ever, and has a number of 64 bits that is never given again while the
+ * broker runs. The number is made of shard, slot and generation, so whoever holds a subscriber of the topic tree knows it without asking.
+ *
+ *   connected      client set, no timer
+ *   away           client NULL, expiry running (or none: UINT32_MAX), perhaps a will delay running
+ *   gone           its slot has another generation: whatever is addressed to it is dropped with a reason
+ *
+ * Memory: what every session needs is in the struct, with the client id behind it; what few need (a will, incoming QoS 2, subscriptions on
+ * their way, several subscription identifiers on one message) is in `rare`, allocated when first needed and given back when empty. Pure;
+ * owner: the shard. */
+#ifndef TIDEGATE_BROKER_SESSION_SESSION_H
+#define TIDEGATE_BROKER_SESSION_SESSION_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "broker/core/ops.h"
+#include "broker/session/inbound_ids.h"
+#include "broker/session/inflight.h"
+#include "broker/session/queue.h"
+#include "broker/session/timer_wheel.h"
+#include "broker/session/will.h"
+#include "common/bytes.h"
+#include "common/err.h"
+
+#define SESSION_NEVER_EXPIRES UINT32_MAX
+#define SESSION_SUBSCRIPTIONS_MAX 16384 /* filters of one session; more are refused with 0x97 */
+#define SESSION_ID_SETS_MAX 1024        /* different combinations of subscription identifiers on messages under way */
+#define SESSION_NEWER_MAX 4096          /* topics remembered while retained values are on their way */
+
+struct client;
+
+/* The filters of a session, one after the other: 16 bits of size (little-endian) and the text as sent. */
+struct subscription_list {
+    uint32_t count;
+    uint32_t size, capacity; /* bytes */
+    uint8_t bytes[];
+};
+
+/* One filter of a SUBSCRIBE that is at the route actor, or whose retained values are still coming. */
+struct pending_filter {
+    uint32_t subscription_id;
+    uint8_t qos, options;
+};
+struct pending_request {
+    struct pending_request *next;
+    uint64_t id;
+    uint32_t connection; /* session.connection when it was sent: its answer belongs to that connection alone */
+    uint32_t filter_count;
+    struct pending_filter filters[];
+};
+
+/* The newest message of a topic that this session was given while retained values were on their way: an older retained one is not sent
+ * after it. */
+struct newer_topic {
+    uint64_t topic_hash; /* 0 = free cell */
+    uint64_t retained_number;
+    int64_t receive_wall_ns;
+};
+
+struct id_set {
+    uint32_t *ids;
+    uint32_t count;
+};
+
+struct session_rare {
+    struct will *will;
+    int64_t will_at_ms;              /* mono; 0 = no delay running */
+    struct inbound_ids inbound;      /* QoS 2 */
+    struct pending_request *pending; /* newest first */
+    struct newer_topic *newer;       /* open addressing */
+    uint32_t newer_count, newer_capacity;
+    struct id_set *id_sets;
+    uint32_t id_set_count, id_set_capacity;
+};
+
+struct session {
+    struct session *next_in_bucket; /* session_table's */
+    struct client *client;          /* NULL while away */
+    struct timer_node timer;        /* session expiry and will delay, whichever is first */
+    struct inflight inflight;
+    struct queue queue;
+    struct subscription_list *subscriptions; /* NULL = none */
+    struct session_rare *rare;               /* NULL = none */
+    int64_t expiry_at_ms;                    /* mono, while away; INT64_MAX = never */
+    uint32_t slot, generation;
+    uint32_t connection;        /* counts connections: an answer for an earlier one is not sent on a later one */
+    uint32_t expiry_interval_s; /* SESSION_NEVER_EXPIRES: for ever */
+    uint32_t hash;              /* of the client id, session_table's */
+    uint16_t client_id_size;    /* bytes */
+    bool has_stored;            /* something was put at the store actor: it must be told of the end */
+    uint8_t client_id[];
+};
+
+/* The number of a session by its place: never 0, never the same twice. */
+#define SESSION_SLOT_BITS 26
+#define SESSION_SLOT_MAX ((1u << SESSION_SLOT_BITS) - 1)
+_Static_assert(ACTOR_SHARDS_MAX <= 1 << (32 - SESSION_SLOT_BITS), "shard and slot share 32 bits of the number");
+static inline uint64_t session_number_of(actor_id shard, uint32_t slot, uint32_t generation)
+{
+    return (uint64_t)generation << 32 | (uint64_t)shard << SESSION_SLOT_BITS | slot;
+}
+
+static inline struct span session_client_id(const struct session *sess) { return span_of(sess->client_id, sess->client_id_size); }
+static inline bool session_is_persistent(const struct session *sess) { return sess->expiry_interval_s > 0; }
+
+/* Everything in it but the struct itself; for session_table. */
+void session_deinit(struct session *sess);
+
+/* The rare part, made when needed; NULL when memory is short. */
+struct session_rare *session_rare_get(struct session *sess);
+/* Give it back when nothing is in it. */
+void session_rare_trim(struct session *sess);
+
+/* Remember a filter; fine when it is there. ERR_NOMEM, ERR_FULL (SESSION_SUBSCRIPTIONS_MAX). */
+enum err session_add_subscription(struct session *sess, struct span filter) must_check;
+/* Returns whether it was there. */
+bool session_remove_subscription(struct session *sess, struct span filter);
+bool session_has_subscription(const struct session *sess, struct span filter);
+/* Walk: *offset starts at 0; false at the end. */
+bool session_next_subscription(const struct session *sess, uint32_t *offset, struct span *filter_out);
+
+/* What goes beside a message for this session (session/queue.h): one identifier stands in it, several become a numbered set. */
+uint32_t session_pack_meta(struct session *sess, uint8_t qos, bool retain, const uint32_t *ids, uint32_t id_count);
+/* The identifiers of a meta. one_out lends room for a single one. Returns how many; *ids_out borrowed until the next pack. */
+uint32_t session_unpack_ids(const struct session *sess, const uint32_t **ids_out, uint32_t *one_out, uint32_t meta);
+
+/* While retained values are on their way (rare->pending): note a message given to the session, and ask whether a retained one is stale. */
+void session_note_newer(struct session *sess, uint64_t topic_hash, const struct msg *msg);
+bool session_has_newer(const struct session *sess, uint64_t topic_hash, const struct msg *retained);
+
+struct pending_request *session_find_pending(const struct session *sess, uint64_t id);
+void session_remove_pending(struct session *sess, uint64_t id);
+
+#endif
