@@ -520,7 +520,7 @@ enum err http_server_new(struct http_server **server_out, const struct http_conf
                          size_t route_count, struct errmsg *msg)
 {
     const char *host = config->address && *config->address ? config->address : "127.0.0.1";
-    int fd;
+    int fd = -1;
     enum err err = open_listener(&fd, host, config->port, msg);
     if (err)
         return err;

@@ -152,6 +152,7 @@ static void promtool_accepts_it(void **state)
     histogram_init(sizes);
     histogram_record(latency, 12345678);
     histogram_record(sizes, 200);
+    pthread_setname_np(pthread_self(), "odd\"name");
     metrics_register_process(registry);
     metrics_register_counter(registry, &counter,
                              METRIC("tidegate_publishes_total", "Accepted PUBLISH packets.", {"qos", "1"}, {"note", "a\"\\\n"}));
@@ -161,7 +162,7 @@ static void promtool_accepts_it(void **state)
     struct buf out = scrape(registry, clock_mono());
     assert_has_line(&out, "tidegate_payload_bytes_bucket{le=\"256\"} 1");
     assert_non_null(strstr(buf_string(&out), "\nprocess_resident_memory_bytes "));
-    assert_non_null(strstr(buf_string(&out), "\ntidegate_thread_cpu_seconds_total{thread=\"metrics_test\"} "));
+    assert_non_null(strstr(buf_string(&out), "\ntidegate_thread_cpu_seconds_total{thread=\"odd\\\"name\"} "));
     assert_null(strstr(buf_string(&out), "NaN"));
     if (system("command -v promtool >/dev/null 2>&1") != 0) {
         print_message("promtool is not installed: its check is skipped\n");
