@@ -363,6 +363,28 @@ static void sim_tear(struct sim_fs *sim, struct sim_inode *inode, uint8_t least)
     }
 }
 
+static void sim_complete_inode(struct sim_inode *inode)
+{
+    bool any = false;
+    for (uint64_t sector = 0; sector < inode->capacity / SIM_FS_SECTOR; sector++) {
+        if (inode->dirty[sector] == 2) {
+            sim_make_durable(inode, sector);
+            any = true;
+        }
+    }
+    if (any)
+        sim_settle_size(inode);
+}
+
+/* A process has one write under way: when it begins the next, the one before had returned. */
+static void sim_complete_process(struct sim_fs *sim, int process)
+{
+    for (struct sim_file *file = sim->files; file; file = file->next) {
+        if (file->process == process && file->flags & FILE_DSYNC)
+            sim_complete_inode(file->inode);
+    }
+}
+
 static enum err sim_write(struct sim_file *file, const uint8_t *data, size_t size, uint64_t offset)
 {
     struct sim_fs *sim = (struct sim_fs *)file->file.fs;
@@ -391,6 +413,7 @@ static enum err sim_write(struct sim_file *file, const uint8_t *data, size_t siz
     if (!(file->flags & FILE_DSYNC)) {
         sim_put(inode, data, size, offset, SIM_WRITE_DIRTY);
     } else if (sim->hold) {
+        sim_complete_process(sim, file->process);
         sim_put(inode, data, size, offset, SIM_WRITE_HELD);
         sim->has_held = true;
     } else {
@@ -461,17 +484,8 @@ void sim_fs_refuse_direct(struct sim_fs *sim, bool refuse) { sim->refuse_direct 
 
 void sim_fs_complete(struct sim_fs *sim)
 {
-    for (struct sim_inode *inode = sim->inodes; inode && sim->has_held; inode = inode->next) {
-        bool any = false;
-        for (uint64_t sector = 0; sector < inode->capacity / SIM_FS_SECTOR; sector++) {
-            if (inode->dirty[sector] == 2) {
-                sim_make_durable(inode, sector);
-                any = true;
-            }
-        }
-        if (any)
-            sim_settle_size(inode);
-    }
+    for (struct sim_inode *inode = sim->inodes; inode; inode = inode->next)
+        sim_complete_inode(inode);
     sim->has_held = false;
 }
 
@@ -581,6 +595,8 @@ static void sim_close(struct file *base)
     *at = file->next;
     if (file->inode->lock_owner == file)
         file->inode->lock_owner = NULL;
+    if (!file->dead && file->flags & FILE_DSYNC) /* its write had returned */
+        sim_complete_inode(file->inode);
     free(file);
     sim_collect(sim);
 }

@@ -56,7 +56,8 @@ uint64_t sim_fs_op_count(const struct sim_fs *sim, unsigned ops);
 void sim_fs_set_free(struct sim_fs *sim, uint64_t bytes);
 
 /* Two-phase writes: while holding, a write to a FILE_DSYNC file returns success but is under way (visible, not durable) until
- * sim_fs_complete(), which makes it durable. A crash or kill in between tears it. */
+ * sim_fs_complete(), which makes it durable. A crash or kill in between tears it. A process has one
+ * write under way at a time: the next one completes the one before. A file that is closed meanwhile takes its held write along as done. */
 void sim_fs_hold(struct sim_fs *sim, bool hold);
 void sim_fs_complete(struct sim_fs *sim);
 bool sim_fs_has_held(const struct sim_fs *sim);
