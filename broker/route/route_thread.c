@@ -1,0 +1,94 @@
+#include "broker/route/route_thread.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "broker/core/route_stats.h"
+#include "broker/net/bell.h"
+#include "common/clock.h"
+
+#define ROUTE_THREAD_BUDGET 1024 /* ops between two slices of scans */
+
+struct route_thread {
+    struct exchange *exchange;
+    struct route_actor *actor;
+    struct bell bell;
+    _Atomic bool stop_asked;
+    pthread_t thread;
+};
+
+static bool route_thread_post(void *io, actor_id to, const struct op *op)
+{
+    struct route_thread *thread = io;
+    return exchange_post(thread->exchange, ACTOR_ROUTE, to, op, true);
+}
+
+static const struct route_io route_thread_io = {.post = route_thread_post};
+
+static void route_thread_on_op(void *arg, const struct op *op)
+{
+    struct route_thread *thread = arg;
+    route_actor_on_op(thread->actor, op);
+}
+
+static void *route_thread_main(void *arg)
+{
+    struct route_thread *thread = arg;
+    pthread_setname_np(pthread_self(), "route");
+    for (;;) {
+        size_t drained = exchange_drain(thread->exchange, ACTOR_ROUTE, ROUTE_THREAD_BUDGET, clock_mono(), route_thread_on_op, thread);
+        int64_t wait = route_actor_work(thread->actor, clock_wall());
+        exchange_flush(thread->exchange, ACTOR_ROUTE);
+        if (drained > 0)
+            continue;
+        if (atomic_load_explicit(&thread->stop_asked, memory_order_acquire))
+            return NULL;
+        if (wait <= 0)
+            continue;
+        exchange_sleep(thread->exchange, ACTOR_ROUTE);
+        if (!exchange_has_ops(thread->exchange, ACTOR_ROUTE))
+            bell_wait(&thread->bell, wait);
+        exchange_awake(thread->exchange, ACTOR_ROUTE);
+    }
+}
+
+enum err route_thread_start(struct route_thread **thread_out, struct exchange *exchange, struct topic_tree *tree, uint64_t hash_key,
+                            uint16_t shard_count, const struct route_limits *limits)
+{
+    struct route_thread *thread = calloc(1, sizeof *thread);
+    if (!thread)
+        return ERR_NOMEM;
+    thread->exchange = exchange;
+    enum err err = bell_init(&thread->bell);
+    if (err != ERR_OK) {
+        free(thread);
+        return err;
+    }
+    thread->actor = route_actor_new(tree, hash_key, shard_count, limits, &route_thread_io, thread);
+    if (thread->actor) {
+        exchange_set_wake(exchange, ACTOR_ROUTE, bell_ring, &thread->bell);
+        if (pthread_create(&thread->thread, NULL, route_thread_main, thread) == 0) {
+            *thread_out = thread;
+            return ERR_OK;
+        }
+        route_actor_free(thread->actor);
+    }
+    bell_deinit(&thread->bell);
+    free(thread);
+    return ERR_NOMEM;
+}
+
+void route_thread_stop(struct route_thread *thread)
+{
+    if (!thread)
+        return;
+    atomic_store_explicit(&thread->stop_asked, true, memory_order_release);
+    bell_ring(&thread->bell);
+    pthread_join(thread->thread, NULL);
+    route_actor_free(thread->actor);
+    bell_deinit(&thread->bell);
+    free(thread);
+}
+
+struct route_stats *route_thread_stats(struct route_thread *thread) { return route_actor_stats(thread->actor); }

@@ -1,0 +1,19 @@
+/* The thread of the route actor: drains its rings, works, sleeps.
+ *
+ * Owner of the topic tree and of the retained index while it runs. Stops when asked and its rings are empty. */
+#ifndef TIDEGATE_BROKER_ROUTE_ROUTE_THREAD_H
+#define TIDEGATE_BROKER_ROUTE_ROUTE_THREAD_H
+
+#include "broker/core/route_actor.h"
+#include "broker/net/exchange.h"
+
+struct route_thread;
+
+/* tree and exchange borrowed for life. Returns 0 or ERR_NOMEM. Thread: main. */
+enum err route_thread_start(struct route_thread **thread_out, struct exchange *exchange, struct topic_tree *tree, uint64_t hash_key,
+                            uint16_t shard_count, const struct route_limits *limits) must_check;
+/* After all shards have stopped. NULL is fine. */
+void route_thread_stop(struct route_thread *thread);
+struct route_stats *route_thread_stats(struct route_thread *thread);
+
+#endif
