@@ -236,7 +236,6 @@ struct loop *loop_new(const struct loop_config *config, struct errmsg *msg)
     list_init(&loop->connections);
     list_init(&loop->lingering);
     list_init(&loop->broken);
-    list_init(&loop->dead);
     histogram_init(&loop->stats.turn_wall_ns);
     histogram_init(&loop->stats.turn_cpu_ns);
     histogram_init(&loop->stats.lag_ns);
@@ -303,10 +302,19 @@ static void loop_close_handle(uv_handle_t *handle, void *arg)
         uv_close(handle, NULL);
 }
 
-void loop_join(struct loop *loop)
+void loop_wait(struct loop *loop)
 {
     if (loop->is_started)
         pthread_join(loop->thread, NULL);
+}
+
+void loop_free(struct loop *loop)
+{
+    /* Last answers: blocks that come back, deliveries and pages that nobody waits for any more. */
+    shard_turn_begin(loop->shard, clock_mono(), clock_wall());
+    while (exchange_drain(loop->exchange, loop->index, SIZE_MAX, clock_mono(), loop_on_op, loop) > 0)
+        continue;
+    shard_turn_end(loop->shard);
     connection_drop_all(loop);
     struct arrival *arrival;
     while (ring_try_pop(&loop->arrivals, &arrival)) {

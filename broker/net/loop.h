@@ -9,7 +9,7 @@
  *
  * Memory of an idle connection on this side is sizeof(struct connection) (about 250 B); the 64 KiB read buffer is the loop's.
  *
- * Threads: everything but loop_new, loop_start, loop_post_arrival, loop_ask and loop_join is called on the loop's own thread. */
+ * Threads: everything but loop_new, loop_start, loop_post_arrival, loop_ask, loop_wait and loop_free is called on the loop's own thread. */
 #ifndef TIDEGATE_BROKER_NET_LOOP_H
 #define TIDEGATE_BROKER_NET_LOOP_H
 
@@ -91,7 +91,7 @@ struct loop {
     mono_ns turn_began_ns; /* */
     mono_ns timer_at_ns;   /* INT64_MAX: not armed */
     int64_t turn_cpu_began_ns;
-    struct list_node connections, lingering, broken, dead;
+    struct list_node connections, lingering, broken;
     size_t connection_count, lingering_count;
     struct ring arrivals; /* of struct arrival *, door -> loop */
     uint64_t random_words[64];
@@ -107,7 +107,7 @@ struct loop {
     uint8_t read_buffer[LOOP_READ_SIZE];
 };
 
-/* Returned; freed by loop_join. NULL and msg on failure. Thread: main. */
+/* Returned; freed by loop_free. NULL and msg on failure. Thread: main. */
 struct loop *loop_new(const struct loop_config *config, struct errmsg *msg);
 enum err loop_start(struct loop *loop) must_check;
 
@@ -117,8 +117,10 @@ bool loop_post_arrival(struct loop *loop, struct arrival *arrival);
 /* Thread: main. loop_is_done: after LOOP_DRAIN or FORCE, no connection is left and everything logged is durable. */
 void loop_ask(struct loop *loop, enum loop_order order);
 bool loop_is_done(const struct loop *loop);
-/* After LOOP_EXIT: wait for the thread, free everything. */
-void loop_join(struct loop *loop);
+/* After LOOP_EXIT: wait for the thread to end. */
+void loop_wait(struct loop *loop);
+/* When the route, store and log threads have stopped too: takes what they answered last, then frees everything. */
+void loop_free(struct loop *loop);
 
 /* For connection.c: make sure that a turn is under way. */
 void loop_enter_turn(struct loop *loop);

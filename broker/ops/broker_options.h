@@ -20,24 +20,22 @@ struct broker_listener_config {
     bool allow_anonymous;
     const char *certfile, *keyfile;
     int64_t max_connections;
-    int64_t max_packet_size;
     int64_t max_qos;
     int64_t max_topic_alias;
-    int64_t max_keepalive_ns;
-    int64_t receive_maximum;
-    bool retain_available;
     int64_t listener_accept_rate, listener_accept_burst;
     int64_t listener_connection_rate, listener_connection_burst;
+    bool is_local; /* derived: the default listener of a configuration that names none, loopback only */
 };
 
 struct broker_config {
     struct option_listeners listeners;
     bool per_listener_settings;
     /* limits of sessions and queues */
-    int64_t max_inflight_messages, max_queued_messages, max_queued_bytes, message_size_limit;
+    int64_t max_inflight_messages, max_queued_messages, max_queued_bytes, max_packet_size, max_keepalive_s;
     int64_t persistent_client_expiration_ns, max_sessions;
     int64_t global_max_connections;
-    bool queue_qos0_messages, allow_zero_length_clientid, allow_duplicate_messages, receive_maximum_strict;
+    bool queue_qos0_messages, retain_available, allow_zero_length_clientid, allow_duplicate_messages, receive_maximum_strict;
+    int64_t receive_maximum;
     int64_t max_retained_messages, max_retained_bytes;
     int64_t outbox_limit, partial_packet_limit, publishes_per_turn;
     /* admission */
@@ -78,8 +76,5 @@ extern const struct option_table broker_option_table;
 /* Compile the telemetry rules of a finished configuration. The table is the caller's to deinit. Returns 0, or ERR_INVALID with a message
  * that names file and line. */
 enum err broker_options_rules(struct rule_table *table_out, const struct broker_config *config, struct errmsg *msg) must_check;
-
-/* The listener that exists when the configuration names none: port 1883, loopback only, anonymous, as mosquitto does. */
-bool broker_options_is_local_default(const struct options *options, const struct broker_config *config, size_t listener_index);
 
 #endif
