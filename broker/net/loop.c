@@ -314,7 +314,6 @@ void loop_free(struct loop *loop)
     shard_turn_begin(loop->shard, clock_mono(), clock_wall());
     while (exchange_drain(loop->exchange, loop->index, SIZE_MAX, clock_mono(), loop_on_op, loop) > 0)
         continue;
-    shard_turn_end(loop->shard);
     connection_drop_all(loop);
     struct arrival *arrival;
     while (ring_try_pop(&loop->arrivals, &arrival)) {
