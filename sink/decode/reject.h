@@ -16,6 +16,7 @@
     X(METRIC_CAP, "metric_cap", "max_metrics_per_device reached")                                \
     X(SERIES_RATE, "series_rate", "max_new_series_per_hour reached")                             \
     X(NO_MEMORY, "no_memory", "memory was short while decoding")                                 \
+    X(CODEC, "codec", "a payload codec that this sink does not read")                            \
     X(BAD_RECORD, "bad_record", "the record of the log cannot be decoded")
 
 enum reject {
