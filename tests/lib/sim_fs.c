@@ -318,7 +318,7 @@ static void sim_make_durable(struct sim_inode *inode, uint64_t sector)
     inode->dirty[sector] = 0;
 }
 
-/* `ways`: what becomes of the sectors written. */
+/* What becomes of the sectors written. */
 enum sim_write_end { SIM_WRITE_DIRTY, SIM_WRITE_DURABLE, SIM_WRITE_HELD };
 
 static void sim_put(struct sim_inode *inode, const uint8_t *data, uint64_t size, uint64_t offset, enum sim_write_end end)
@@ -340,14 +340,14 @@ static void sim_settle_size(struct sim_inode *inode)
     inode->size_dirty = false;
 }
 
-/* Of the sectors that are marked at least `least`, each stays or goes; what goes returns to the durable contents. */
-static void sim_tear(struct sim_fs *sim, struct sim_inode *inode, uint8_t least)
+/* Of the sectors that are not durable, each stays or goes; what goes returns to the durable contents. */
+static void sim_tear(struct sim_fs *sim, struct sim_inode *inode)
 {
     uint64_t sectors = inode->capacity / SIM_FS_SECTOR;
     /* Now and then all or nothing, so that the extremes are met as well as mixtures. */
     uint64_t mood = sim_fs_draw(sim) % 4;
     for (uint64_t sector = 0; sector < sectors; sector++) {
-        if (inode->dirty[sector] < least)
+        if (!inode->dirty[sector])
             continue;
         bool stays = mood == 0 ? true : mood == 1 ? false : sim_fs_draw(sim) & 1;
         if (stays) {
@@ -423,6 +423,18 @@ static enum err sim_write(struct sim_file *file, const uint8_t *data, size_t siz
     return ERR_OK;
 }
 
+/* A write was under way when its process died: some sectors reached the disk's cache (visible, not yet durable), others nothing at all. */
+static void sim_tear_held(struct sim_fs *sim, struct sim_inode *inode)
+{
+    for (uint64_t sector = 0; sector < inode->capacity / SIM_FS_SECTOR; sector++) {
+        if (inode->dirty[sector] != 2)
+            continue;
+        inode->dirty[sector] = sim_fs_draw(sim) & 1;
+        if (!inode->dirty[sector])
+            memcpy(inode->seen + sector * SIM_FS_SECTOR, inode->durable + sector * SIM_FS_SECTOR, SIM_FS_SECTOR);
+    }
+}
+
 static void sim_kill_files(struct sim_fs *sim, int process)
 {
     for (struct sim_file *file = sim->files; file; file = file->next) {
@@ -432,7 +444,7 @@ static void sim_kill_files(struct sim_fs *sim, int process)
         if (file->inode->lock_owner == file)
             file->inode->lock_owner = NULL;
         if (file->flags & FILE_DSYNC)
-            sim_tear(sim, file->inode, 2);
+            sim_tear_held(sim, file->inode);
     }
 }
 
@@ -455,7 +467,7 @@ void sim_fs_crash(struct sim_fs *sim)
     for (struct sim_inode *inode = sim->inodes; inode; inode = inode->next) {
         if (inode->size_dirty && sim_fs_draw(sim) & 1) /* the metadata may have gone to disk by itself */
             sim_settle_size(inode);
-        sim_tear(sim, inode, 1);
+        sim_tear(sim, inode);
         if (inode->durable_size < inode->seen_size)
             memset(inode->durable + inode->durable_size, 0, inode->seen_size - inode->durable_size);
         if (sim->free_bytes != UINT64_MAX && inode->seen_size > inode->durable_size)

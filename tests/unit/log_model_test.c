@@ -1,7 +1,7 @@
 /* The whole log beside a slow obvious model: an array of what was written, by sequence.
  *
- * Three shards write small and large records through the writer onto a file system that forgets; the broker is killed, loses power or meets a
- * failing disk at any step; a reader in another process follows, stops and comes back at its cursor. Checked all the time:
+ * Three shards write small and large records through the writer onto a file system that forgets; the broker is killed, loses power or meets
+ * a failing disk at any step; a reader in another process follows, stops and comes back at its cursor. Checked all the time:
  *   - what was reported durable is there after every crash, in the same order, under the same (epoch, sequence);
  *   - beyond that, recovery accepts a prefix of what was under way, nothing else, and never calls a torn tail corruption;
  *   - the reader gives out each durable record once per position, with its contents, and nothing past the durable end;
@@ -69,7 +69,7 @@ struct world {
     uint64_t durable;             /* exclusive, as reported by finish */
     uint64_t begun;               /* exclusive, given to begin */
     uint64_t next_id;
-    uint64_t read;                /* next sequence the reader must give out */
+    uint64_t read; /* next sequence the reader must give out */
     int64_t now_ns;
     uint64_t epoch_before;
     uint64_t restarts, torn, groups, gaps;
@@ -77,12 +77,12 @@ struct world {
 
 static uint64_t draw(struct world *w, uint64_t below) { return sim_fs_draw(w->sim) % below; }
 
-#define ENSURE(w, cond)                                                                                            \
-    do {                                                                                                           \
-        if (!(cond)) {                                                                                             \
-            print_error("seed %llu: %s:%d: %s\n", (unsigned long long)(w)->seed, __FILE__, __LINE__, #cond);       \
-            fail();                                                                                                \
-        }                                                                                                          \
+#define ENSURE(w, cond)                                                                                                                    \
+    do {                                                                                                                                   \
+        if (!(cond)) {                                                                                                                     \
+            print_error("seed %llu: %s:%d: %s\n", (unsigned long long)(w)->seed, __FILE__, __LINE__, #cond);                               \
+            fail();                                                                                                                        \
+        }                                                                                                                                  \
     } while (0)
 
 /* A record whose payload tells its id in every byte. */
@@ -221,11 +221,41 @@ static void stop_shards(struct world *w)
 
 /* The broker's life */
 
+/* A start that does not come to its end: the disk fails at some operation, and perhaps the power goes then, which is returned. A sync that
+ * failed is always followed by that: what it should have saved looks well until the next loss of power, and no program can know. */
+static bool start_and_fail(struct world *w, const struct log_writer_options *options)
+{
+    struct errmsg msg = {{0}};
+    sim_fs_set_process(w->sim, 1);
+    bool power = draw(w, 3);
+    sim_fs_fail(w->sim, power ? SIM_FS_ANY : SIM_FS_ANY & ~SIM_FS_SYNC, 1 + draw(w, 90), ERR_IO, true);
+    enum err err = log_writer_open(&w->writer, options, NULL, &msg);
+    sim_fs_fail(w->sim, 0, 0, ERR_OK, false);
+    sim_fs_set_process(w->sim, 0);
+    if (err != ERR_OK && err != ERR_IO)
+        print_error("seed %llu: failing open: %s\n", (unsigned long long)w->seed, msg.text);
+    ENSURE(w, err == ERR_OK || err == ERR_IO);
+    if (power)
+        sim_fs_crash(w->sim);
+    else
+        sim_fs_kill_process(w->sim, 1);
+    if (!err)
+        log_writer_close(w->writer);
+    w->writer = NULL;
+    return power;
+}
+
+static void stop_reader(struct world *w);
+
 static void start_broker(struct world *w)
 {
     struct log_writer_options options = {.fs = sim_fs_fs(w->sim), .dir = dir, .segment_size = SEGMENT_SIZE, .log_bytes_max = LOG_BYTES};
     struct log_recovery recovery;
     struct errmsg msg = {{0}};
+    while (draw(w, 3) == 0) {
+        if (start_and_fail(w, &options))
+            stop_reader(w);
+    }
     sim_fs_set_process(w->sim, 1);
     enum err err = log_writer_open(&w->writer, &options, &recovery, &msg);
     if (err)
@@ -277,7 +307,16 @@ static void restart_broker(struct world *w, enum stop stop)
     start_broker(w);
 }
 
-static void crash_somehow(struct world *w) { restart_broker(w, draw(w, 3) ? STOP_POWER : STOP_KILL); }
+static void crash_somehow(struct world *w)
+{
+    if (draw(w, 2)) {
+        restart_broker(w, STOP_POWER);
+        return;
+    }
+    restart_broker(w, STOP_KILL);
+    if (draw(w, 2)) /* what the restart found may not be lost any more */
+        restart_broker(w, STOP_POWER);
+}
 
 /* The reader's life */
 
@@ -470,6 +509,8 @@ static void step(struct world *w)
         stop_reader(w);
     } else if (what == 98 && draw(w, 4) == 0) {
         restart_broker(w, (enum stop)draw(w, 3));
+        if (draw(w, 2))
+            restart_broker(w, STOP_POWER);
     } else {
         idle(w);
     }
