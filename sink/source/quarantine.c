@@ -99,8 +99,18 @@ static enum err open_current(struct quarantine *quarantine, const char *path)
     if (err)
         return err;
     err = file_size(quarantine->file, &quarantine->file_used);
+    if (!err && quarantine->file_used > 0) {
+        /* A write that a crash cut short leaves half a line: what follows begins a new one. */
+        err = file_pwrite(quarantine->file, "\n", 1, quarantine->file_used);
+        quarantine->file_used++;
+    }
     if (!err)
         err = fs_sync_dir(quarantine->fs, quarantine->dir);
+    if (err) {
+        /* Begin again at the next attempt: an open file here has a name that lasts. */
+        file_close(quarantine->file);
+        quarantine->file = NULL;
+    }
     return err;
 }
 
@@ -143,11 +153,7 @@ enum err quarantine_write(struct quarantine *quarantine, struct errmsg *msg)
     if (!quarantine->is_writing)
         return ERR_OK;
     enum err err = append(quarantine);
-    if (!err || err == ERR_NOSPACE) {
-        quarantine->not_kept_count += err != ERR_OK;
-        return ERR_OK;
-    }
-    return err_set(msg, err, "%s: %s", quarantine->dir, err_text(err));
+    return err ? err_set(msg, err, "%s: %s", quarantine->dir, err_text(err)) : ERR_OK;
 }
 
 void quarantine_done(struct quarantine *quarantine)

@@ -6,7 +6,7 @@
  * A payload that is not UTF-8 stands as "payload_hex" instead; one longer than QUARANTINE_PAYLOAD_MAX is cut ("size" is the whole). Entries are
  * gathered in memory (at most QUARANTINE_BUFFER_MAX bytes; what comes on top is counted and not kept), taken at a flush and appended to
  * quarantine/current.jsonl, synced; a file of half the bound becomes quarantine/previous.jsonl. Entries can be there twice after a crash, because the
- * records behind them are read again; none is lost before the position passes it.
+ * records behind them are read again, and a crash can leave half a line; none is lost before the position passes it.
  *
  * Thread: add and take under the partition's lock; write by the thread that commits. Pure but for quarantine_write, which uses common/file.h. */
 #ifndef TIDEGATE_SINK_SOURCE_QUARANTINE_H
@@ -50,7 +50,7 @@ static inline bool quarantine_is_empty(const struct quarantine *quarantine)
 
 /* Take what was gathered for writing; false when there is nothing, or when the last is not written yet. */
 bool quarantine_take(struct quarantine *quarantine);
-/* Append what was taken, synced. Returns 0, ERR_NOSPACE (the entries are dropped and counted: they must not stop the data), ERR_IO. */
+/* Append what was taken, synced. Returns 0, ERR_NOSPACE (try again later, nothing is lost), ERR_IO. */
 must_check enum err quarantine_write(struct quarantine *quarantine, struct errmsg *msg);
 /* Say that it is written. Thread: as take. */
 void quarantine_done(struct quarantine *quarantine);
