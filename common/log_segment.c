@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define LOG_SEGMENT_MAGIC 0x47534754u /* "TGSG" */
+#define LOG_SEGMENT_MAGIC 0x534c4754u /* "TGLS" */
 #define LOG_SEGMENT_VERSION 1
 
 void log_segment_header_encode(uint8_t *at, const struct log_segment_header *header)
