@@ -28,7 +28,7 @@ enum guest_state { GUEST_HANDSHAKE, GUEST_COMPUTING, GUEST_READING, GUEST_DEFERR
 struct guest {
     uint32_t magic;
     uint8_t state;
-    bool has_poll; /* the poll handle is initialised */
+    bool has_poll; /* the poll handle is initialised, and perhaps closing */
     bool expired;  /* the pool did not run it */
     enum transport_step step;
     struct door *door;
@@ -107,7 +107,16 @@ static void guest_on_poll_closed(uv_handle_t *handle)
 {
     struct guest *guest = handle->data;
     CHECK(guest->magic == GUEST_MAGIC);
-    guest_free(guest);
+    guest->has_poll = false;
+    if (guest->state == GUEST_GONE)
+        guest_free(guest);
+}
+
+/* The descriptor leaves our poll set before anybody else may use or close it; the handle's memory is let go later. */
+static void guest_close_poll(struct guest *guest)
+{
+    if (guest->has_poll && !uv_is_closing((uv_handle_t *)&guest->poll))
+        uv_close((uv_handle_t *)&guest->poll, guest_on_poll_closed);
 }
 
 /* The transport has been moved on or freed; what is left is ours to clear away. */
@@ -124,9 +133,8 @@ static void guest_leave(struct guest *guest)
         door->deferred_count--;
     }
     door_tell_queues(door);
-    if (guest->has_poll)
-        uv_close((uv_handle_t *)&guest->poll, guest_on_poll_closed);
-    else
+    guest_close_poll(guest);
+    if (!guest->has_poll)
         guest_free(guest);
     if (door->is_crowded && door->guest_count < door->config.guests_max && !door->is_stopping) {
         door->is_crowded = false;
@@ -141,9 +149,7 @@ static void guest_drop(struct guest *guest, enum listener_refusal reason, const 
     if (guest->door->config.log_connections)
         LOG_INFO("connection refused", LOG_TEXT("peer", guest->peer), LOG_TEXT("reason", listener_refusal_name(reason)),
                  LOG_TEXT("detail", text));
-    /* The handle goes out of the poll set before the descriptor is closed. */
-    if (guest->has_poll)
-        (void)uv_poll_stop(&guest->poll);
+    guest_close_poll(guest);
     transport_free(&guest->transport);
     guest_leave(guest);
 }
@@ -213,7 +219,7 @@ static void guest_park(struct guest *guest, mono_ns due)
     }
     guest->state = GUEST_DEFERRED;
     guest->due_ns = due;
-    if (guest->has_poll)
+    if (guest->has_poll && !uv_is_closing((uv_handle_t *)&guest->poll))
         (void)uv_poll_stop(&guest->poll);
     struct list_node *place = &door->deferred;
     while (place->prev != &door->deferred && LIST_ENTRY(place->prev, struct guest, parked)->due_ns > due)
@@ -242,9 +248,7 @@ static void guest_go_home(struct guest *guest, const uint8_t *data, size_t size,
     memcpy(arrival->peer, guest->peer, sizeof arrival->peer);
     arrival->size = (uint32_t)size;
     memcpy(arrival->bytes, data, size);
-    /* Out of our poll set first: from the post on the descriptor is the home's. */
-    if (guest->has_poll)
-        (void)uv_poll_stop(&guest->poll);
+    guest_close_poll(guest); /* from the post on the descriptor is the home's */
     mono_ns accepted = guest->accepted_ns;
     struct listener *listener = guest->listener;
     atomic_fetch_add_explicit(&listener->connections, 1, memory_order_relaxed);
