@@ -1,0 +1,670 @@
+/* log_writer.c with its neighbours (slots, identity, state, cursor, recovery, reader): one case per promise, on a file system in memory and
+ * on the real one. Random histories are log_model_test.c's. */
+#include "common/log_writer.h"
+
+#include "common/bytes.h"
+#include "common/log_cursor.h"
+#include "common/log_reader.h"
+#include "common/log_segment.h"
+#include "common/log_state.h"
+#include "tests/lib/sim_fs.h"
+
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#define SEGMENT_SIZE 65536
+#define BODY_MAX 8192
+
+struct bench {
+    struct sim_fs *sim;
+    struct fs *fs;
+    const char *dir;
+    struct log_writer *writer;
+    struct log_block_pool pool;
+    struct log_recovery recovery;
+    struct errmsg msg;
+    uint64_t next_id;
+};
+
+static enum err open_log(struct bench *b)
+{
+    struct log_writer_options options = {.fs = b->fs, .dir = b->dir, .segment_size = SEGMENT_SIZE, .log_bytes_max = 8 * SEGMENT_SIZE};
+    enum err err = log_writer_open(&b->writer, &options, &b->recovery, &b->msg);
+    if (!err)
+        assert_int_equal(log_block_pool_init(&b->pool, 0, 8, BODY_MAX, log_writer_alignment(b->writer)), ERR_OK);
+    else
+        b->writer = NULL;
+    return err;
+}
+
+static void close_log(struct bench *b)
+{
+    if (!b->writer)
+        return;
+    log_writer_close(b->writer);
+    log_block_pool_deinit(&b->pool);
+    b->writer = NULL;
+}
+
+static struct bench start(void)
+{
+    struct bench b = {.sim = sim_fs_new(1, 512), .dir = "log", .next_id = 1};
+    b.fs = sim_fs_fs(b.sim);
+    assert_int_equal(open_log(&b), ERR_OK);
+    return b;
+}
+
+static void stop(struct bench *b)
+{
+    close_log(b);
+    sim_fs_free(b->sim);
+}
+
+/* A block with one record of about `payload_size` bytes; the session is its id. */
+static struct log_block *one_block(struct bench *b, size_t payload_size)
+{
+    static uint8_t payload[BODY_MAX];
+    for (size_t i = 0; i < payload_size; i++)
+        payload[i] = (uint8_t)(i * 2654435761u >> 13);
+    struct record rec = {.type = RECORD_PUBLISH, .session = b->next_id++, .payload = span_of(payload, payload_size)};
+    struct log_block *block = log_block_pool_get(&b->pool);
+    assert_int_equal(log_block_append(block, &rec), ERR_OK);
+    log_block_seal(&b->pool, block);
+    return block;
+}
+
+static enum err put(struct bench *b, size_t payload_size)
+{
+    struct log_block *block = one_block(b, payload_size);
+    log_writer_begin(b->writer, &block, 1);
+    enum err err = log_writer_write(b->writer, &b->msg);
+    if (!err)
+        err = log_writer_finish(b->writer, (int64_t)b->next_id * 1000000000);
+    log_block_pool_put(&b->pool, block);
+    return err;
+}
+
+static struct log_reader *reader_at(struct bench *b, const struct log_cursor_value *from)
+{
+    struct log_reader *reader;
+    assert_int_equal(log_reader_open(&reader, b->fs, b->dir, from, NULL), ERR_OK);
+    return reader;
+}
+
+/* Read `count` records whose sequences begin at `first`; id == sequence in these tests. */
+static void expect(struct log_reader *reader, uint64_t first, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        struct log_reader_item item;
+        struct record rec;
+        assert_int_equal(log_reader_next(reader, &item, NULL), ERR_OK);
+        assert_int_equal(item.position.sequence, first + i);
+        assert_int_equal(record_decode(&rec, item.bytes), ERR_OK);
+        assert_int_equal(rec.session, first + i);
+    }
+}
+
+static void expect_end(struct log_reader *reader, enum err expected)
+{
+    struct log_reader_item item;
+    assert_int_equal(log_reader_next(reader, &item, NULL), expected);
+}
+
+static void prepare_all(struct bench *b)
+{
+    while (log_writer_prepare(b->writer, NULL) == ERR_AGAIN)
+        ;
+}
+
+static void test_written_is_read(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    struct log_reader *reader = reader_at(&b, NULL);
+    expect_end(reader, ERR_AGAIN);
+    for (int i = 0; i < 100; i++)
+        assert_int_equal(put(&b, 1500), ERR_OK); /* over several segments */
+    expect(reader, 1, 100);
+    expect_end(reader, ERR_AGAIN);
+    assert_int_equal(log_writer_durable_blocks(b.writer, 0), 100);
+    assert_int_equal(log_writer_durable_end(b.writer).position.sequence, 101);
+    struct log_writer_stats stats;
+    log_writer_stats(b.writer, &stats);
+    assert_int_equal(stats.record_count, 100);
+    assert_true(stats.roll_count >= 2);
+    log_reader_close(reader);
+    stop(&b);
+}
+
+static void test_restart_goes_on_with_sequences_and_a_new_epoch(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    uint64_t broker_id = log_writer_broker_id(b.writer);
+    assert_int_equal(put(&b, 10), ERR_OK);
+    close_log(&b);
+    assert_int_equal(open_log(&b), ERR_OK);
+    assert_true(log_writer_broker_id(b.writer) == broker_id);
+    assert_int_equal(log_writer_epoch(b.writer), 2);
+    assert_int_equal(b.recovery.record_count, 1);
+    assert_int_equal(b.recovery.torn_bytes, 0);
+    assert_int_equal(put(&b, 10), ERR_OK);
+    struct log_reader *reader = reader_at(&b, NULL);
+    struct log_reader_item item;
+    assert_int_equal(log_reader_next(reader, &item, NULL), ERR_OK);
+    assert_int_equal(item.position.epoch, 1);
+    assert_int_equal(item.position.sequence, 1);
+    assert_int_equal(log_reader_next(reader, &item, NULL), ERR_OK);
+    assert_int_equal(item.position.epoch, 2);
+    assert_int_equal(item.position.sequence, 2);
+    assert_true(item.broker_id == broker_id);
+    expect_end(reader, ERR_AGAIN);
+    log_reader_close(reader);
+    stop(&b);
+}
+
+static void test_second_broker_is_refused(void **state)
+{
+    (void)state;
+    struct bench b = start(), second = b;
+    assert_int_equal(open_log(&second), ERR_LOCKED);
+    stop(&b);
+}
+
+static void test_second_sink_is_refused(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    struct log_cursor first, second;
+    assert_int_equal(log_cursor_open(&first, b.fs, b.dir, "sink", NULL), ERR_NOTFOUND);
+    assert_int_equal(log_writer_ensure_cursor(b.writer, "sink", NULL), ERR_OK);
+    assert_int_equal(log_writer_ensure_cursor(b.writer, "sink", NULL), ERR_OK);
+    assert_int_equal(log_writer_ensure_cursor(b.writer, "../x", NULL), ERR_INVALID);
+    assert_int_equal(log_cursor_open(&first, b.fs, b.dir, "sink", NULL), ERR_OK);
+    assert_int_equal(log_cursor_open(&second, b.fs, b.dir, "sink", NULL), ERR_LOCKED);
+    log_cursor_close(&first);
+    assert_int_equal(log_cursor_open(&second, b.fs, b.dir, "sink", NULL), ERR_OK);
+    log_cursor_close(&second);
+    stop(&b);
+}
+
+static void test_failed_write_is_final(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    assert_int_equal(put(&b, 10), ERR_OK);
+    sim_fs_fail(b.sim, SIM_FS_WRITE, 1, ERR_IO, false);
+    assert_int_equal(put(&b, 10), ERR_IO);
+    assert_int_equal(put(&b, 10), ERR_IO);
+    assert_int_equal(log_writer_failed(b.writer), ERR_IO);
+    assert_int_equal(log_writer_prepare(b.writer, NULL), ERR_IO);
+    assert_int_equal(log_writer_room(b.writer, LOG_ROOM_PUBLISH), 0);
+    assert_int_equal(log_writer_room(b.writer, LOG_ROOM_CONTROL), 0);
+    assert_int_equal(log_writer_durable_end(b.writer).position.sequence, 2);
+    stop(&b);
+}
+
+static void test_cursor_holds_segments_and_room_falls(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    assert_int_equal(log_writer_ensure_cursor(b.writer, "sink", NULL), ERR_OK);
+    uint64_t records = 0;
+    for (; log_writer_room(b.writer, LOG_ROOM_PUBLISH) > BODY_MAX; records++) {
+        prepare_all(&b);
+        assert_int_equal(put(&b, 4000), ERR_OK);
+        assert_true(records < 1000);
+    }
+    /* The last tenth is for the others. */
+    uint64_t tenth = 8 * SEGMENT_SIZE / 10;
+    assert_true(log_writer_room(b.writer, LOG_ROOM_CONTROL) >= tenth);
+    assert_true(log_writer_room(b.writer, LOG_ROOM_CONTROL) <= tenth + BODY_MAX + 4096);
+    /* It is never exceeded: the last segment is refused, and nothing is lost by that. */
+    enum err err;
+    while ((err = put(&b, 4000)) == ERR_OK)
+        records++;
+    assert_int_equal(err, ERR_NOSPACE);
+    assert_int_equal(log_writer_failed(b.writer), ERR_OK);
+    /* The block that did not fit is still under way: room appears as the cursor moves, and the write goes on. */
+    struct log_cursor cursor;
+    struct log_cursor_value value;
+    struct log_reader *reader = reader_at(&b, NULL);
+    expect(reader, 1, records);
+    expect_end(reader, ERR_AGAIN);
+    log_reader_cursor(reader, &value);
+    assert_int_equal(log_cursor_open(&cursor, b.fs, b.dir, "sink", NULL), ERR_OK);
+    assert_int_equal(log_cursor_store(&cursor, &value), ERR_OK);
+    prepare_all(&b);
+    assert_int_equal(log_writer_write(b.writer, &b.msg), ERR_OK);
+    struct log_writer_stats stats;
+    log_writer_stats(b.writer, &stats);
+    assert_true(stats.recycled_count >= 1);
+    log_cursor_close(&cursor);
+    log_reader_close(reader);
+    stop(&b);
+}
+
+static void test_free_disk_floor(void **state)
+{
+    (void)state;
+    struct bench b = {.sim = sim_fs_new(1, 512), .dir = "log", .next_id = 1};
+    b.fs = sim_fs_fs(b.sim);
+    struct log_writer_options options = {
+        .fs = b.fs, .dir = b.dir, .segment_size = SEGMENT_SIZE, .log_bytes_max = 8 * SEGMENT_SIZE, .free_bytes_min = 4 * SEGMENT_SIZE};
+    sim_fs_set_free(b.sim, 20 * SEGMENT_SIZE);
+    assert_int_equal(log_writer_open(&b.writer, &options, NULL, &b.msg), ERR_OK);
+    assert_true(log_writer_room(b.writer, LOG_ROOM_PUBLISH) > 5 * SEGMENT_SIZE);
+    sim_fs_set_free(b.sim, 3 * SEGMENT_SIZE);
+    assert_int_not_equal(log_writer_prepare(b.writer, NULL), ERR_IO);
+    /* What is already on disk may be used; no more than that. */
+    assert_true(log_writer_room(b.writer, LOG_ROOM_PUBLISH) <= SEGMENT_SIZE);
+    assert_true(log_writer_room(b.writer, LOG_ROOM_CONTROL) > SEGMENT_SIZE);
+    sim_fs_set_free(b.sim, 100);
+    assert_int_equal(log_writer_prepare(b.writer, NULL), ERR_NOSPACE);
+    assert_int_equal(log_writer_failed(b.writer), ERR_OK);
+    log_writer_close(b.writer);
+    sim_fs_free(b.sim);
+}
+
+static void test_torn_tail_is_normal(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    assert_int_equal(put(&b, 10), ERR_OK);
+    /* Two blocks in one write, of which only the second reaches the disk. */
+    struct log_block *blocks[2] = {one_block(&b, 900), one_block(&b, 900)};
+    log_writer_begin(b.writer, blocks, 2);
+    struct log_place first = blocks[0]->place;
+    assert_int_equal(log_writer_write(b.writer, NULL), ERR_OK);
+    log_block_pool_put(&b.pool, blocks[0]);
+    log_block_pool_put(&b.pool, blocks[1]);
+    sim_fs_kill(b.sim);
+    close_log(&b);
+    uint8_t zeros[512] = {0};
+    assert_int_equal(sim_fs_overwrite(b.sim, "log/0000000000000001.seg", first.offset, zeros, sizeof zeros), ERR_OK);
+    assert_int_equal(open_log(&b), ERR_OK);
+    assert_int_equal(b.recovery.end.position.sequence, 2);
+    assert_int_equal(b.recovery.end.place.offset, first.offset);
+    assert_true(b.recovery.torn_bytes >= 1024);
+    assert_false(b.recovery.corrupt);
+    b.next_id = 2;
+    assert_int_equal(put(&b, 10), ERR_OK);
+    struct log_reader *reader = reader_at(&b, NULL);
+    expect(reader, 1, 2);
+    expect_end(reader, ERR_AGAIN);
+    log_reader_close(reader);
+    stop(&b);
+}
+
+static void damage_and_expect(bool state_too)
+{
+    struct bench b = start();
+    for (int i = 0; i < 5; i++)
+        assert_int_equal(put(&b, 900), ERR_OK);
+    sim_fs_kill(b.sim);
+    close_log(&b);
+    if (state_too) { /* the blocks alone must prove it */
+        uint8_t zeros[512] = {0};
+        assert_int_equal(sim_fs_overwrite(b.sim, "log/state", 0, zeros, sizeof zeros), ERR_OK);
+        assert_int_equal(sim_fs_overwrite(b.sim, "log/state", 4096, zeros, sizeof zeros), ERR_OK);
+    }
+    struct log_reader *reader = reader_at(&b, NULL);
+    if (!state_too)
+        expect(reader, 1, 2);
+    assert_int_equal(sim_fs_flip_bit(b.sim, "log/0000000000000001.seg", 8 * (4096 + 2 * 1536 + 200)), ERR_OK);
+    assert_int_equal(open_log(&b), ERR_CORRUPT);
+    assert_true(b.recovery.corrupt);
+    assert_int_equal(b.recovery.corrupt_place.generation, 1);
+    assert_true(strstr(b.msg.text, "0000000000000001.seg"));
+    assert_int_equal(b.recovery.end.place.offset, b.recovery.corrupt_place.offset);
+    if (state_too)
+        assert_non_null(strstr(b.recovery.proof_by, "block"));
+    else
+        assert_string_equal(b.recovery.proof_by, "state");
+    log_reader_close(reader);
+    reader = reader_at(&b, NULL);
+    if (!state_too) {
+        uint64_t readable = b.recovery.end.position.sequence - 1;
+        expect(reader, 1, readable);
+        expect_end(reader, ERR_CORRUPT);
+        expect_end(reader, ERR_CORRUPT);
+    }
+    log_reader_close(reader);
+    stop(&b);
+}
+
+static void test_hole_before_the_durable_end_is_corruption(void **state)
+{
+    (void)state;
+    damage_and_expect(false);
+    damage_and_expect(true);
+}
+
+static void test_cursor_past_the_hole_is_corruption(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    assert_int_equal(put(&b, 100), ERR_OK);
+    struct log_end end = log_writer_durable_end(b.writer);
+    struct log_cursor_value value = {.position = end.position, .place = end.place, .reopen = end.place};
+    assert_int_equal(log_cursor_create(b.fs, b.dir, "sink", &value), ERR_OK);
+    close_log(&b);
+    uint8_t zeros[512] = {0};
+    sim_fs_overwrite(b.sim, "log/state", 0, zeros, sizeof zeros);
+    sim_fs_overwrite(b.sim, "log/state", 4096, zeros, sizeof zeros);
+    sim_fs_overwrite(b.sim, "log/0000000000000001.seg", 4096, zeros, sizeof zeros);
+    assert_int_equal(open_log(&b), ERR_CORRUPT);
+    assert_string_equal(b.recovery.proof_by, "cursor.sink");
+    stop(&b);
+}
+
+static void test_lost_identity_with_a_log_is_refused(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    close_log(&b);
+    assert_int_equal(fs_unlink(b.fs, "log/identity"), ERR_OK);
+    assert_int_equal(open_log(&b), ERR_NOTFOUND);
+    stop(&b);
+}
+
+static void test_reader_states_a_gap(void **state)
+{
+    (void)state;
+    struct bench b = start(); /* no cursor: nothing is held */
+    struct log_reader *slow = reader_at(&b, NULL);
+    assert_int_equal(put(&b, 4000), ERR_OK);
+    expect(slow, 1, 1);
+    for (int i = 0; i < 300; i++) {
+        prepare_all(&b);
+        assert_int_equal(put(&b, 4000), ERR_OK);
+    }
+    expect_end(slow, ERR_GAP);
+    struct log_reader_gap gap = log_reader_gap(slow);
+    assert_int_equal(gap.from, 2);
+    assert_true(gap.to > 2 && gap.to <= 301);
+    expect_end(slow, ERR_GAP);
+    log_reader_accept_gap(slow);
+    expect(slow, gap.to, 301 - gap.to + 1);
+    expect_end(slow, ERR_AGAIN);
+    log_reader_close(slow);
+    stop(&b);
+}
+
+/* One block of a group, begun, written and finished. */
+static void put_group_part(struct bench *b, struct log_block_group *group)
+{
+    struct log_block *block = log_block_pool_get(&b->pool);
+    log_block_group_next(group, block);
+    log_block_seal(&b->pool, block);
+    log_writer_begin(b->writer, &block, 1);
+    assert_int_equal(log_writer_write(b->writer, NULL), ERR_OK);
+    assert_int_equal(log_writer_finish(b->writer, (int64_t)b->next_id++ * 1000000000), ERR_OK);
+    log_block_pool_put(&b->pool, block);
+}
+
+static void test_group_with_others_between_and_reopened_from_its_first_block(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    static uint8_t payload[3 * BODY_MAX], bytes[4 * BODY_MAX];
+    struct record rec = {.type = RECORD_PUBLISH, .session = 2, .payload = span_of(payload, sizeof payload)};
+    size_t size = record_encode(bytes, &rec);
+    struct log_block_group group;
+    log_block_group_init(&group, span_of(bytes, size - sizeof payload), rec.payload);
+    struct log_reader *reader = reader_at(&b, NULL);
+    put_group_part(&b, &group);
+    b.next_id = 1;
+    assert_int_equal(put(&b, 50), ERR_OK); /* sequence 1, although it began later */
+    b.next_id = 100;
+    put_group_part(&b, &group);
+    expect(reader, 1, 1);
+    expect_end(reader, ERR_AGAIN);
+    struct log_cursor_value value;
+    log_reader_cursor(reader, &value);
+    assert_int_equal(value.position.sequence, 2);
+    assert_int_equal(value.reopen.offset, LOG_SEGMENT_HEADER_SIZE);
+    assert_true(log_place_compare(value.reopen, value.place) < 0);
+    log_reader_close(reader);
+    while (!log_block_group_done(&group))
+        put_group_part(&b, &group);
+    reader = reader_at(&b, &value);
+    expect(reader, 2, 1);
+    expect_end(reader, ERR_AGAIN);
+    log_reader_cursor(reader, &value);
+    assert_int_equal(log_place_compare(value.reopen, value.place), 0);
+    log_reader_close(reader);
+    stop(&b);
+}
+
+static void test_group_without_its_last_block_is_void(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    static uint8_t payload[3 * BODY_MAX], bytes[4 * BODY_MAX];
+    struct record rec = {.type = RECORD_PUBLISH, .session = 2, .payload = span_of(payload, sizeof payload)};
+    size_t size = record_encode(bytes, &rec);
+    struct log_block_group group;
+    log_block_group_init(&group, span_of(bytes, size - sizeof payload), rec.payload);
+    put_group_part(&b, &group);
+    put_group_part(&b, &group);
+    sim_fs_crash(b.sim);
+    close_log(&b);
+    assert_int_equal(open_log(&b), ERR_OK);
+    assert_int_equal(b.recovery.void_group_count, 1);
+    assert_int_equal(b.recovery.end.position.sequence, 1);
+    b.next_id = 1;
+    assert_int_equal(put(&b, 50), ERR_OK);
+    struct log_reader *reader = reader_at(&b, NULL);
+    struct log_reader_stats stats;
+    expect(reader, 1, 1);
+    expect_end(reader, ERR_AGAIN);
+    log_reader_stats(reader, &stats);
+    assert_int_equal(stats.void_group_count, 1);
+    log_reader_close(reader);
+    stop(&b);
+}
+
+static void test_state_is_written_at_most_every_20_ms(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    struct log_state file;
+    struct log_state_value value;
+    int64_t wait_ns;
+    assert_int_equal(log_state_open(&file, b.fs, b.dir, false), ERR_OK);
+    struct log_block *block;
+    const int64_t times[] = {1000000000, 1005000000, 1010000000};
+    for (int i = 0; i < 3; i++) {
+        block = one_block(&b, 10);
+        log_writer_begin(b.writer, &block, 1);
+        assert_int_equal(log_writer_write(b.writer, NULL), ERR_OK);
+        assert_int_equal(log_state_read(&file, &value), ERR_OK);
+        assert_int_equal(value.end.position.sequence, i == 0 ? 1 : 2); /* never before finish, then not at once */
+        assert_int_equal(log_writer_finish(b.writer, times[i]), ERR_OK);
+        log_block_pool_put(&b.pool, block);
+    }
+    assert_int_equal(log_writer_idle(b.writer, &wait_ns, 1015000000), ERR_OK);
+    assert_int_equal(wait_ns, 5000000);
+    assert_int_equal(log_writer_idle(b.writer, &wait_ns, 1020000000), ERR_OK);
+    assert_int_equal(wait_ns, 0);
+    assert_int_equal(log_state_read(&file, &value), ERR_OK);
+    assert_int_equal(value.end.position.sequence, 4);
+    log_state_close(&file);
+    stop(&b);
+}
+
+static void test_slots_fall_back_to_the_value_before(void **state)
+{
+    (void)state;
+    struct sim_fs *sim = sim_fs_new(3, 512);
+    struct log_slots slots;
+    uint64_t value = 0;
+    assert_int_equal(log_slots_open(&slots, sim_fs_fs(sim), "f", 42, FILE_READ | FILE_WRITE | FILE_CREATE), ERR_OK);
+    assert_int_equal(log_slots_read(&slots, &value, sizeof value), ERR_NOTFOUND);
+    for (uint64_t i = 1; i <= 7; i++)
+        assert_int_equal(log_slots_write(&slots, &i, sizeof i), ERR_OK);
+    assert_int_equal(log_slots_read(&slots, &value, sizeof value), ERR_OK);
+    assert_int_equal(value, 7);
+    assert_int_equal(sim_fs_flip_bit(sim, "f", 8 * (4096 + 30)), ERR_OK); /* odd numbers are in the second slot */
+    assert_int_equal(log_slots_read(&slots, &value, sizeof value), ERR_OK);
+    assert_int_equal(value, 6);
+    value = 8;
+    assert_int_equal(log_slots_write(&slots, &value, sizeof value), ERR_OK);
+    assert_int_equal(log_slots_read(&slots, &value, sizeof value), ERR_OK);
+    assert_int_equal(value, 8);
+    assert_int_equal(sim_fs_flip_bit(sim, "f", 8 * (4096 + 30)), ERR_OK);
+    assert_int_equal(sim_fs_flip_bit(sim, "f", 8 * 100), ERR_OK);
+    assert_int_equal(log_slots_read(&slots, &value, sizeof value), ERR_CORRUPT);
+    log_slots_close(&slots);
+    sim_fs_free(sim);
+}
+
+static void test_bad_options_are_refused(void **state)
+{
+    (void)state;
+    struct sim_fs *sim = sim_fs_new(1, 512);
+    struct log_writer *writer;
+    struct errmsg msg;
+    struct log_writer_options options = {.fs = sim_fs_fs(sim), .dir = "log", .segment_size = 1024};
+    assert_int_equal(log_writer_open(&writer, &options, NULL, &msg), ERR_INVALID);
+    options.segment_size = SEGMENT_SIZE;
+    options.log_bytes_max = SEGMENT_SIZE;
+    assert_int_equal(log_writer_open(&writer, &options, NULL, &msg), ERR_INVALID);
+    options.log_bytes_max = 0;
+    options.alignment = 1000;
+    assert_int_equal(log_writer_open(&writer, &options, NULL, &msg), ERR_INVALID);
+    options.alignment = 0;
+    options.dir = "no/such/place";
+    assert_int_equal(log_writer_open(&writer, &options, NULL, &msg), ERR_NOTFOUND);
+    sim_fs_free(sim);
+}
+
+/* On the real file system, with the preparing thread and a reader beside the writer. */
+struct real {
+    struct bench *b;
+    atomic_bool stop;
+    uint64_t count;
+};
+
+static void *real_prepare(void *context)
+{
+    struct real *real = (struct real *)context;
+    while (!atomic_load(&real->stop)) {
+        enum err err = log_writer_prepare(real->b->writer, NULL);
+        (void)log_writer_room(real->b->writer, LOG_ROOM_PUBLISH);
+        if (err == ERR_OK)
+            usleep(1000);
+    }
+    return NULL;
+}
+
+static void *real_read(void *context)
+{
+    struct real *real = (struct real *)context;
+    struct log_reader *reader;
+    struct log_cursor cursor;
+    struct log_cursor_value value;
+    struct log_reader_item item;
+    if (log_cursor_open(&cursor, fs_posix(), real->b->dir, "sink", NULL) != ERR_OK)
+        return NULL;
+    if (log_reader_open(&reader, fs_posix(), real->b->dir, &cursor.value, NULL) != ERR_OK)
+        return NULL;
+    for (;;) {
+        bool last = atomic_load(&real->stop);
+        enum err err = log_reader_next(reader, &item, NULL);
+        if (err == ERR_OK && item.position.sequence == real->count + 1)
+            real->count++;
+        else if (err != ERR_AGAIN || last)
+            break;
+        if (err == ERR_AGAIN || real->count % 200 == 0) {
+            log_reader_cursor(reader, &value);
+            if (log_cursor_store(&cursor, &value) != ERR_OK)
+                break;
+        }
+    }
+    log_reader_close(reader);
+    log_cursor_close(&cursor);
+    return NULL;
+}
+
+static void remove_name(void *context, const char *name)
+{
+    char path[FILE_PATH_MAX];
+    if (file_path(path, (const char *)context, name) == ERR_OK)
+        unlink(path);
+}
+
+static void test_real_disk_with_threads(void **state)
+{
+    (void)state;
+    char dir[] = "/tmp/tidegate-log-test-XXXXXX";
+    assert_non_null(mkdtemp(dir));
+    struct bench b = {.fs = fs_posix(), .dir = dir, .next_id = 1};
+    assert_int_equal(open_log(&b), ERR_OK);
+    assert_int_equal(log_writer_ensure_cursor(b.writer, "sink", NULL), ERR_OK);
+    struct real real = {.b = &b};
+    pthread_t preparer, reader;
+    pthread_create(&preparer, NULL, real_prepare, &real);
+    pthread_create(&reader, NULL, real_read, &real);
+    uint64_t count = 0;
+    while (count < 400) {
+        if (log_writer_room(b.writer, LOG_ROOM_PUBLISH) < 2 * SEGMENT_SIZE) {
+            usleep(200);
+            continue;
+        }
+        enum err err = put(&b, 3000);
+        while (err == ERR_NOSPACE) { /* the cursor was not yet seen to move */
+            usleep(1000);
+            err = log_writer_write(b.writer, NULL);
+            if (!err)
+                err = log_writer_finish(b.writer, (int64_t)b.next_id * 1000000000);
+        }
+        assert_int_equal(err, ERR_OK);
+        count++;
+    }
+    int64_t wait_ns;
+    assert_int_equal(log_writer_idle(b.writer, &wait_ns, INT64_MAX), ERR_OK);
+    atomic_store(&real.stop, true);
+    pthread_join(preparer, NULL);
+    pthread_join(reader, NULL);
+    assert_int_equal(real.count, count);
+    close_log(&b);
+    assert_int_equal(open_log(&b), ERR_OK);
+    assert_int_equal(b.recovery.end.position.sequence, count + 1);
+    close_log(&b);
+    assert_int_equal(fs_list(fs_posix(), dir, dir, remove_name), ERR_OK);
+    assert_int_equal(rmdir(dir), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_written_is_read),
+        cmocka_unit_test(test_restart_goes_on_with_sequences_and_a_new_epoch),
+        cmocka_unit_test(test_second_broker_is_refused),
+        cmocka_unit_test(test_second_sink_is_refused),
+        cmocka_unit_test(test_failed_write_is_final),
+        cmocka_unit_test(test_cursor_holds_segments_and_room_falls),
+        cmocka_unit_test(test_free_disk_floor),
+        cmocka_unit_test(test_torn_tail_is_normal),
+        cmocka_unit_test(test_hole_before_the_durable_end_is_corruption),
+        cmocka_unit_test(test_cursor_past_the_hole_is_corruption),
+        cmocka_unit_test(test_lost_identity_with_a_log_is_refused),
+        cmocka_unit_test(test_reader_states_a_gap),
+        cmocka_unit_test(test_group_with_others_between_and_reopened_from_its_first_block),
+        cmocka_unit_test(test_group_without_its_last_block_is_void),
+        cmocka_unit_test(test_state_is_written_at_most_every_20_ms),
+        cmocka_unit_test(test_slots_fall_back_to_the_value_before),
+        cmocka_unit_test(test_bad_options_are_refused),
+        cmocka_unit_test(test_real_disk_with_threads),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
