@@ -99,7 +99,7 @@ static enum err split_answer(struct buf *answer, unsigned *status_out, struct bu
 enum err query_client_get(const char *host, const char *port, const char *target, unsigned *status_out, struct buf *body_out,
                           struct errmsg *msg)
 {
-    int fd;
+    int fd = -1;
     struct buf request, answer;
     enum err err = connect_to(&fd, host, port, msg);
     if (err)
