@@ -41,6 +41,10 @@ MODEFLAGS_ubsan := -O1 -g -fsanitize=undefined -fno-sanitize-recover=all -DTIDEG
 MODEFLAGS_tsan := -O1 -g -fsanitize=thread -DTIDEGATE_DEBUG
 MODEFLAGS_cov := -O0 -g --coverage
 MODEFLAGS := $(MODEFLAGS_$(MODE))
+# Under sanitizers gcc guesses wrongly about what may be uninitialised; valgrind and the other modes look after that.
+ifneq ($(filter $(MODE),asan ubsan tsan),)
+WARN += -Wno-maybe-uninitialized
+endif
 ifeq ($(MODEFLAGS),)
 $(error MODE=$(MODE) is not one of release debug asan ubsan tsan cov)
 endif
@@ -102,7 +106,6 @@ $(B)/libcommon.a: $(call obj,$(COMMON_SRC))
 $(B)/libbroker.a: $(call obj,$(BROKER_SRC))
 $(B)/libsink.a: $(call obj,$(SINK_SRC))
 $(B)/libtest.a: $(call obj,$(LIB_SRC))
-$(B)/libsim.a: $(call obj,$(SIM_SRC))
 $(B)/lib%.a:
 	@rm -f $@
 	ar rcs $@ $^
@@ -118,6 +121,9 @@ $(B)/unit/%: $(B)/tests/unit/%.c.o $(B)/libtest.a $(ARCHIVES)
 	$(CXX) $(LDFLAGS) -o $@ $^ $(BROKER_LIBS) $(SINK_LIBS) $(COMMON_LIBS) -lcmocka
 $(B)/fuzz/%: $(B)/fuzz/%.c.o $(call obj,fuzz/driver.c) $(ARCHIVES)
 	@mkdir -p $(@D)
+	$(CXX) $(LDFLAGS) -o $@ $^ $(BROKER_LIBS) $(SINK_LIBS) $(COMMON_LIBS)
+
+$(B)/tidegate-sim: $(call obj,$(SIM_SRC)) $(B)/libtest.a $(ARCHIVES)
 	$(CXX) $(LDFLAGS) -o $@ $^ $(BROKER_LIBS) $(SINK_LIBS) $(COMMON_LIBS)
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
@@ -138,7 +144,7 @@ layers:
 	@! grep -nE '#include "(broker|sink|tests|fuzz)/' $$(find common -name '*.[ch]') || { echo 'layers: common/ includes a program'; exit 1; }
 	@! grep -nE '#include "(sink|tests|fuzz)/' $$(find broker -name '*.[ch]') || { echo 'layers: broker/ includes beyond itself and common/'; exit 1; }
 	@! grep -nE '#include "(broker|tests|fuzz)/' $$(find sink -name '*.[ch]' -o -name '*.cc') || { echo 'layers: sink/ includes beyond itself and common/'; exit 1; }
-	@! grep -nE '#include [<"](uv\.h|sys/socket\.h|sys/epoll\.h|unistd\.h|fcntl\.h|time\.h|common/clock\.h|pthread\.h|broker/net/)' \
+	@! grep -nE '#include [<"](uv\.h|sys/socket\.h|sys/epoll\.h|unistd\.h|fcntl\.h|time\.h|pthread\.h|broker/net/)|clock_(mono|wall|thread_cpu)\(' \
 	  $$(for room in $(PURE); do ls -d $$room $$room.[ch] 2>/dev/null; done | xargs -I{} find {} -name '*.[ch]') || \
 	  { echo 'layers: a pure file reaches for the machine'; exit 1; }
 	@echo 'layers: ok'
@@ -160,3 +166,27 @@ fuzz: $(FUZZ_BIN)
 $(B)/bench/%: $(B)/tests/bench/%.c.o $(B)/libsink.a $(B)/libcommon.a
 	@mkdir -p $(@D)
 	$(CXX) $(LDFLAGS) -o $@ $^ $(SINK_LIBS) $(COMMON_LIBS)
+
+SEEDS ?= 300
+sim: $(B)/tidegate-sim
+	$(if $(SEED),$< --seed $(SEED),@$(TALLY) sim $< --seeds $(SEEDS))
+
+SOURCES := $(COMMON_SRC) $(BROKER_SRC) $(SINK_SRC) broker/main.c sink/main.c
+tidy:
+	@printf '%s\n' $(SOURCES) | xargs -P 2 -n 4 clang-tidy --quiet 2>/dev/null -- $(CPPFLAGS) -std=gnu11 | grep -E 'warning:|error:' ; test $$? = 1
+	@tests/lib/long-functions
+
+FORMATTED = $(shell git ls-files '*.c' '*.h' '*.cc')
+format:
+	clang-format -i $(FORMATTED)
+format-check:
+	@clang-format --dry-run -Werror $(FORMATTED) && echo 'format: ok'
+
+install: all
+	install -D -m 755 $(B)/tidegate-broker $(DESTDIR)$(PREFIX)/bin/tidegate-broker
+	install -D -m 755 $(B)/tidegate-sink $(DESTDIR)$(PREFIX)/bin/tidegate-sink
+	install -D -m 644 conf/broker.conf $(DESTDIR)$(PREFIX)/etc/tidegate/broker.conf
+	install -D -m 644 conf/sink.conf $(DESTDIR)$(PREFIX)/etc/tidegate/sink.conf
+
+clean:
+	rm -rf build

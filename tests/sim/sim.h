@@ -1,0 +1,188 @@
+/* The simulator: whole broker and sink in one thread, from one seed.
+ *
+ * The pure core runs as it is in production: shards, route and store actors, log writer, log reader, partitions. What is simulated is what
+ * surrounds it: the rings (bounded, delivered in any order that FIFO per ring allows), the network (any number of bytes at a time, cut at
+ * any byte), the disk (tests/lib/sim_fs.h: forgets what was not synced, tears what was under way, fails, fills up), the clocks, and clients
+ * that behave and misbehave. Each step draws one thing that could happen next. The same seed draws the same run.
+ *
+ * A ledger notes what clients were promised. Checked at every step: what a subscriber may not see twice, order per (publishing client,
+ * device). Checked at the end, after all faults have ended and everything came to rest: each acknowledged telemetry message is in the sink
+ * exactly once, with the value written last; nothing is there that nobody sent; persistent subscribers got what was acknowledged; the books
+ * balance.
+ *
+ * A finding ends the process with the seed and the step. Thread: one. */
+#ifndef TIDEGATE_TESTS_SIM_SIM_H
+#define TIDEGATE_TESTS_SIM_SIM_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "broker/core/ops.h"
+#include "broker/mqtt/packet.h"
+#include "common/bytes.h"
+#include "common/log_block.h"
+#include "tests/lib/check_random.h"
+#include "tests/lib/sim_fs.h"
+
+#define SIM_SHARDS_MAX 3
+#define SIM_CLIENTS_MAX 8
+#define SIM_DEVICES_MAX 8
+#define SIM_MESSAGES_MAX 8192
+#define SIM_PARTITIONS_MAX 3
+
+struct sim;
+struct sim_broker;
+struct sim_sink;
+struct shard;
+
+/* Bytes on their way in one direction. */
+struct sim_pipe {
+    uint8_t *bytes;
+    size_t size, capacity;
+};
+
+/* One TCP connection. Freed when both ends have let go of it. */
+struct sim_conn {
+    struct sim_client *client; /* NULL: the client's end is closed */
+    struct client *core;       /* NULL: not at its home yet, or the broker's end is closed */
+    struct shard *shard;       /* its home */
+    bool broker_open;          /* the broker's process holds its end */
+    bool broken;               /* reset: the broker learns by shard_on_closed or a failing write */
+    bool paused;               /* the shard does not read */
+    bool wants_writable;       /* a write was cut short */
+    size_t room;               /* bytes the socket takes until the client reads: small ones find partial writes */
+    struct sim_pipe up, down;
+    struct sim_conn *next;
+};
+
+/* One message of the ledger. */
+struct sim_message {
+    uint32_t id; /* index; the value that is published */
+    uint8_t qos;
+    uint8_t client, device;
+    bool acked;        /* PUBACK, or PUBREC: the broker has taken it */
+    bool own_time;     /* the payload says `ts`; otherwise the row gets the receive time */
+    uint32_t attempts; /* PUBLISH packets that began a flow, resends with the same session left out */
+    int64_t ts_ms;
+    uint64_t first_sent_step, acked_step;
+    uint32_t flow; /* changes when the flow had to begin anew: session or broker memory was lost */
+};
+
+struct sim_flow {
+    uint32_t message;
+    uint16_t packet_id;
+    bool sent, received; /* received: PUBREC came, PUBREL is out */
+};
+
+#define SIM_FLOWS_MAX 8
+
+struct sim_client {
+    struct sim *sim;
+    uint8_t index;
+    char id[16];
+    enum mqtt_version version;
+    bool clean, publishes, subscribes;
+    uint8_t subscribe_qos;
+    struct sim_conn *conn;
+    bool online;                          /* CONNACK was success */
+    bool closing;                         /* said DISCONNECT */
+    struct sim_pipe input;                /* bytes of incomplete packets */
+    struct sim_flow flows[SIM_FLOWS_MAX]; /* in the order they were begun */
+    size_t flow_count;
+    uint16_t next_packet_id;
+    uint32_t receive_maximum;
+    uint32_t session_number; /* counts sessions: changes when CONNACK says none was there */
+    bool subscribed;         /* SUBACK in this session */
+    uint64_t subscribed_step;
+    uint32_t subscribed_incarnation;
+    bool subscribe_sent;
+    uint8_t inbound[8192]; /* bitmap of QoS 2 packet ids received and not released */
+    uint8_t *seen;         /* per message: QoS 2 deliveries of its present flow + 1 in the low bits; see sim_ledger.c */
+    uint32_t *seen_flow;
+    uint32_t *order; /* newest message first received, per [client][device][qos] */
+    uint64_t packets;
+};
+
+struct sim_ledger {
+    struct sim_message messages[SIM_MESSAGES_MAX];
+    uint32_t count;
+    int64_t next_ts_ms[SIM_DEVICES_MAX];
+    uint32_t logged_order[SIM_CLIENTS_MAX][SIM_DEVICES_MAX]; /* newest message id + 1 whose first record the sink has read */
+    uint8_t *logged;                                         /* per message: its record was read */
+};
+
+struct sim_config {
+    uint16_t shard_count;
+    uint32_t client_count, device_count, partition_count;
+    uint32_t ring_capacity;
+    uint32_t block_count, block_body;
+    uint32_t steps;
+    uint32_t alignment;
+    bool disk_faults, power_faults;
+};
+
+struct sim {
+    uint64_t seed, step;
+    struct check_random random;
+    struct sim_config config;
+    int64_t mono, wall;
+    bool calm; /* no more faults and no new messages: come to rest */
+    bool trace;
+    struct sim_fs *fs;
+    struct sim_broker *broker; /* NULL: down */
+    struct sim_sink *sink;     /* NULL: down */
+    uint32_t incarnation;      /* of the broker */
+    struct sim_conn *conns;
+    struct sim_client clients[SIM_CLIENTS_MAX];
+    struct sim_ledger ledger;
+    uint64_t progress; /* counts everything that moves, to know rest */
+};
+
+/* sim_main.c */
+__attribute__((format(printf, 2, 3), noreturn)) void sim_found(struct sim *sim, const char *format, ...);
+__attribute__((format(printf, 2, 3))) void sim_trace(struct sim *sim, const char *format, ...);
+uint64_t sim_below(struct sim *sim, uint64_t bound);
+bool sim_chance(struct sim *sim, uint32_t numerator, uint32_t denominator);
+
+/* sim_net.c: bytes and connections. */
+void sim_pipe_put(struct sim_pipe *pipe, const void *data, size_t size);
+void sim_pipe_drop(struct sim_pipe *pipe, size_t size);
+struct sim_conn *sim_conn_open(struct sim *sim, struct sim_client *client);
+void sim_conn_reset(struct sim *sim, struct sim_conn *conn); /* cut now: bytes under way are lost */
+void sim_conn_reap(struct sim *sim);
+
+/* sim_broker.c: one life of the broker. */
+bool sim_broker_start(struct sim *sim); /* false: it could not (disk), tried again later */
+void sim_broker_die(struct sim *sim, bool power);
+bool sim_broker_step(struct sim *sim); /* one thing that could happen inside; false: nothing could */
+bool sim_broker_is_quiet(struct sim *sim);
+void sim_broker_check_books(struct sim *sim);
+bool sim_broker_failed(struct sim *sim); /* the log failed: it must be restarted */
+
+/* sim_client.c */
+void sim_client_init(struct sim *sim, uint8_t index);
+void sim_client_deinit(struct sim_client *client);
+void sim_client_act(struct sim *sim, struct sim_client *client);
+void sim_client_read(struct sim *sim, struct sim_client *client); /* some bytes from its connection */
+void sim_client_lost(struct sim *sim, struct sim_client *client); /* its connection is gone */
+bool sim_client_is_done(struct sim *sim, const struct sim_client *client);
+
+/* sim_sink.c */
+bool sim_sink_start(struct sim *sim);
+void sim_sink_die(struct sim *sim);
+bool sim_sink_step(struct sim *sim);
+bool sim_sink_is_quiet(struct sim *sim);
+bool sim_sink_failed(struct sim *sim);
+void sim_sink_read_device(struct sim *sim, uint8_t device, void *context, void (*on_row)(void *context, int64_t ts_ns, double value));
+
+/* sim_ledger.c */
+struct sim_message *sim_ledger_new(struct sim *sim, uint8_t client, uint8_t device, uint8_t qos);
+size_t sim_ledger_payload(const struct sim_message *message, char *out, size_t size);
+bool sim_ledger_parse(uint32_t *id_out, struct span payload);
+void sim_ledger_on_acked(struct sim *sim, uint32_t id);
+void sim_ledger_on_delivered(struct sim *sim, struct sim_client *subscriber, uint32_t id, uint8_t qos, bool dup);
+void sim_ledger_on_record(struct sim *sim, uint32_t id, bool replayed);
+void sim_ledger_check_end(struct sim *sim);
+void sim_device_name(char *out, size_t size, uint8_t device);
+
+#endif

@@ -1,0 +1,604 @@
+/* One life of the broker: shards, route and store actors and the log thread, as actors that meet over bounded rings.
+ *
+ * Each ring is FIFO and bounded; which ring is served next is drawn. The log thread's write has two steps, so that a crash may fall between
+ * the write and its completion. */
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "broker/core/deliver.h"
+#include "broker/core/msg.h"
+#include "broker/core/route_actor.h"
+#include "broker/core/shard.h"
+#include "broker/core/shard_stats.h"
+#include "broker/core/store_actor.h"
+#include "broker/route/topic_tree.h"
+#include "broker/telemetry/rule.h"
+#include "common/check.h"
+#include "common/log_writer.h"
+#include "tests/sim/sim.h"
+
+#define SIM_LOG_DIR "log"
+#define SIM_SEGMENT_SIZE (64 * 1024)
+#define SIM_LOG_BYTES_MAX (4 * SIM_SEGMENT_SIZE)
+#define RING_CAPACITY_MAX 64
+#define BATCH_MAX 32
+#define ROOM_LOW 20000 /* bytes of log room below which publishers are told to wait, as the log thread does */
+
+struct sim_ring {
+    struct op ops[RING_CAPACITY_MAX];
+    uint32_t first, count;
+};
+
+struct sim_broker {
+    struct sim *sim;
+    struct topic_tree *tree;
+    struct rule_table rules;
+    struct shard *shards[SIM_SHARDS_MAX];
+    struct log_block_pool pools[SIM_SHARDS_MAX];
+    bool pool_open[SIM_SHARDS_MAX];
+    struct route_actor *route;
+    struct store_actor *store;
+    struct log_writer *writer;
+    struct sim_ring *rings; /* [from][to] of node numbers */
+    struct shard_listener listener;
+    _Atomic uint64_t retained_counter;
+    struct log_block *collected[BATCH_MAX * 4];
+    size_t collected_count;
+    size_t writing;  /* blocks of the batch that is under way: the first ones of collected */
+    bool write_done; /* pwritev has returned, the notice is not out */
+    bool room_said;  /* what the shards were told last */
+    bool log_failed;
+    struct route_io route_io;
+    struct store_io store_io;
+};
+
+/* Shards, route, log, store: small numbers for the ring table. */
+#define NODE_ROUTE SIM_SHARDS_MAX
+#define NODE_LOG (SIM_SHARDS_MAX + 1)
+#define NODE_STORE (SIM_SHARDS_MAX + 2)
+#define NODE_COUNT (SIM_SHARDS_MAX + 3)
+
+static unsigned node_of(actor_id id)
+{
+    if (id == ACTOR_ROUTE)
+        return NODE_ROUTE;
+    if (id == ACTOR_LOG)
+        return NODE_LOG;
+    if (id == ACTOR_STORE)
+        return NODE_STORE;
+    CHECK(id < SIM_SHARDS_MAX);
+    return id;
+}
+
+static struct sim_ring *ring_of(struct sim_broker *broker, unsigned from, unsigned to) { return &broker->rings[from * NODE_COUNT + to]; }
+
+static bool ring_push(struct sim_broker *broker, unsigned from, unsigned to, const struct op *op, bool reserve)
+{
+    struct sim_ring *ring = ring_of(broker, from, to);
+    uint32_t capacity = broker->sim->config.ring_capacity;
+    if (ring->count >= (reserve ? capacity : capacity - capacity / 4))
+        return false;
+    ring->ops[(ring->first + ring->count++) % RING_CAPACITY_MAX] = *op;
+    broker->sim->progress++;
+    return true;
+}
+
+static struct op ring_pop(struct sim_ring *ring)
+{
+    struct op op = ring->ops[ring->first];
+    ring->first = (ring->first + 1) % RING_CAPACITY_MAX;
+    ring->count--;
+    return op;
+}
+
+/* --- what a shard asks of its surroundings
+ * ------------------------------------------------------------------------------------------------ */
+
+static ssize_t on_write(void *io, void *arg, const struct iovec *iov, int iov_count)
+{
+    struct sim *sim = io;
+    struct sim_conn *conn = arg;
+    ssize_t taken = 0;
+    if (conn->broken || !conn->client)
+        return -1;
+    for (int i = 0; i < iov_count; i++) {
+        size_t room = conn->down.size < conn->room ? conn->room - conn->down.size : 0;
+        size_t size = iov[i].iov_len < room ? iov[i].iov_len : room;
+        sim_pipe_put(&conn->down, iov[i].iov_base, size);
+        taken += (ssize_t)size;
+        if (size < iov[i].iov_len) {
+            conn->wants_writable = true;
+            break;
+        }
+    }
+    sim->progress++;
+    return taken;
+}
+
+static void on_read_pause(void *io, void *arg, bool paused)
+{
+    (void)io;
+    struct sim_conn *conn = arg;
+    conn->paused = paused;
+}
+
+static void on_close(void *io, void *arg, uint32_t linger_ms)
+{
+    struct sim *sim = io;
+    struct sim_conn *conn = arg;
+    (void)linger_ms;
+    conn->core = NULL;
+    conn->broker_open = false;
+    sim->progress++;
+}
+
+static bool on_post(void *io, actor_id to, const struct op *op, bool reserve)
+{
+    struct sim *sim = io;
+    return ring_push(sim->broker, node_of(op->from), node_of(to), op, reserve);
+}
+
+static uint64_t on_random(void *io)
+{
+    struct sim *sim = io;
+    return check_random_next(&sim->random);
+}
+
+static const struct shard_io shard_io = {
+    .write = on_write, .read_pause = on_read_pause, .close = on_close, .post = on_post, .random = on_random};
+
+static bool route_post(void *io, actor_id to, const struct op *op)
+{
+    struct sim_broker *broker = io;
+    return ring_push(broker, NODE_ROUTE, node_of(to), op, true);
+}
+
+static bool store_post(void *io, actor_id to, const struct op *op)
+{
+    struct sim_broker *broker = io;
+    return ring_push(broker, NODE_STORE, node_of(to), op, true);
+}
+
+/* --- life
+ * --------------------------------------------------------------------------------------------------------------------------------- */
+
+static bool open_log(struct sim *sim, struct sim_broker *broker)
+{
+    struct errmsg msg = {""};
+    struct log_recovery recovery;
+    struct log_writer_options options = {
+        .fs = sim_fs_fs(sim->fs),
+        .dir = SIM_LOG_DIR,
+        .segment_size = SIM_SEGMENT_SIZE,
+        .log_bytes_max = SIM_LOG_BYTES_MAX,
+        .alignment = sim->config.alignment,
+        .wall_ns = sim->wall,
+    };
+    sim_fs_set_process(sim->fs, 1);
+    enum err err = log_writer_open(&broker->writer, &options, &recovery, &msg);
+    if (!err)
+        err = log_writer_ensure_cursor(broker->writer, "sink", &msg);
+    if (err && sim->calm)
+        sim_found(sim, "the broker does not start on a healthy disk: %s: %s", err_text(err), msg.text);
+    if (err == ERR_CORRUPT || err == ERR_VERSION)
+        sim_found(sim, "the log is taken for damaged, and only crashes happened: %s: %s", err_text(err), msg.text);
+    sim_trace(sim, "the log opens: %s %s", err_text(err), msg.text);
+    return err == ERR_OK;
+}
+
+static void set_config(struct sim *sim, struct sim_broker *broker, struct shard_config *config, uint16_t index)
+{
+    *config = (struct shard_config){
+        .index = index,
+        .shard_count = sim->config.shard_count,
+        .hash_key = sim->seed * 0x9e3779b97f4a7c15,
+        .limits = {.session_queue_messages_max = 100000,
+                   .session_queue_bytes_max = 1 << 30,
+                   .inflight_max = 5,
+                   .outbox_bytes_max = 1 << 20,
+                   .partial_bytes_max = 1 << 20,
+                   .connect_timeout_ms = 10000,
+                   .session_expiry_max_s = UINT32_MAX,
+                   .sessions_max = 1000,
+                   .publishes_per_turn_max = 4,
+                   .allow_zero_length_clientid = true,
+                   .receive_maximum_strict = true},
+        .listeners = &broker->listener,
+        .listener_count = 1,
+        .rules = &broker->rules,
+        .retained_counter = &broker->retained_counter,
+        .persistence = true,
+    };
+}
+
+static bool make_actors(struct sim *sim, struct sim_broker *broker)
+{
+    struct route_limits limits = {.retained_messages_max = 1000, .retained_bytes_max = 1 << 20, .scan_slice = 2};
+    broker->route_io.post = route_post;
+    broker->store_io.post = store_post;
+    broker->tree = topic_tree_new(sim->seed);
+    CHECK(broker->tree);
+    broker->route = route_actor_new(broker->tree, sim->seed, sim->config.shard_count, &limits, &broker->route_io, broker);
+    broker->store = store_actor_new(&broker->store_io, broker);
+    CHECK(broker->route);
+    CHECK(broker->store);
+    for (uint16_t i = 0; i < sim->config.shard_count; i++) {
+        struct shard_config config;
+        set_config(sim, broker, &config, i);
+        enum err err = log_block_pool_init(&broker->pools[i], i, sim->config.block_count, sim->config.block_body,
+                                           log_writer_alignment(broker->writer));
+        CHECK(err == ERR_OK);
+        broker->pool_open[i] = true;
+        broker->shards[i] = shard_new(&config, broker->tree, &broker->pools[i], &shard_io, sim);
+        CHECK(broker->shards[i]);
+    }
+    return true;
+}
+
+bool sim_broker_start(struct sim *sim)
+{
+    struct sim_broker *broker = calloc(1, sizeof *broker);
+    CHECK(broker);
+    broker->sim = sim;
+    broker->room_said = true;
+    broker->listener = (struct shard_listener){.allow_anonymous = true,
+                                               .max_packet_size = 1 << 20,
+                                               .receive_maximum = 6,
+                                               .topic_alias_maximum = 4,
+                                               .max_qos = 2,
+                                               .retain_available = true};
+    broker->rules.partition_count = sim->config.partition_count;
+    enum err err = rule_table_add(&broker->rules, "fleet/{device}/telemetry", false, 1, NULL);
+    CHECK(err == ERR_OK);
+    broker->rings = calloc((size_t)NODE_COUNT * NODE_COUNT, sizeof *broker->rings);
+    CHECK(broker->rings);
+    sim->broker = broker;
+    sim->incarnation++;
+    if (open_log(sim, broker))
+        return make_actors(sim, broker);
+    sim_broker_die(sim, false);
+    return false;
+}
+
+/* What a ring held when the process died: memory only, but the simulator itself goes on. */
+static void drop_op(const struct op *op)
+{
+    switch ((int)op->type) {
+    case OP_DELIVER:
+        delivery_free(op->delivery);
+        return;
+    case OP_ROUTE_REQUEST:
+    case OP_ROUTE_REPLY:
+        route_request_free(op->request);
+        return;
+    case OP_ROUTE_RETAIN:
+        msg_unref(op->retain.msg);
+        return;
+    case OP_RETAINED_VALUE:
+        msg_unref(op->retained.msg);
+        return;
+    case OP_STORE_PUT:
+        msg_unref(op->store.msg);
+        return;
+    case OP_STORE_LOADED:
+        for (uint32_t i = 0; i < op->store.page->count; i++)
+            msg_unref(op->store.page->items[i].msg);
+        free(op->store.page);
+        return;
+    default:
+        return;
+    }
+}
+
+/* All blocks go back to their pools, wherever they are. */
+static void return_blocks(struct sim_broker *broker)
+{
+    for (size_t i = 0; i < broker->collected_count; i++)
+        log_block_pool_put(&broker->pools[broker->collected[i]->shard], broker->collected[i]);
+    for (unsigned from = 0; from < NODE_COUNT; from++)
+        for (unsigned to = 0; to < NODE_COUNT; to++)
+            for (struct sim_ring *ring = ring_of(broker, from, to); ring->count;) {
+                struct op op = ring_pop(ring);
+                if (op.type == OP_LOG_BLOCK)
+                    log_block_pool_put(&broker->pools[from], op.block);
+                for (struct log_block *block = op.type == OP_LOG_DURABLE ? op.durable.blocks : NULL, *next; block; block = next) {
+                    next = block->next;
+                    log_block_pool_put(&broker->pools[to], block);
+                }
+                drop_op(&op);
+            }
+}
+
+void sim_broker_die(struct sim *sim, bool power)
+{
+    struct sim_broker *broker = sim->broker;
+    (void)power;
+    for (struct sim_conn *conn = sim->conns; conn; conn = conn->next) {
+        sim_conn_reset(sim, conn);
+        conn->broker_open = false;
+        conn->core = NULL;
+    }
+    sim_fs_kill_process(sim->fs, 1);
+    return_blocks(broker);
+    for (uint16_t i = 0; i < sim->config.shard_count; i++) {
+        if (broker->shards[i])
+            shard_free(broker->shards[i]);
+        if (broker->pool_open[i])
+            log_block_pool_deinit(&broker->pools[i]);
+    }
+    route_actor_free(broker->route);
+    store_actor_free(broker->store);
+    topic_tree_free(broker->tree);
+    if (broker->writer)
+        log_writer_close(broker->writer);
+    rule_table_deinit(&broker->rules);
+    free(broker->rings);
+    free(broker);
+    sim->broker = NULL;
+    sim_conn_reap(sim);
+}
+
+/* --- the log thread
+ * ----------------------------------------------------------------------------------------------------------------------- */
+
+static void log_fail(struct sim_broker *broker, const char *what)
+{
+    broker->log_failed = true;
+    sim_trace(broker->sim, "the log fails: %s", what);
+    for (uint16_t i = 0; i < broker->sim->config.shard_count; i++)
+        ring_push(broker, NODE_LOG, i, &(struct op){.type = OP_LOG_FAILED, .from = ACTOR_LOG}, true);
+}
+
+static void log_say_room(struct sim_broker *broker)
+{
+    bool room = log_writer_room(broker->writer, LOG_ROOM_PUBLISH) > ROOM_LOW;
+    if (room == broker->room_said)
+        return;
+    for (uint16_t i = 0; i < broker->sim->config.shard_count; i++)
+        if (ring_of(broker, NODE_LOG, i)->count >= broker->sim->config.ring_capacity)
+            return; /* another time */
+    for (uint16_t i = 0; i < broker->sim->config.shard_count; i++)
+        ring_push(broker, NODE_LOG, i, &(struct op){.type = OP_LOG_ROOM, .flag = room, .from = ACTOR_LOG}, true);
+    broker->room_said = room;
+}
+
+/* Notices to the shards; false while a ring is full. The blocks go back with them. */
+static bool log_notify(struct sim_broker *broker)
+{
+    struct sim *sim = broker->sim;
+    for (uint16_t i = 0; i < sim->config.shard_count; i++)
+        if (ring_of(broker, NODE_LOG, i)->count >= sim->config.ring_capacity)
+            return false;
+    for (uint16_t i = 0; i < sim->config.shard_count; i++) {
+        struct op op = {
+            .type = OP_LOG_DURABLE, .from = ACTOR_LOG, .durable = {.durable_blocks = log_writer_durable_blocks(broker->writer, i)}};
+        for (size_t k = broker->writing; k-- > 0;) {
+            struct log_block *block = broker->collected[k];
+            if (block->shard != i)
+                continue;
+            block->next = op.durable.blocks;
+            op.durable.blocks = block;
+            op.durable.first_sequence = block->first.sequence;
+        }
+        if (op.durable.blocks)
+            ring_push(broker, NODE_LOG, i, &op, true);
+    }
+    memmove(broker->collected, broker->collected + broker->writing,
+            (broker->collected_count - broker->writing) * sizeof *broker->collected);
+    broker->collected_count -= broker->writing;
+    broker->writing = 0;
+    broker->write_done = false;
+    return true;
+}
+
+static bool log_collect(struct sim_broker *broker)
+{
+    size_t before = broker->collected_count;
+    for (uint16_t i = 0; i < broker->sim->config.shard_count; i++)
+        for (struct sim_ring *ring = ring_of(broker, i, NODE_LOG);
+             ring->count && broker->collected_count < sizeof broker->collected / sizeof *broker->collected &&
+             !sim_chance(broker->sim, 1, 8);)
+            broker->collected[broker->collected_count++] = ring_pop(ring).block;
+    return broker->collected_count > before;
+}
+
+/* One step of the log thread. False when it has nothing to do. */
+static bool log_step(struct sim_broker *broker)
+{
+    struct sim *sim = broker->sim;
+    struct errmsg msg = {""};
+    sim_fs_set_process(sim->fs, 1);
+    if (broker->log_failed)
+        return false;
+    log_say_room(broker);
+    if (broker->write_done) {
+        sim_fs_complete(sim->fs);
+        enum err err = log_writer_finish(broker->writer, sim->mono);
+        if (err) {
+            log_fail(broker, "finish");
+            return true;
+        }
+        return log_notify(broker);
+    }
+    bool collected = log_collect(broker);
+    if (broker->collected_count == 0) {
+        int64_t wait_ns;
+        enum err err = log_writer_prepare(broker->writer, &msg);
+        enum err idle = log_writer_idle(broker->writer, &wait_ns, sim->mono);
+        if ((err && err != ERR_AGAIN && err != ERR_NOSPACE) || idle) {
+            log_fail(broker, msg.text);
+            return true;
+        }
+        return collected || err == ERR_AGAIN || wait_ns > 0;
+    }
+    broker->writing = 1 + sim_below(sim, broker->collected_count < BATCH_MAX ? broker->collected_count : BATCH_MAX);
+    log_writer_begin(broker->writer, broker->collected, broker->writing);
+    sim_fs_hold(sim->fs, true);
+    enum err err = log_writer_write(broker->writer, &msg);
+    sim_fs_hold(sim->fs, false);
+    if (err == ERR_NOSPACE) {
+        broker->writing = 0;
+        err = log_writer_prepare(broker->writer, &msg);
+        return false; /* nothing is lost: again when there is space */
+    }
+    if (err)
+        log_fail(broker, msg.text);
+    else
+        broker->write_done = true;
+    sim->progress++;
+    return true;
+}
+
+/* --- one thing that happens
+ * --------------------------------------------------------------------------------------------------------------- */
+
+static struct shard *shard_begin(struct sim_broker *broker, unsigned index)
+{
+    shard_turn_begin(broker->shards[index], broker->sim->mono, broker->sim->wall);
+    return broker->shards[index];
+}
+
+/* The route actor's and the store's side of their rings. */
+static bool serve_actor(struct sim_broker *broker, unsigned node)
+{
+    struct sim *sim = broker->sim;
+    bool served = false;
+    for (uint16_t i = 0; i < sim->config.shard_count; i++) {
+        struct sim_ring *ring = ring_of(broker, i, node);
+        for (uint64_t count = ring->count ? 1 + sim_below(sim, ring->count) : 0; count; count--) {
+            struct op op = ring_pop(ring);
+            if (node == NODE_ROUTE)
+                route_actor_on_op(broker->route, &op);
+            else
+                store_actor_on_op(broker->store, &op);
+            served = true;
+        }
+    }
+    uint64_t before = sim->progress;
+    if (node == NODE_ROUTE)
+        route_actor_work(broker->route, sim->wall);
+    else
+        store_actor_work(broker->store);
+    return served || sim->progress != before;
+}
+
+/* A connection whose home is not known: as soon as its CONNECT is whole it is given to the shard of its client id. */
+static bool hand_over(struct sim_broker *broker, struct sim_conn *conn)
+{
+    struct frame frame;
+    struct span client_id;
+    if (frame_parse(&frame, conn->up.bytes, conn->up.size, FRAME_SIZE_MAX) != FRAME_OK)
+        return false;
+    CHECK(packet_peek_client_id(&client_id, &frame, conn->up.bytes));
+    struct sim *sim = broker->sim;
+    actor_id home = shard_home(sim->seed * 0x9e3779b97f4a7c15, sim->config.shard_count, client_id);
+    struct client_origin origin = {.peer = SPAN_LITERAL("127.0.0.1:1"), .accepted_mono_ns = sim->mono};
+    struct shard *shard = shard_begin(broker, home);
+    conn->shard = shard;
+    conn->core = shard_open(shard, conn, &origin);
+    CHECK(conn->core);
+    shard_turn_end(shard);
+    return true;
+}
+
+static unsigned shard_index(const struct sim_broker *broker, const struct shard *shard)
+{
+    for (unsigned i = 0; i < SIM_SHARDS_MAX; i++)
+        if (broker->shards[i] == shard)
+            return i;
+    UNREACHABLE();
+}
+
+/* One socket's events within a turn of its shard. */
+static bool serve_conn(struct sim *sim, struct sim_conn *conn)
+{
+    bool served = false;
+    if (conn->core && conn->wants_writable && conn->down.size < conn->room && !conn->broken) {
+        conn->wants_writable = false;
+        shard_on_writable(conn->shard, conn->core);
+        served = true;
+    }
+    if (conn->core && !conn->paused && conn->up.size) {
+        size_t size = sim_chance(sim, 1, 2) ? conn->up.size : 1 + sim_below(sim, conn->up.size);
+        struct sim_pipe taken = {0};
+        sim_pipe_put(&taken, conn->up.bytes, size);
+        sim_pipe_drop(&conn->up, size);
+        shard_on_bytes(conn->shard, conn->core, taken.bytes, size);
+        free(taken.bytes);
+        served = true;
+    }
+    if (conn->core && conn->broken && (!conn->up.size || sim_chance(sim, 1, 2))) {
+        struct client *core = conn->core;
+        conn->core = NULL;
+        conn->broker_open = false;
+        shard_on_closed(conn->shard, core, "reset");
+        served = true;
+    }
+    return served;
+}
+
+/* A turn of one shard: some ops of each ring, some sockets, its timers. */
+static bool serve_shard(struct sim_broker *broker, unsigned index)
+{
+    struct sim *sim = broker->sim;
+    bool served = shard_next_turn_ns(broker->shards[index]) <= sim->mono;
+    struct shard *shard = shard_begin(broker, index);
+    for (unsigned from = 0; from < NODE_COUNT; from++) {
+        struct sim_ring *ring = ring_of(broker, from, index);
+        for (uint64_t count = ring->count ? sim_below(sim, ring->count + 1) : 0; count; count--) {
+            struct op op = ring_pop(ring);
+            shard_on_op(shard, &op);
+            served = true;
+        }
+    }
+    for (struct sim_conn *conn = sim->conns; conn; conn = conn->next)
+        if (conn->broker_open && conn->core && conn->shard == shard && sim_chance(sim, 2, 3))
+            served |= serve_conn(sim, conn);
+    shard_turn_end(shard);
+    CHECK(shard_index(broker, shard) == index);
+    if (served)
+        sim->progress++;
+    return served;
+}
+
+bool sim_broker_step(struct sim *sim)
+{
+    struct sim_broker *broker = sim->broker;
+    for (struct sim_conn *conn = sim->conns; conn; conn = conn->next) {
+        if (conn->broker_open && !conn->core && !conn->shard && !conn->broken && sim_chance(sim, 1, 2) && hand_over(broker, conn))
+            return true;
+        if (conn->broker_open && !conn->core && conn->broken)
+            conn->broker_open = false;
+    }
+    unsigned node = (unsigned)sim_below(sim, NODE_COUNT);
+    bool served = node == NODE_LOG                           ? log_step(broker)
+                  : node == NODE_ROUTE || node == NODE_STORE ? serve_actor(broker, node)
+                  : node < sim->config.shard_count           ? serve_shard(broker, node)
+                                                             : false;
+    sim_conn_reap(sim);
+    return served;
+}
+
+bool sim_broker_failed(struct sim *sim) { return sim->broker->log_failed; }
+
+bool sim_broker_is_quiet(struct sim *sim)
+{
+    struct sim_broker *broker = sim->broker;
+    for (unsigned i = 0; i < NODE_COUNT * NODE_COUNT; i++)
+        if (broker->rings[i].count)
+            return false;
+    for (struct sim_conn *conn = sim->conns; conn; conn = conn->next)
+        if (conn->up.size || conn->down.size || conn->wants_writable)
+            return false;
+    return broker->collected_count == 0 && !broker->log_failed;
+}
+
+void sim_broker_check_books(struct sim *sim)
+{
+    struct errmsg msg = {""};
+    const struct shard_stats *stats[SIM_SHARDS_MAX];
+    for (uint16_t i = 0; i < sim->config.shard_count; i++)
+        stats[i] = shard_get_stats(sim->broker->shards[i]);
+    if (!shard_stats_check(stats, sim->config.shard_count, &msg))
+        sim_found(sim, "the books do not balance: %s", msg.text);
+}

@@ -1,0 +1,202 @@
+/* What clients were promised, and whether it was kept.
+ *
+ * A message's payload is {"ts":T,"v":ID} or {"v":ID}: the value is its index in the ledger. One device is published by one or two clients;
+ * a device's times rise, and now and then a message repeats the time of the one before it by the same client, so that the later one must
+ * win. */
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "common/check.h"
+#include "tests/sim/sim.h"
+
+#define TS_BASE_MS INT64_C(1700000000000)
+
+void sim_device_name(char *out, size_t size, uint8_t device) { snprintf(out, size, "dev%u", device); }
+
+struct sim_message *sim_ledger_new(struct sim *sim, uint8_t client, uint8_t device, uint8_t qos)
+{
+    struct sim_ledger *ledger = &sim->ledger;
+    if (ledger->count == SIM_MESSAGES_MAX)
+        return NULL;
+    struct sim_message *message = &ledger->messages[ledger->count];
+    *message =
+        (struct sim_message){.id = ledger->count, .qos = qos, .client = client, .device = device, .own_time = !sim_chance(sim, 1, 8)};
+    ledger->count++;
+    const struct sim_message *before = NULL;
+    for (uint32_t i = message->id; i-- > 0 && !before;)
+        if (ledger->messages[i].device == device && ledger->messages[i].own_time)
+            before = &ledger->messages[i];
+    bool again = before && before->client == client && before->qos > 0 && qos > 0 && sim_chance(sim, 1, 6);
+    message->ts_ms = again ? before->ts_ms : TS_BASE_MS + ++ledger->next_ts_ms[device] * 1000;
+    return message;
+}
+
+size_t sim_ledger_payload(const struct sim_message *message, char *out, size_t size)
+{
+    int used = message->own_time ? snprintf(out, size, "{\"ts\":%" PRId64 ",\"v\":%u}", message->ts_ms, message->id)
+                                 : snprintf(out, size, "{\"v\":%u}", message->id);
+    CHECK(used > 0 && (size_t)used < size);
+    return (size_t)used;
+}
+
+bool sim_ledger_parse(uint32_t *id_out, struct span payload)
+{
+    static const char mark[] = "\"v\":";
+    const char *at = memmem(payload.data, payload.size, mark, sizeof mark - 1);
+    if (!at)
+        return false;
+    *id_out = (uint32_t)strtoul(at + sizeof mark - 1, NULL, 10);
+    return true;
+}
+
+void sim_ledger_on_acked(struct sim *sim, uint32_t id)
+{
+    struct sim_message *message = &sim->ledger.messages[id];
+    if (!message->acked)
+        message->acked_step = sim->step;
+    message->acked = true;
+    sim->progress++;
+}
+
+/* A delivery that the subscriber counts as new (QoS 2: its packet id was not open). */
+void sim_ledger_on_delivered(struct sim *sim, struct sim_client *subscriber, uint32_t id, uint8_t qos, bool dup)
+{
+    struct sim_ledger *ledger = &sim->ledger;
+    if (id >= ledger->count)
+        sim_found(sim, "%s received message %u, which nobody published", subscriber->id, id);
+    struct sim_message *message = &ledger->messages[id];
+    sim->progress++;
+    bool first = subscriber->seen[id] == 0;
+    bool same_flow = !first && subscriber->seen_flow[id] == message->flow;
+    if (qos == 2 && same_flow)
+        sim_found(sim, "%s received message %u (QoS 2) twice", subscriber->id, id);
+    if (qos == 0 && dup)
+        sim_found(sim, "%s received message %u with QoS 0 and DUP", subscriber->id, id);
+    subscriber->seen[id] = 1;
+    subscriber->seen_flow[id] = message->flow;
+    /* Order of what was published in order, once, at one QoS: resent flows may come later, what is new may not come before what was older.
+     */
+    uint32_t *newest = &subscriber->order[(message->client * SIM_DEVICES_MAX + message->device) * 3 + qos];
+    if (first && message->qos == qos && message->flow == 0 && *newest > id + 1)
+        sim_found(sim, "%s received message %u after %u: order of (client %u, device %u, QoS %u) is lost", subscriber->id, id, *newest - 1,
+                  message->client, message->device, qos);
+    if (first && message->qos == qos && message->flow == 0 && *newest < id + 1)
+        *newest = id + 1;
+}
+
+/* The sink has read a record of this message from the log. */
+void sim_ledger_on_record(struct sim *sim, uint32_t id, bool replayed)
+{
+    struct sim_ledger *ledger = &sim->ledger;
+    if (id >= ledger->count)
+        sim_found(sim, "the log holds message %u, which nobody published", id);
+    struct sim_message *message = &ledger->messages[id];
+    if (replayed || ledger->logged[id])
+        return;
+    ledger->logged[id] = 1;
+    uint32_t *newest = &ledger->logged_order[message->client][message->device];
+    if (message->qos > 0 && message->flow == 0 && *newest > id + 1)
+        sim_found(sim, "message %u is in the log for the first time behind %u: order of (client %u, device %u) is lost", id, *newest - 1,
+                  message->client, message->device);
+    if (message->qos > 0 && *newest < id + 1)
+        *newest = id + 1;
+}
+
+/* --- the end ----------------------------------------------------------------------------------------------------------------------------
+ */
+
+struct found_row {
+    int64_t ts_ns;
+    uint32_t id;
+};
+
+struct found_rows {
+    struct sim *sim;
+    uint8_t device;
+    struct found_row *rows;
+    size_t count;
+};
+
+static void on_row(void *context, int64_t ts_ns, double value)
+{
+    struct found_rows *found = context;
+    struct sim *sim = found->sim;
+    if (value < 0 || value != floor(value) || value >= sim->ledger.count)
+        sim_found(sim, "device %u has the value %g at %" PRId64 ", which nobody published", found->device, value, ts_ns);
+    const struct sim_message *message = &sim->ledger.messages[(uint32_t)value];
+    if (message->device != found->device)
+        sim_found(sim, "device %u has message %u of device %u", found->device, message->id, message->device);
+    if (message->own_time && message->ts_ms * 1000000 != ts_ns)
+        sim_found(sim, "message %u is stored at %" PRId64 " instead of its own time", message->id, ts_ns);
+    if (found->count && found->rows[found->count - 1].ts_ns >= ts_ns)
+        sim_found(sim, "device %u: rows do not rise in time, or one time is there twice", found->device);
+    found->rows = realloc(found->rows, (found->count + 1) * sizeof *found->rows);
+    found->rows[found->count++] = (struct found_row){ts_ns, message->id};
+}
+
+static uint32_t count_rows(const struct found_rows *found, uint32_t id)
+{
+    uint32_t count = 0;
+    for (size_t i = 0; i < found->count; i++)
+        count += found->rows[i].id == id;
+    return count;
+}
+
+static const struct found_row *row_at(const struct found_rows *found, int64_t ts_ns)
+{
+    for (size_t i = 0; i < found->count; i++)
+        if (found->rows[i].ts_ns == ts_ns)
+            return &found->rows[i];
+    return NULL;
+}
+
+/* One acknowledged message against the rows of its device. */
+static void check_message(struct sim *sim, const struct found_rows *found, const struct sim_message *message)
+{
+    if (!message->own_time) {
+        uint32_t count = count_rows(found, message->id);
+        if (message->acked && count == 0)
+            sim_found(sim, "message %u (no time of its own) was acknowledged and is not in the sink", message->id);
+        if (count > message->attempts)
+            sim_found(sim, "message %u was sent %u times and is in the sink %u times", message->id, message->attempts, count);
+        return;
+    }
+    if (!message->acked)
+        return;
+    const struct found_row *row = row_at(found, message->ts_ms * 1000000);
+    if (!row)
+        sim_found(sim, "message %u was acknowledged at step %" PRIu64 " and is not in the sink", message->id, message->acked_step);
+    const struct sim_message *there = &sim->ledger.messages[row->id];
+    if (there->ts_ms != message->ts_ms || there->id < message->id)
+        sim_found(sim, "message %u was acknowledged after %u for the same time, and the sink has the older value", message->id, there->id);
+}
+
+static void check_subscriber(struct sim *sim, const struct sim_client *subscriber)
+{
+    if (!subscriber->subscribes || subscriber->clean || !subscriber->subscribed || subscriber->subscribe_qos == 0)
+        return;
+    for (uint32_t id = 0; id < sim->ledger.count; id++) {
+        const struct sim_message *message = &sim->ledger.messages[id];
+        bool owed = message->qos > 0 && message->acked && message->first_sent_step > subscriber->subscribed_step && message->flow == 0 &&
+                    subscriber->subscribed_incarnation == sim->incarnation;
+        if (owed && !subscriber->seen[id])
+            sim_found(sim, "message %u was acknowledged, and %s, subscribed since step %" PRIu64 ", never received it", id, subscriber->id,
+                      subscriber->subscribed_step);
+    }
+}
+
+void sim_ledger_check_end(struct sim *sim)
+{
+    for (uint8_t device = 0; device < sim->config.device_count; device++) {
+        struct found_rows found = {.sim = sim, .device = device};
+        sim_sink_read_device(sim, device, &found, on_row);
+        for (uint32_t id = 0; id < sim->ledger.count; id++)
+            if (sim->ledger.messages[id].device == device)
+                check_message(sim, &found, &sim->ledger.messages[id]);
+        free(found.rows);
+    }
+    for (uint32_t i = 0; i < sim->config.client_count; i++)
+        check_subscriber(sim, &sim->clients[i]);
+}

@@ -1,0 +1,278 @@
+/* tidegate-sim [--seed N] [--seeds N] [--first N] [--steps N] [--trace]
+ *
+ * Runs seeds one after the other, each from nothing; prints progress, and at a finding the seed, the step and how to see it again. Status 1
+ * then. */
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "common/check.h"
+#include "common/clock.h"
+#include "common/logger.h"
+#include "tests/sim/sim.h"
+
+#define STEPS_DEFAULT 4000
+#define REST_STEPS_MAX 400000 /* far more than coming to rest takes; reaching it means that something is stuck */
+#define REST_IDLE_STEPS 400   /* steps in which nothing could happen */
+#define WALL_START INT64_C(1790000000000000000)
+
+void sim_found(struct sim *sim, const char *format, ...)
+{
+    va_list args;
+    printf("FOUND with seed %" PRIu64 " at step %" PRIu64 "%s: ", sim->seed, sim->step, sim->calm ? " (at rest)" : "");
+    va_start(args, format);
+    vprintf(format, args);
+    va_end(args);
+    printf("\n  again: tidegate-sim --seed %" PRIu64 " --trace\n", sim->seed);
+    fflush(stdout);
+    exit(1);
+}
+
+void sim_trace(struct sim *sim, const char *format, ...)
+{
+    va_list args;
+    if (!sim->trace)
+        return;
+    printf("%6" PRIu64 " ", sim->step);
+    va_start(args, format);
+    vprintf(format, args);
+    va_end(args);
+    putchar('\n');
+}
+
+uint64_t sim_below(struct sim *sim, uint64_t bound) { return bound ? check_random_below(&sim->random, bound) : 0; }
+bool sim_chance(struct sim *sim, uint32_t numerator, uint32_t denominator)
+{
+    return check_random_chance(&sim->random, numerator, denominator);
+}
+
+static void draw_config(struct sim *sim, uint32_t steps)
+{
+    struct sim_config *config = &sim->config;
+    config->shard_count = (uint16_t)(1 + sim_below(sim, SIM_SHARDS_MAX));
+    config->client_count = (uint32_t)(2 + sim_below(sim, SIM_CLIENTS_MAX - 1));
+    config->device_count = (uint32_t)(1 + sim_below(sim, SIM_DEVICES_MAX));
+    config->partition_count = (uint32_t)(1 + sim_below(sim, SIM_PARTITIONS_MAX));
+    config->ring_capacity = sim_chance(sim, 1, 3) ? 8 : 64;
+    config->block_count = sim_chance(sim, 1, 3) ? 4 : 16;
+    config->block_body = sim_chance(sim, 1, 3) ? 512 : 8192;
+    config->alignment = sim_chance(sim, 1, 4) ? 4096 : 512;
+    config->steps = steps;
+    config->disk_faults = sim_chance(sim, 1, 3);
+    config->power_faults = sim_chance(sim, 2, 3);
+}
+
+static void pass_time(struct sim *sim)
+{
+    int64_t ns = sim_chance(sim, 1, 200) ? (int64_t)sim_below(sim, 20 * NS_PER_S) : (int64_t)sim_below(sim, 2 * NS_PER_MS);
+    sim->mono += ns + 1;
+    sim->wall += ns + 1;
+    if (!sim->calm && sim_chance(sim, 1, 500))
+        sim->wall += (int64_t)sim_below(sim, 20 * NS_PER_S) - 10 * NS_PER_S; /* the wall clock is set */
+}
+
+static void power_loss(struct sim *sim)
+{
+    sim_trace(sim, "POWER LOSS");
+    if (sim->broker)
+        sim_broker_die(sim, true);
+    if (sim->sink)
+        sim_sink_die(sim);
+    sim_fs_crash(sim->fs);
+}
+
+static void cut_connection(struct sim *sim)
+{
+    struct sim_client *client = &sim->clients[sim_below(sim, sim->config.client_count)];
+    if (client->conn)
+        sim_conn_reset(sim, client->conn);
+}
+
+static void disk_fault(struct sim *sim)
+{
+    if (!sim->config.disk_faults)
+        return;
+    uint64_t kind = sim_below(sim, 4);
+    if (kind == 0)
+        sim_fs_fail(sim->fs, SIM_FS_WRITE | SIM_FS_SYNC, 1 + sim_below(sim, 10), ERR_IO, false);
+    else if (kind == 1)
+        sim_fs_set_free(sim->fs, sim_below(sim, 100000));
+    else
+        sim_fs_set_free(sim->fs, UINT64_MAX);
+}
+
+static void inject_fault(struct sim *sim)
+{
+    uint64_t kind = sim_below(sim, 100);
+    if (kind < 50)
+        cut_connection(sim);
+    else if (kind < 62 && sim->broker)
+        sim_trace(sim, "KILL broker"), sim_broker_die(sim, false);
+    else if (kind < 80 && sim->sink)
+        sim_trace(sim, "KILL sink"), sim_sink_die(sim);
+    else if (kind < 90 && sim->config.power_faults)
+        power_loss(sim);
+    else
+        disk_fault(sim);
+}
+
+static void keep_alive(struct sim *sim)
+{
+    if (sim->broker && sim_broker_failed(sim)) {
+        sim_trace(sim, "the broker ends: its log failed");
+        sim_broker_die(sim, false);
+    }
+    if (sim->sink && sim_sink_failed(sim)) {
+        sim_trace(sim, "the sink ends: it failed");
+        sim_sink_die(sim);
+    }
+    if (!sim->broker && (sim->calm || sim_chance(sim, 1, 30)))
+        sim_broker_start(sim);
+    if (!sim->sink && (sim->calm || sim_chance(sim, 1, 40)))
+        sim_sink_start(sim);
+}
+
+static void step_clients(struct sim *sim)
+{
+    struct sim_client *client = &sim->clients[sim_below(sim, sim->config.client_count)];
+    if (client->conn && client->conn->down.size && sim_chance(sim, 3, 4)) {
+        sim_client_read(sim, client);
+        return;
+    }
+    /* The broker has closed and all it sent is read. */
+    if (client->conn && !client->conn->broker_open && client->conn->down.size == 0) {
+        client->conn->client = NULL;
+        client->conn = NULL;
+        sim_client_lost(sim, client);
+        sim_conn_reap(sim);
+        return;
+    }
+    if (!sim->calm || !sim_client_is_done(sim, client) || sim_chance(sim, 1, 20))
+        sim_client_act(sim, client);
+}
+
+static void step(struct sim *sim)
+{
+    sim->step++;
+    pass_time(sim);
+    keep_alive(sim);
+    if (!sim->calm && sim_chance(sim, 1, 80))
+        inject_fault(sim);
+    uint64_t who = sim_below(sim, 10);
+    if (who < 3)
+        step_clients(sim);
+    else if (who < 8 && sim->broker)
+        sim_broker_step(sim);
+    else if (sim->sink)
+        sim_sink_step(sim);
+}
+
+static bool is_at_rest(struct sim *sim)
+{
+    if (!sim->broker || !sim->sink || !sim_broker_is_quiet(sim))
+        return false;
+    for (uint32_t i = 0; i < sim->config.client_count; i++)
+        if (!sim_client_is_done(sim, &sim->clients[i]))
+            return false;
+    return true;
+}
+
+/* No more faults: everybody comes back, everything promised is done, and nothing moves any more. */
+static void come_to_rest(struct sim *sim)
+{
+    sim->calm = true;
+    sim_fs_set_free(sim->fs, UINT64_MAX);
+    sim_fs_fail(sim->fs, SIM_FS_ANY, 0, ERR_OK, false);
+    if (sim->broker && sim_chance(sim, 1, 2))
+        sim_broker_die(sim, false);
+    if (sim->sink && sim_chance(sim, 1, 2))
+        sim_sink_die(sim);
+    uint64_t progress = sim->progress, idle = 0, end = sim->step + REST_STEPS_MAX;
+    while (idle < REST_IDLE_STEPS || !is_at_rest(sim) || !sim_sink_is_quiet(sim)) {
+        step(sim);
+        idle = sim->progress == progress && is_at_rest(sim) ? idle + 1 : 0;
+        progress = sim->progress;
+        if (sim->step > end) {
+            for (uint32_t i = 0; i < sim->config.client_count; i++) {
+                const struct sim_client *client = &sim->clients[i];
+                printf("%s: online %d, flows %zu, subscribed %d, connection %d\n", client->id, client->online, client->flow_count,
+                       client->subscribed, client->conn != NULL);
+            }
+            sim_found(sim, "it does not come to rest: broker %s, sink %s",
+                      sim->broker ? sim_broker_is_quiet(sim) ? "quiet" : "busy" : "down",
+                      sim->sink ? sim_sink_is_quiet(sim) ? "quiet" : "busy" : "down");
+        }
+    }
+}
+
+static void run(uint64_t seed, uint32_t steps, bool trace, uint32_t *messages_out)
+{
+    static struct sim sim_memory;
+    struct sim *sim = &sim_memory;
+    memset(sim, 0, sizeof *sim);
+    sim->seed = seed;
+    sim->trace = trace;
+    sim->mono = NS_PER_S;
+    sim->wall = WALL_START;
+    check_random_init(&sim->random, seed);
+    draw_config(sim, steps);
+    sim->ledger.logged = calloc(SIM_MESSAGES_MAX, 1);
+    CHECK(sim->ledger.logged);
+    sim->fs = sim_fs_new(seed, sim->config.alignment);
+    CHECK(sim->fs);
+    for (uint32_t i = 0; i < sim->config.client_count; i++)
+        sim_client_init(sim, (uint8_t)i);
+    sim_broker_start(sim);
+    sim_sink_start(sim);
+    while (sim->step < steps)
+        step(sim);
+    come_to_rest(sim);
+    sim_ledger_check_end(sim);
+    sim_broker_check_books(sim);
+    *messages_out += sim->ledger.count;
+
+    sim_broker_die(sim, false);
+    sim_sink_die(sim);
+    for (uint32_t i = 0; i < sim->config.client_count; i++)
+        sim_client_deinit(&sim->clients[i]);
+    sim_conn_reap(sim);
+    sim_fs_free(sim->fs);
+    free(sim->ledger.logged);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option longs[] = {
+        {"seed", 1, 0, 's'}, {"seeds", 1, 0, 'n'}, {"first", 1, 0, 'f'}, {"steps", 1, 0, 't'}, {"trace", 0, 0, 'v'}, {0},
+    };
+    uint64_t first = 1, count = 100;
+    uint32_t steps = STEPS_DEFAULT, messages = 0;
+    bool trace = false;
+    int c;
+    while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
+        if (c == 's')
+            first = strtoull(optarg, NULL, 10), count = 1;
+        else if (c == 'n')
+            count = strtoull(optarg, NULL, 10);
+        else if (c == 'f')
+            first = strtoull(optarg, NULL, 10);
+        else if (c == 't')
+            steps = (uint32_t)strtoul(optarg, NULL, 10);
+        else if (c == 'v')
+            trace = true;
+        else
+            return 2;
+    }
+    logger_set_threshold(trace ? LOGGER_INFO : LOGGER_OFF);
+    for (uint64_t i = 0; i < count; i++) {
+        if (isatty(STDOUT_FILENO) && i % 10 == 0)
+            printf("\rseed %" PRIu64 " of %" PRIu64 " ", i + 1, count), fflush(stdout);
+        run(first + i, steps, trace, &messages);
+    }
+    printf("%s%" PRIu64 " seeds (%" PRIu64 "..%" PRIu64 "), %u messages, nothing found\n%" PRIu64 " passed, 0 failed\n",
+           isatty(STDOUT_FILENO) ? "\r" : "", count, first, first + count - 1, messages, count);
+    return 0;
+}

@@ -1,0 +1,324 @@
+/* One life of the sink: a source over the broker's log, the partitions, and the flushes and compactions between them, step by step. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "common/check.h"
+#include "common/murmur2.h"
+#include "sink/source/partition.h"
+#include "sink/source/source_log.h"
+#include "tests/sim/sim.h"
+
+#define SIM_LOG_DIR "log"
+#define SIM_SINK_DIR "sink"
+#define HEAD_BYTES 400000
+
+enum flush_stage { FLUSH_NONE, FLUSH_SEALED, FLUSH_WRITTEN, FLUSH_COMMITTED };
+
+struct sim_sink {
+    struct source *source;
+    struct series *series;
+    struct payload_decoder *decoder;
+    struct partition *partitions[SIM_PARTITIONS_MAX];
+    enum flush_stage stages[SIM_PARTITIONS_MAX];
+    struct source_item item; /* found a full head: again after a flush */
+    bool has_item;
+    bool started; /* the source is open and reads */
+    bool failed;
+    uint64_t sequence_max; /* newest record ever read in this life */
+};
+
+static uint64_t newest_ever; /* over lives, of one run: what is at or below it is a replay */
+
+static bool fail(struct sim *sim, enum err err, const struct errmsg *msg, const char *what)
+{
+    /* A full or failing disk ends a life; damage does not come from crashes. */
+    if (err == ERR_CORRUPT || err == ERR_VERSION || err == ERR_GAP)
+        sim_found(sim, "sink: %s: %s: %s", what, err_text(err), msg->text);
+    if (sim->calm && err != ERR_AGAIN)
+        sim_found(sim, "sink: %s on a healthy disk: %s: %s", what, err_text(err), msg->text);
+    sim_trace(sim, "sink: %s: %s: %s", what, err_text(err), msg->text);
+    sim->sink->failed = true;
+    return false;
+}
+
+static struct payload_rules rules(void)
+{
+    return (struct payload_rules){.time_names = {SPAN_LITERAL("ts")}, .time_name_count = 1, .time_unit = EVENT_TIME_AUTO};
+}
+
+static bool open_partitions(struct sim *sim)
+{
+    struct sim_sink *sink = sim->sink;
+    struct errmsg msg = {""};
+    char directory[64];
+    for (uint32_t i = 0; i < sim->config.partition_count; i++) {
+        snprintf(directory, sizeof directory, SIM_SINK_DIR "/%u", i);
+        struct partition_options options = {
+            .fs = sim_fs_fs(sim->fs),
+            .directory = directory,
+            .partition_count = sim->config.partition_count,
+            .partition_index = i,
+            .head_size_max = HEAD_BYTES,
+            .quarantine_size_max = 1 << 20,
+            .hash_seed = sim->seed,
+            .series = sink->series,
+            .decoder = sink->decoder,
+        };
+        enum err err = partition_open(&sink->partitions[i], &options, &msg);
+        if (err)
+            return fail(sim, err, &msg, "a partition does not open");
+    }
+    return true;
+}
+
+bool sim_sink_start(struct sim *sim)
+{
+    struct sim_sink *sink = sim->sink = calloc(1, sizeof *sink);
+    CHECK(sink);
+    if (sim->step == 0)
+        newest_ever = 0;
+    struct series_limits limits = {INT64_MAX, INT64_MAX, INT64_MAX};
+    struct payload_rules payload_rules = rules();
+    sim_fs_set_process(sim->fs, 2);
+    sink->series = series_new(&limits, sim->seed);
+    sink->decoder = payload_new(&payload_rules);
+    CHECK(sink->series);
+    CHECK(sink->decoder);
+    enum err err = fs_mkdir(sim_fs_fs(sim->fs), SIM_SINK_DIR);
+    if ((err && err != ERR_EXISTS) || !open_partitions(sim)) {
+        sim_sink_die(sim);
+        return false;
+    }
+    sink->source = source_log_new(sim_fs_fs(sim->fs), SIM_LOG_DIR);
+    CHECK(sink->source);
+    return true;
+}
+
+void sim_sink_die(struct sim *sim)
+{
+    struct sim_sink *sink = sim->sink;
+    sim_fs_kill_process(sim->fs, 2);
+    for (uint32_t i = 0; i < sim->config.partition_count; i++)
+        partition_close(sink->partitions[i]);
+    source_free(sink->source);
+    series_free(sink->series);
+    payload_free(sink->decoder);
+    free(sink);
+    sim->sink = NULL;
+}
+
+/* The least position over the partitions, each with what it has committed or what the cursor says, whichever is later (LOG.md 25). */
+static struct log_cursor_value start_position(const struct sim *sim, const struct log_cursor_value *cursor)
+{
+    struct log_cursor_value least = {0};
+    for (uint32_t i = 0; i < sim->config.partition_count; i++) {
+        struct log_cursor_value committed = partition_committed(sim->sink->partitions[i]);
+        struct log_cursor_value from = partition_later(&committed, cursor);
+        if (i == 0 || log_position_compare(from.position, least.position) < 0)
+            least = from;
+    }
+    return least;
+}
+
+static bool start_source(struct sim *sim)
+{
+    struct errmsg msg = {""};
+    struct log_cursor_value cursor;
+    enum err err = source_open(sim->sink->source, &cursor, &msg);
+    if (err == ERR_AGAIN)
+        return false;
+    if (!err) {
+        struct log_cursor_value from = start_position(sim, &cursor);
+        err = source_start(sim->sink->source, &from, &msg);
+    }
+    if (err)
+        return fail(sim, err, &msg, "the source does not open");
+    sim->sink->started = true;
+    return true;
+}
+
+static void note_record(struct sim *sim, const struct record *rec, uint64_t sequence)
+{
+    uint32_t id;
+    if (!sim_ledger_parse(&id, rec->payload))
+        sim_found(sim, "the log holds a payload that nobody published");
+    sim_ledger_on_record(sim, id, sequence <= newest_ever);
+    if (sequence > newest_ever)
+        newest_ever = sequence;
+    sim_trace(sim, "sink: record %lu is message %u", (unsigned long)sequence, id);
+}
+
+/* Take one record. False when there is none, or its partition must be flushed first. */
+static bool read_record(struct sim *sim)
+{
+    struct sim_sink *sink = sim->sink;
+    struct errmsg msg = {""};
+    struct record rec;
+    if (!sink->has_item) {
+        enum err err = source_next(sink->source, &sink->item, &msg);
+        if (err == ERR_AGAIN)
+            return false;
+        if (err)
+            return fail(sim, err, &msg, "reading");
+        sink->has_item = true;
+    }
+    enum err err = record_decode(&rec, sink->item.bytes);
+    if (err)
+        sim_found(sim, "record %lu does not decode", (unsigned long)sink->item.position.sequence);
+    if (rec.type == RECORD_PUBLISH && rec.partition_count) {
+        if (rec.partition_count != sim->config.partition_count || rec.partition != murmur2_partition(rec.device, rec.partition_count))
+            sim_found(sim, "record %lu is in the wrong partition", (unsigned long)sink->item.position.sequence);
+        struct partition_record_id id = {sink->item.broker_id, sink->item.position};
+        err = partition_add_record(sink->partitions[rec.partition], &rec, id, sim->wall);
+        if (err == ERR_FULL)
+            return false;
+        if (err)
+            return fail(sim, err, &msg, "adding a record");
+        note_record(sim, &rec, sink->item.position.sequence);
+    }
+    sink->has_item = false;
+    return true;
+}
+
+/* The next step of a partition's flush. A full disk is tried again; anything else ends this life. */
+static bool step_flush(struct sim *sim, uint32_t index)
+{
+    struct sim_sink *sink = sim->sink;
+    struct partition *part = sink->partitions[index];
+    struct errmsg msg = {""};
+    struct log_cursor_value read;
+    enum err err = ERR_OK;
+    switch (sink->stages[index]) {
+    case FLUSH_NONE:
+        source_position(sink->source, &read);
+        if (!partition_seal(part, &read))
+            return false;
+        sink->stages[index] = FLUSH_SEALED;
+        return true;
+    case FLUSH_SEALED:
+        err = partition_flush_write(part, &msg);
+        break;
+    case FLUSH_WRITTEN:
+        err = partition_flush_commit(part, &msg);
+        break;
+    case FLUSH_COMMITTED:
+        partition_flush_publish(part);
+        sink->stages[index] = FLUSH_NONE;
+        return true;
+    }
+    if (err == ERR_NOSPACE && !sim->calm)
+        return false;
+    if (err)
+        return fail(sim, err, &msg, "a flush");
+    sink->stages[index]++;
+    return true;
+}
+
+static bool commit_source(struct sim *sim)
+{
+    struct sim_sink *sink = sim->sink;
+    struct errmsg msg = {""};
+    struct log_cursor_value read, least;
+    source_position(sink->source, &read);
+    least = read;
+    for (uint32_t i = 0; i < sim->config.partition_count; i++) {
+        struct log_cursor_value position = partition_position(sink->partitions[i], &read);
+        if (log_position_compare(position.position, least.position) < 0)
+            least = position;
+    }
+    enum err err = source_commit(sink->source, &least, &msg);
+    return err ? fail(sim, err, &msg, "the cursor") : true;
+}
+
+static bool compact(struct sim *sim, uint32_t index)
+{
+    struct errmsg msg = {""};
+    struct compactor_options options = {.fan_in = 2};
+    if (sim->sink->stages[index] != FLUSH_NONE)
+        return false;
+    struct partition_compaction *compaction = partition_compact_begin(sim->sink->partitions[index], &options);
+    if (!compaction)
+        return false;
+    enum err err = partition_compact_write(compaction, &msg);
+    if (!err)
+        err = partition_compact_commit(compaction, &msg);
+    if (!err) {
+        partition_compact_publish(compaction);
+        return true;
+    }
+    partition_compact_abort(compaction);
+    return err == ERR_NOSPACE && !sim->calm ? false : fail(sim, err, &msg, "a compaction");
+}
+
+bool sim_sink_step(struct sim *sim)
+{
+    struct sim_sink *sink = sim->sink;
+    uint32_t index = (uint32_t)sim_below(sim, sim->config.partition_count);
+    sim_fs_set_process(sim->fs, 2);
+    if (sink->failed)
+        return false;
+    if (!sink->started)
+        return start_source(sim);
+    uint64_t what = sim_below(sim, 20);
+    bool moved = what < 12                                                     ? read_record(sim)
+                 : what < 16 && (sink->stages[index] || sim_chance(sim, 1, 6)) ? step_flush(sim, index)
+                 : what == 16 && sim_chance(sim, 1, 4)                         ? commit_source(sim)
+                 : what == 17 && sim_chance(sim, 1, 6)                         ? compact(sim, index)
+                                                                               : false;
+    if (moved)
+        sim->progress++;
+    if (sink->has_item && !sink->failed)
+        step_flush(sim, index);
+    return moved;
+}
+
+bool sim_sink_failed(struct sim *sim) { return sim->sink->failed; }
+
+bool sim_sink_is_quiet(struct sim *sim)
+{
+    struct sim_sink *sink = sim->sink;
+    return sink->started && !sink->has_item && !sink->failed && source_lag(sink->source) == 0 && !read_record(sim);
+}
+
+/* --- reading back
+ * ------------------------------------------------------------------------------------------------------------------------- */
+
+struct collector {
+    struct merge_source *sources[4096];
+    size_t count;
+};
+
+static enum err collect_source(void *context, struct merge_source *source)
+{
+    struct collector *collector = context;
+    CHECK(collector->count < sizeof collector->sources / sizeof *collector->sources);
+    collector->sources[collector->count++] = source;
+    return ERR_OK;
+}
+
+void sim_sink_read_device(struct sim *sim, uint8_t device, void *context, void (*on_row)(void *context, int64_t ts_ns, double value))
+{
+    char name[16];
+    struct rows rows;
+    static struct collector collector;
+    collector.count = 0;
+    sim_device_name(name, sizeof name, device);
+    struct span id = span_of_string(name);
+    const struct partition *part = sim->sink->partitions[murmur2_partition(id, sim->config.partition_count)];
+    struct partition_view *view = partition_view_take(part, id, INT64_MIN, INT64_MAX);
+    CHECK(view);
+    enum err err = partition_view_sources(view, NULL, 0, &collector, collect_source);
+    CHECK(err == ERR_OK);
+    struct merge *merge = merge_new(collector.sources, collector.count, 1024);
+    CHECK(merge);
+    while ((err = merge_next(merge, &rows)) == ERR_OK && rows.row_count) {
+        if (rows.column_count != 1 || !span_equal(rows.columns[0].name, SPAN_LITERAL("v")))
+            sim_found(sim, "device %u has other columns than v", device);
+        for (size_t i = 0; i < rows.row_count; i++)
+            on_row(context, rows.times_ns[i], rows.columns[0].values[i]);
+    }
+    if (err)
+        sim_found(sim, "reading device %u: %s", device, err_text(err));
+    merge_free(merge);
+    partition_view_free(view);
+}
