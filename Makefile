@@ -173,7 +173,7 @@ sim: $(B)/tidegate-sim
 
 SOURCES := $(COMMON_SRC) $(BROKER_SRC) $(SINK_SRC) broker/main.c sink/main.c
 tidy:
-	@printf '%s\n' $(SOURCES) | xargs -P 2 -n 4 clang-tidy --quiet 2>/dev/null -- $(CPPFLAGS) -std=gnu11 | grep -E 'warning:|error:' ; test $$? = 1
+	@printf '%s\n' $(SOURCES) | xargs -P 2 -I{} clang-tidy --quiet {} -- $(CPPFLAGS) 2>/dev/null | grep -E 'warning:|error:' ; test $$? = 1
 	@tests/lib/long-functions
 
 FORMATTED = $(shell git ls-files '*.c' '*.h' '*.cc')

@@ -136,7 +136,8 @@ static bool put_recipient(struct publish_scratch *scratch, const struct publish_
         return true;
     uint8_t qos = granted < in->source.qos ? granted : in->source.qos;
     bool is_persistent = (options & SUBSCRIBER_PERSISTENT) != 0;
-    bool is_held = in->wants_record && (is_persistent || in->source.qos == 2); /* LOG 9 */
+    /* LOG 9. Telemetry that was shed has no record to wait for, and yet keeps its place behind what waits [MQTT-4.6.0-5]. */
+    bool is_held = in->rule && (is_persistent || in->source.qos == 2);
     struct publish_bytes *bytes = is_held ? &scratch->held : &scratch->now;
     size_t size = recipient_size(id_count);
     struct recipient *recipient = (struct recipient *)(void *)bytes_reserve(bytes, size);
@@ -307,6 +308,10 @@ static void give_held(struct shard *shard, struct msg *msg, struct span held, ui
         return;
     if (ack_gate_is_open(&shard->gate, wait_block, 0) && ack_gate_is_empty(&shard->gate)) {
         deliver_recipients(shard, msg, held);
+        return;
+    }
+    if (wait_block == 0 && !ack_gate_has_room(&shard->gate, held.size + msg_cost(msg))) {
+        counter_add(&shard->stats.dropped_gate_full, held_count); /* QoS 0 that was shed, and the log stands still */
         return;
     }
     struct gate_item item = {

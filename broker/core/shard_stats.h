@@ -35,6 +35,7 @@
     X(dropped_too_large, SHARD_DROPPED, "reason", "too_large_for_client")                                                                  \
     X(dropped_slow_consumer, SHARD_DROPPED, "reason", "slow_consumer")                                                                     \
     X(dropped_offline, SHARD_DROPPED, "reason", "offline_qos0")                                                                            \
+    X(dropped_gate_full, SHARD_DROPPED, "reason", "gate_full")                                                                             \
     X(dropped_ring_full, SHARD_DROPPED, "reason", "ring_full")                                                                             \
     X(dropped_session_gone, SHARD_DROPPED, "reason", "session_gone")                                                                       \
     X(dropped_session_ended, SHARD_DROPPED, "reason", "session_ended")                                                                     \

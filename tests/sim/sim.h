@@ -71,7 +71,8 @@ struct sim_message {
 struct sim_flow {
     uint32_t message;
     uint16_t packet_id;
-    bool sent, received; /* received: PUBREC came, PUBREL is out */
+    uint32_t incarnation; /* of the broker that the PUBLISH went to last */
+    bool sent, received;  /* received: PUBREC came, PUBREL is out */
 };
 
 #define SIM_FLOWS_MAX 8
@@ -97,9 +98,8 @@ struct sim_client {
     uint32_t subscribed_incarnation;
     bool subscribe_sent;
     uint8_t inbound[8192]; /* bitmap of QoS 2 packet ids received and not released */
-    uint8_t *seen;         /* per message: QoS 2 deliveries of its present flow + 1 in the low bits; see sim_ledger.c */
-    uint32_t *seen_flow;
-    uint32_t *order; /* newest message first received, per [client][device][qos] */
+    uint8_t *seen;         /* per message: how often it was received anew */
+    uint32_t *order;       /* newest message first received, per [client][device][qos] */
     uint64_t packets;
 };
 

@@ -44,9 +44,9 @@ struct sim_broker {
     _Atomic uint64_t retained_counter;
     struct log_block *collected[BATCH_MAX * 4];
     size_t collected_count;
-    size_t writing;  /* blocks of the batch that is under way: the first ones of collected */
-    bool write_done; /* pwritev has returned, the notice is not out */
-    bool room_said;  /* what the shards were told last */
+    size_t writing;                                                /* blocks of the batch that is under way: the first ones of collected */
+    enum { LOG_IDLE, LOG_BEGUN, LOG_WRITTEN, LOG_FINISHED } stage; /* BEGUN: the disk was full, to be written again */
+    bool room_said;                                                /* what the shards were told last */
     bool log_failed;
     struct route_io route_io;
     struct store_io store_io;
@@ -387,7 +387,7 @@ static bool log_notify(struct sim_broker *broker)
             (broker->collected_count - broker->writing) * sizeof *broker->collected);
     broker->collected_count -= broker->writing;
     broker->writing = 0;
-    broker->write_done = false;
+    broker->stage = LOG_IDLE;
     return true;
 }
 
@@ -402,51 +402,66 @@ static bool log_collect(struct sim_broker *broker)
     return broker->collected_count > before;
 }
 
-/* One step of the log thread. False when it has nothing to do. */
-static bool log_step(struct sim_broker *broker)
+static bool log_write(struct sim_broker *broker)
 {
-    struct sim *sim = broker->sim;
     struct errmsg msg = {""};
-    sim_fs_set_process(sim->fs, 1);
-    if (broker->log_failed)
-        return false;
-    log_say_room(broker);
-    if (broker->write_done) {
-        sim_fs_complete(sim->fs);
-        enum err err = log_writer_finish(broker->writer, sim->mono);
-        if (err) {
-            log_fail(broker, "finish");
-            return true;
-        }
-        return log_notify(broker);
-    }
-    bool collected = log_collect(broker);
-    if (broker->collected_count == 0) {
-        int64_t wait_ns;
-        enum err err = log_writer_prepare(broker->writer, &msg);
-        enum err idle = log_writer_idle(broker->writer, &wait_ns, sim->mono);
-        if ((err && err != ERR_AGAIN && err != ERR_NOSPACE) || idle) {
-            log_fail(broker, msg.text);
-            return true;
-        }
-        return collected || err == ERR_AGAIN || wait_ns > 0;
-    }
-    broker->writing = 1 + sim_below(sim, broker->collected_count < BATCH_MAX ? broker->collected_count : BATCH_MAX);
-    log_writer_begin(broker->writer, broker->collected, broker->writing);
-    sim_fs_hold(sim->fs, true);
+    sim_fs_hold(broker->sim->fs, true);
     enum err err = log_writer_write(broker->writer, &msg);
-    sim_fs_hold(sim->fs, false);
+    sim_fs_hold(broker->sim->fs, false);
     if (err == ERR_NOSPACE) {
-        broker->writing = 0;
         err = log_writer_prepare(broker->writer, &msg);
-        return false; /* nothing is lost: again when there is space */
+        return err == ERR_AGAIN; /* nothing is lost: again when there is space */
     }
     if (err)
         log_fail(broker, msg.text);
     else
-        broker->write_done = true;
-    sim->progress++;
+        broker->stage = LOG_WRITTEN;
+    broker->sim->progress++;
     return true;
+}
+
+static bool log_idle(struct sim_broker *broker)
+{
+    struct errmsg msg = {""};
+    int64_t wait_ns = 0;
+    enum err prepared = log_writer_prepare(broker->writer, &msg);
+    enum err idle = log_writer_idle(broker->writer, &wait_ns, broker->sim->mono);
+    if ((prepared && prepared != ERR_AGAIN && prepared != ERR_NOSPACE) || idle) {
+        log_fail(broker, msg.text);
+        return true;
+    }
+    return prepared == ERR_AGAIN || wait_ns > 0;
+}
+
+/* One step of the log thread. False when it has nothing to do. */
+static bool log_step(struct sim_broker *broker)
+{
+    struct sim *sim = broker->sim;
+    sim_fs_set_process(sim->fs, 1);
+    if (broker->log_failed)
+        return false;
+    log_say_room(broker);
+    switch (broker->stage) {
+    case LOG_IDLE:
+        if (!log_collect(broker) && broker->collected_count == 0)
+            return log_idle(broker);
+        broker->writing = 1 + sim_below(sim, broker->collected_count < BATCH_MAX ? broker->collected_count : BATCH_MAX);
+        log_writer_begin(broker->writer, broker->collected, broker->writing);
+        broker->stage = LOG_BEGUN;
+        return log_write(broker);
+    case LOG_BEGUN:
+        return log_write(broker);
+    case LOG_WRITTEN:
+        sim_fs_complete(sim->fs);
+        if (log_writer_finish(broker->writer, sim->mono))
+            log_fail(broker, "finish");
+        else
+            broker->stage = LOG_FINISHED;
+        return true;
+    case LOG_FINISHED:
+        return log_notify(broker);
+    }
+    UNREACHABLE();
 }
 
 /* --- one thing that happens

@@ -19,17 +19,14 @@ void sim_client_init(struct sim *sim, uint8_t index)
     client->subscribes = !client->publishes || sim_chance(sim, 1, 3);
     client->subscribe_qos = (uint8_t)sim_below(sim, 3);
     client->seen = calloc(SIM_MESSAGES_MAX, sizeof *client->seen);
-    client->seen_flow = calloc(SIM_MESSAGES_MAX, sizeof *client->seen_flow);
     client->order = calloc(SIM_CLIENTS_MAX * SIM_DEVICES_MAX * 3, sizeof *client->order);
     CHECK(client->seen);
-    CHECK(client->seen_flow);
     CHECK(client->order);
 }
 
 void sim_client_deinit(struct sim_client *client)
 {
     free(client->seen);
-    free(client->seen_flow);
     free(client->order);
     free(client->input.bytes);
 }
@@ -107,6 +104,7 @@ static void begin_flow(struct sim *sim, struct sim_client *client, struct sim_fl
     struct sim_message *message = &sim->ledger.messages[flow->message];
     flow->packet_id = take_packet_id(client);
     flow->sent = true;
+    flow->incarnation = sim->incarnation;
     message->attempts++;
     send_publish(sim, client, message, flow->packet_id, false);
 }
@@ -190,7 +188,11 @@ static void resume_flows(struct sim *sim, struct sim_client *client, bool presen
         if (flow->received) {
             send_ack(client, MQTT_PUBREL, flow->packet_id);
         } else if (present) {
-            message->attempts += message->qos == 1; /* a QoS 1 PUBLISH that is repeated may be a new message to the broker */
+            /* To the broker it may be a new message: always at QoS 1, and at QoS 2 when its memory of the identifier died with it. */
+            bool forgotten = flow->incarnation != sim->incarnation;
+            message->attempts += message->qos == 1 || forgotten;
+            message->flow += forgotten;
+            flow->incarnation = sim->incarnation;
             send_publish(sim, client, message, flow->packet_id, true);
         } else {
             message->flow++;

@@ -28,7 +28,7 @@ struct sim_message *sim_ledger_new(struct sim *sim, uint8_t client, uint8_t devi
     for (uint32_t i = message->id; i-- > 0 && !before;)
         if (ledger->messages[i].device == device && ledger->messages[i].own_time)
             before = &ledger->messages[i];
-    bool again = before && before->client == client && before->qos > 0 && qos > 0 && sim_chance(sim, 1, 6);
+    bool again = before && before->client == client && before->qos > 0 && before->qos == qos && sim_chance(sim, 1, 6);
     message->ts_ms = again ? before->ts_ms : TS_BASE_MS + ++ledger->next_ts_ms[device] * 1000;
     return message;
 }
@@ -69,20 +69,21 @@ void sim_ledger_on_delivered(struct sim *sim, struct sim_client *subscriber, uin
     struct sim_message *message = &ledger->messages[id];
     sim->progress++;
     bool first = subscriber->seen[id] == 0;
-    bool same_flow = !first && subscriber->seen_flow[id] == message->flow;
-    if (qos == 2 && same_flow)
-        sim_found(sim, "%s received message %u (QoS 2) twice", subscriber->id, id);
+    if (subscriber->seen[id] < UINT8_MAX)
+        subscriber->seen[id]++;
+    /* Once for each flow that the publisher had to begin. */
+    if (qos == 2 && message->qos == 2 && subscriber->seen[id] > message->flow + 1)
+        sim_found(sim, "%s received message %u (QoS 2) %u times, from %u flows", subscriber->id, id, subscriber->seen[id],
+                  message->flow + 1);
     if (qos == 0 && dup)
         sim_found(sim, "%s received message %u with QoS 0 and DUP", subscriber->id, id);
-    subscriber->seen[id] = 1;
-    subscriber->seen_flow[id] = message->flow;
     /* Order of what was published in order, once, at one QoS: resent flows may come later, what is new may not come before what was older.
      */
     uint32_t *newest = &subscriber->order[(message->client * SIM_DEVICES_MAX + message->device) * 3 + qos];
-    if (first && message->qos == qos && message->flow == 0 && *newest > id + 1)
+    if (first && message->qos == qos && message->attempts == 1 && *newest > id + 1)
         sim_found(sim, "%s received message %u after %u: order of (client %u, device %u, QoS %u) is lost", subscriber->id, id, *newest - 1,
                   message->client, message->device, qos);
-    if (first && message->qos == qos && message->flow == 0 && *newest < id + 1)
+    if (first && message->qos == qos && message->attempts == 1 && *newest < id + 1)
         *newest = id + 1;
 }
 
@@ -97,7 +98,7 @@ void sim_ledger_on_record(struct sim *sim, uint32_t id, bool replayed)
         return;
     ledger->logged[id] = 1;
     uint32_t *newest = &ledger->logged_order[message->client][message->device];
-    if (message->qos > 0 && message->flow == 0 && *newest > id + 1)
+    if (message->attempts == 1 && *newest > id + 1)
         sim_found(sim, "message %u is in the log for the first time behind %u: order of (client %u, device %u) is lost", id, *newest - 1,
                   message->client, message->device);
     if (message->qos > 0 && *newest < id + 1)

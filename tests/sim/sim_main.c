@@ -67,7 +67,8 @@ static void draw_config(struct sim *sim, uint32_t steps)
 
 static void pass_time(struct sim *sim)
 {
-    int64_t ns = sim_chance(sim, 1, 200) ? (int64_t)sim_below(sim, 20 * NS_PER_S) : (int64_t)sim_below(sim, 2 * NS_PER_MS);
+    int64_t ns =
+        sim_chance(sim, 1, 200) ? (int64_t)sim_below(sim, (sim->calm ? 1 : 20) * NS_PER_S) : (int64_t)sim_below(sim, 2 * NS_PER_MS);
     sim->mono += ns + 1;
     sim->wall += ns + 1;
     if (!sim->calm && sim_chance(sim, 1, 500))

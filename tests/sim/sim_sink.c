@@ -24,7 +24,7 @@ struct sim_sink {
     bool has_item;
     bool started; /* the source is open and reads */
     bool failed;
-    uint64_t sequence_max; /* newest record ever read in this life */
+    struct log_cursor_value start, cursor; /* where this life began to read, and what was given back last */
 };
 
 static uint64_t newest_ever; /* over lives, of one run: what is at or below it is a replay */
@@ -129,6 +129,11 @@ static bool start_source(struct sim *sim)
         return false;
     if (!err) {
         struct log_cursor_value from = start_position(sim, &cursor);
+        sim_trace(sim, "sink: starts at %lu (segment %lu, offset %lu), cursor at %lu (segment %lu, offset %lu)",
+                  (unsigned long)from.position.sequence, (unsigned long)from.place.generation, (unsigned long)from.place.offset,
+                  (unsigned long)cursor.position.sequence, (unsigned long)cursor.place.generation, (unsigned long)cursor.place.offset);
+        sim->sink->start = from;
+        sim->sink->cursor = cursor;
         err = source_start(sim->sink->source, &from, &msg);
     }
     if (err)
@@ -223,9 +228,13 @@ static bool commit_source(struct sim *sim)
     least = read;
     for (uint32_t i = 0; i < sim->config.partition_count; i++) {
         struct log_cursor_value position = partition_position(sink->partitions[i], &read);
+        position = partition_later(&position, &sink->start);
         if (log_position_compare(position.position, least.position) < 0)
             least = position;
     }
+    if (least.position.sequence == 0 || log_position_compare(least.position, sink->cursor.position) <= 0)
+        return false;
+    sink->cursor = least;
     enum err err = source_commit(sink->source, &least, &msg);
     return err ? fail(sim, err, &msg, "the cursor") : true;
 }
@@ -233,7 +242,7 @@ static bool commit_source(struct sim *sim)
 static bool compact(struct sim *sim, uint32_t index)
 {
     struct errmsg msg = {""};
-    struct compactor_options options = {.fan_in = 2};
+    struct compactor_options options = {.fan_in = {2, 2}};
     if (sim->sink->stages[index] != FLUSH_NONE)
         return false;
     struct partition_compaction *compaction = partition_compact_begin(sim->sink->partitions[index], &options);
