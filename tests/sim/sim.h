@@ -156,6 +156,7 @@ bool sim_broker_start(struct sim *sim); /* false: it could not (disk), tried aga
 void sim_broker_die(struct sim *sim, bool power);
 bool sim_broker_step(struct sim *sim); /* one thing that could happen inside; false: nothing could */
 bool sim_broker_is_quiet(struct sim *sim);
+void sim_broker_describe(struct sim *sim); /* what it holds, for a run that is stuck */
 void sim_broker_check_books(struct sim *sim);
 bool sim_broker_failed(struct sim *sim); /* the log failed: it must be restarted */
 

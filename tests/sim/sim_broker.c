@@ -3,6 +3,7 @@
  * Each ring is FIFO and bounded; which ring is served next is drawn. The log thread's write has two steps, so that a crash may fall between
  * the write and its completion. */
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "broker/core/deliver.h"
@@ -606,6 +607,22 @@ bool sim_broker_is_quiet(struct sim *sim)
         if (conn->up.size || conn->down.size || conn->wants_writable)
             return false;
     return broker->collected_count == 0 && !broker->log_failed;
+}
+
+void sim_broker_describe(struct sim *sim)
+{
+    const struct sim_broker *broker = sim->broker;
+    for (unsigned from = 0; from < NODE_COUNT; from++)
+        for (unsigned to = 0; to < NODE_COUNT; to++)
+            if (broker->rings[from * NODE_COUNT + to].count)
+                printf("  ring %u -> %u: %u ops, the first of type %d\n", from, to, broker->rings[from * NODE_COUNT + to].count,
+                       broker->rings[from * NODE_COUNT + to].ops[broker->rings[from * NODE_COUNT + to].first].type);
+    for (const struct sim_conn *conn = sim->conns; conn; conn = conn->next)
+        if (conn->up.size || conn->down.size || conn->paused)
+            printf("  %s: %zu bytes up, %zu down%s%s\n", conn->client ? conn->client->id : "(gone)", conn->up.size, conn->down.size,
+                   conn->paused ? ", not read" : "", conn->core ? "" : ", not at home");
+    printf("  log: stage %d, %zu blocks collected, room %lu, said %d\n", broker->stage, broker->collected_count,
+           (unsigned long)log_writer_room(broker->writer, LOG_ROOM_PUBLISH), broker->room_said);
 }
 
 void sim_broker_check_books(struct sim *sim)

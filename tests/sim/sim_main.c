@@ -185,6 +185,8 @@ static bool is_at_rest(struct sim *sim)
 static void come_to_rest(struct sim *sim)
 {
     sim->calm = true;
+    for (struct sim_conn *conn = sim->conns; conn; conn = conn->next)
+        conn->room = 1 << 20;
     sim_fs_set_free(sim->fs, UINT64_MAX);
     sim_fs_fail(sim->fs, SIM_FS_ANY, 0, ERR_OK, false);
     if (sim->broker && sim_chance(sim, 1, 2))
@@ -202,6 +204,8 @@ static void come_to_rest(struct sim *sim)
                 printf("%s: online %d, flows %zu, subscribed %d, connection %d\n", client->id, client->online, client->flow_count,
                        client->subscribed, client->conn != NULL);
             }
+            if (sim->broker)
+                sim_broker_describe(sim);
             sim_found(sim, "it does not come to rest: broker %s, sink %s",
                       sim->broker ? sim_broker_is_quiet(sim) ? "quiet" : "busy" : "down",
                       sim->sink ? sim_sink_is_quiet(sim) ? "quiet" : "busy" : "down");

@@ -29,7 +29,7 @@ struct sim_conn *sim_conn_open(struct sim *sim, struct sim_client *client)
     struct sim_conn *conn = calloc(1, sizeof *conn);
     CHECK(conn);
     *conn = (struct sim_conn){.client = client, .broker_open = true, .next = sim->conns};
-    conn->room = sim_chance(sim, 1, 4) ? 1 + sim_below(sim, 64) : 1 << 20;
+    conn->room = !sim->calm && sim_chance(sim, 1, 4) ? 1 + sim_below(sim, 64) : 1 << 20;
     sim->conns = conn;
     return conn;
 }
