@@ -71,7 +71,7 @@ struct op {
             uint64_t request_id;
             struct session_ref session;
         } retained;              /* OP_RETAINED_VALUE, OP_RETAINED_END */
-        struct log_block *block; /* OP_LOG_BLOCK */
+        struct log_block *block; /* OP_LOG_BLOCK; `count`: connections that wait for it, at least 1 (runs of one session's records) */
         struct {
             uint64_t durable_blocks;  /* count of the shard's own blocks that are durable */
             uint64_t first_sequence;  /* of the newest of them */

@@ -683,6 +683,7 @@ static void release_ack(struct shard *shard, const struct gate_item *item)
     CHECK(client->gate_held > 0);
     client->gate_held--;
     counter_inc(&shard->stats.acks_released);
+    histogram_record(&shard->stats.gate_hold_ns, (uint64_t)(shard->now_mono_ns - item->since_mono_ns));
     enum mqtt_reason reason = (enum mqtt_reason)item->reason;
     if (is_refused && client->version == MQTT_V5 && reason < MQTT_REASON_UNSPECIFIED_ERROR) {
         reason = MQTT_REASON_QUOTA_EXCEEDED;

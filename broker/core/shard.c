@@ -39,6 +39,7 @@ struct shard *shard_new(const struct shard_config *config, struct topic_tree *tr
         free(shard);
         return NULL;
     }
+    histogram_init(&shard->stats.gate_hold_ns);
     shard_log_init(&shard->log, pool);
     ack_gate_init(&shard->gate, &shard->stats.gate);
     op_backlog_init(&shard->backlog);

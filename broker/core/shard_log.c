@@ -29,11 +29,11 @@ bool shard_log_has_room(const struct shard_log *log, size_t size)
 }
 
 /* Seal a block and hand it to the log actor. */
-static void hand_over(struct shard *shard, struct log_block *block)
+static void hand_over(struct shard *shard, struct log_block *block, uint32_t connection_count)
 {
     log_block_seal(shard->log.pool, block);
     counter_inc(&shard->stats.log_blocks);
-    shard_post(shard, ACTOR_LOG, &(struct op){.type = OP_LOG_BLOCK, .from = shard->config.index, .block = block});
+    shard_post(shard, ACTOR_LOG, &(struct op){.type = OP_LOG_BLOCK, .from = shard->config.index, .count = connection_count, .block = block});
 }
 
 static void seal_filling(struct shard *shard)
@@ -43,9 +43,10 @@ static void seal_filling(struct shard *shard)
         return;
     shard->log.block = NULL;
     if (block->body_size > 0)
-        hand_over(shard, block);
+        hand_over(shard, block, shard->log.connection_count);
     else
         log_block_pool_put(shard->log.pool, block);
+    shard->log.connection_count = 0;
 }
 
 uint64_t shard_log_append(struct shard *shard, const struct record *rec, size_t size)
@@ -65,6 +66,10 @@ uint64_t shard_log_append(struct shard *shard, const struct record *rec, size_t 
     size_t used = record_encode(at, rec);
     CHECK(used == size);
     log_block_commit(log->block, used);
+    if (log->connection_count == 0 || log->session_last != rec->session) {
+        log->session_last = rec->session;
+        log->connection_count++;
+    }
     counter_inc(&shard->stats.log_records);
     counter_add(&shard->stats.log_record_bytes, used);
     return shard_log_filling(log);
@@ -96,7 +101,7 @@ static void large_step(struct shard *shard)
         if (!block)
             return;
         copied += log_block_group_next(&log->group, block);
-        hand_over(shard, block);
+        hand_over(shard, block, 1);
     }
     if (!log_block_group_done(&log->group)) {
         shard->is_work_left = true;

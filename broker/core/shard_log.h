@@ -25,6 +25,8 @@ struct shard_log {
     uint64_t durable_blocks;
     bool has_room; /* the log takes PUBLISH records */
     bool is_failed;
+    uint64_t session_last;     /* of the newest record in `block` */
+    uint32_t connection_count; /* runs of one session's records in `block`: 1 = one client waits alone for its commit */
     struct publish_job *large; /* being logged, NULL = none */
     uint8_t *large_head;
     struct log_block_group group;

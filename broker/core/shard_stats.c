@@ -16,6 +16,8 @@ void shard_stats_register(const struct shard_stats *stats, struct metrics_regist
 #define X(field, name) metrics_register_queue(registry, name, &stats->field);
     SHARD_QUEUE_MAP(X)
 #undef X
+    metrics_register_histogram(registry, &stats->gate_hold_ns, METRICS_NANOSECONDS,
+                               METRIC("tidegate_ack_hold_seconds", "How long the gate held an acknowledgement."));
 }
 
 static uint64_t dropped(const struct shard_stats *stats)

@@ -17,6 +17,7 @@
 #include <stddef.h>
 
 #include "common/err.h"
+#include "common/histogram.h"
 #include "common/metrics.h"
 
 #define SHARD_DROPPED "tidegate_dropped_copies_total", "Copies of messages for a session that were dropped."
@@ -152,6 +153,7 @@ struct shard_stats {
 #define X(field, ...) struct queue_stats field;
     SHARD_QUEUE_MAP(X)
 #undef X
+    struct histogram gate_hold_ns; /* how long the gate held an acknowledgement */
 };
 
 /* Register all cells; stats must outlive the registry or be unregistered cell by cell. */
