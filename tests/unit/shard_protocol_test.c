@@ -1,0 +1,2094 @@
+/* The protocol core in scenarios, named by the MQTT statements they would break with; each with one shard, with three, and with three
+ * shards whose messages to each other come in random portions. The statements about single packets are in packet_test.c. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#include "tests/lib/check_random.h"
+#include "tests/lib/shard_rig.h"
+
+struct mode {
+    uint16_t shard_count;
+    uint64_t delay_seed;
+};
+
+static struct rig *new_rig(void **state, struct rig_options options)
+{
+    const struct mode *mode = *state;
+    options.shard_count = mode->shard_count;
+    options.delay_seed = mode->delay_seed;
+    return rig_new(&options);
+}
+#define RIG(...) new_rig(state, (struct rig_options){__VA_ARGS__})
+
+/* --- what is expected to come out ---------------------------------------------------------------------------------------------------- */
+
+static const struct packet *expect(struct rig_client *client, enum mqtt_packet_type type)
+{
+    const struct packet *packet = rig_next(client);
+    if (!packet)
+        fail_msg("expected %s, nothing came", mqtt_packet_name(type));
+    if (packet->type != type)
+        fail_msg("expected %s, got %s", mqtt_packet_name(type), mqtt_packet_name(packet->type));
+    return packet;
+}
+
+static void expect_nothing(struct rig_client *client)
+{
+    const struct packet *packet = rig_next(client);
+    if (packet)
+        fail_msg("expected nothing, got %s", mqtt_packet_name(packet->type));
+}
+
+static void expect_connack(struct rig_client *client, bool session_present, unsigned reason)
+{
+    const struct packet *packet = expect(client, MQTT_CONNACK);
+    assert_int_equal(packet->connack.reason, reason);
+    assert_int_equal(packet->connack.session_present, session_present);
+}
+
+static void expect_ack(struct rig_client *client, enum mqtt_packet_type type, uint16_t packet_id, unsigned reason)
+{
+    const struct packet *packet = expect(client, type);
+    assert_int_equal(packet->ack.packet_id, packet_id);
+    assert_int_equal(packet->ack.reason, reason);
+}
+
+static void expect_disconnect(struct rig_client *client, unsigned reason)
+{
+    const struct packet *packet = expect(client, MQTT_DISCONNECT);
+    assert_int_equal(packet->disconnect.reason, reason);
+    assert_true(rig_is_closed(client));
+    expect_nothing(client); /* [MQTT-3.14.4-1] */
+}
+
+static void expect_suback(struct rig_client *client, uint16_t packet_id, unsigned code)
+{
+    const struct packet *packet = expect(client, MQTT_SUBACK);
+    assert_int_equal(packet->suback.packet_id, packet_id);
+    assert_int_equal(packet->suback.codes.size, 1);
+    assert_int_equal(packet->suback.codes.data[0], code);
+}
+
+static void assert_text(struct span span, const char *text)
+{
+    if (!span_equal(span, span_of_string(text)))
+        fail_msg("\"%.*s\" is not \"%s\"", (int)span.size, (const char *)span.data, text);
+}
+
+#define RETAIN 1
+#define DUP 2
+/* Returns the packet for more questions; its identifier with QoS > 0 in packet_id. */
+static const struct packet_publish *expect_publish(struct rig_client *client, const char *topic, const char *payload, uint8_t qos,
+                                                   unsigned flags)
+{
+    const struct packet *packet = expect(client, MQTT_PUBLISH);
+    assert_text(packet->publish.topic, topic);
+    assert_text(packet->publish.payload, payload);
+    assert_int_equal(packet->publish.qos, qos);
+    assert_int_equal(packet->publish.retain, (flags & RETAIN) != 0);
+    assert_int_equal(packet->publish.dup, (flags & DUP) != 0);
+    return &packet->publish;
+}
+
+/* --- what clients do ----------------------------------------------------------------------------------------------------------------- */
+
+static struct rig_client *v5(struct rig *rig, const char *id) { return rig_connect(rig, id, MQTT_V5, true); }
+static struct rig_client *v5_stay(struct rig *rig, const char *id) { return rig_connect(rig, id, MQTT_V5, false); }
+
+static void send_disconnect(struct rig_client *client, enum mqtt_reason reason)
+{
+    rig_send(client, &(struct packet){.type = MQTT_DISCONNECT, .disconnect = {.reason = reason}});
+}
+
+static void leave(struct rig *rig, struct rig_client *client)
+{
+    send_disconnect(client, MQTT_REASON_NORMAL_DISCONNECTION);
+    rig_settle(rig);
+    assert_true(rig_is_closed(client));
+}
+
+static struct packet publish_packet(const char *topic, const char *payload, uint8_t qos, uint16_t packet_id)
+{
+    return (struct packet){
+        .type = MQTT_PUBLISH,
+        .publish = {.topic = span_of_string(topic), .payload = span_of_string(payload), .qos = qos, .packet_id = packet_id}};
+}
+
+#define SET(packet_part, name, field, value)                                                                                               \
+    ((packet_part).properties.field = (value), (packet_part).properties.present |= MQTT_PROPERTY_BIT(name))
+
+/* === CONNECT ========================================================================================================================== */
+
+static void first_packet_must_be_connect(void **state) /* 3.1.0-1 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = rig_open(rig, "a");
+    rig_publish(client, "x", "y", 0, 0);
+    rig_settle(rig);
+    assert_true(rig_is_closed(client));
+    assert_int_equal(rig_output(client).size, 0);
+    assert_int_equal(RIG_COUNTER(rig, refused_not_connect), 1);
+    rig_free(rig);
+}
+
+static void second_connect_is_a_protocol_error(void **state) /* 3.1.0-2 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "a");
+    struct packet connect = rig_connect_packet("a", MQTT_V5, true);
+    rig_send(client, &connect);
+    rig_settle(rig);
+    expect_disconnect(client, 0x82);
+    rig_free(rig);
+}
+
+static void malformed_connects_are_refused(void **state) /* 3.1.2-1, -2, -3; 3.1.4-1 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *wrong_level = rig_open(rig, "a");
+    rig_send_bytes(wrong_level, "\x10\x0e\x00\x04MQTT\x09\x02\x00\x00\x00\x00\x01g", 16);
+    struct rig_client *reserved_flag = rig_open(rig, "a");
+    rig_send_bytes(reserved_flag, "\x10\x0d\x00\x04MQTT\x04\x03\x00\x00\x00\x01g", 15);
+    struct rig_client *reserved_flag_v5 = rig_open(rig, "a");
+    rig_send_bytes(reserved_flag_v5, "\x10\x0e\x00\x04MQTT\x05\x03\x00\x00\x00\x00\x01g", 16);
+    rig_settle(rig);
+    expect_connack(wrong_level, false, 0x84);
+    assert_int_equal(rig_output(reserved_flag).size, 0); /* 3.1.1: closed without CONNACK */
+    expect_connack(reserved_flag_v5, false, 0x81);
+    assert_true(rig_is_closed(wrong_level));
+    assert_true(rig_is_closed(reserved_flag));
+    assert_true(rig_is_closed(reserved_flag_v5));
+    rig_free(rig);
+}
+
+static void connect_timeout_closes(void **state)
+{
+    struct rig *rig = RIG(.limits = {.connect_timeout_ms = 5000});
+    struct rig_client *client = rig_open(rig, "a");
+    rig_send_bytes(client, "\x10", 1);
+    rig_advance(rig, 4800);
+    assert_false(rig_is_closed(client));
+    rig_advance(rig, 400);
+    assert_true(rig_is_closed(client));
+    assert_int_equal(RIG_COUNTER(rig, refused_timeout), 1);
+    rig_free(rig);
+}
+
+static void empty_client_id_is_given_one(void **state) /* 3.1.3-6, 3.1.3-7, 3.2.2-16 */
+{
+    struct rig *rig = RIG();
+    struct packet connect = rig_connect_packet("", MQTT_V5, true);
+    char first[64] = "";
+    for (int i = 0; i < 2; i++) {
+        struct rig_client *client = rig_connect_with(rig, &connect);
+        const struct packet *packet = expect(client, MQTT_CONNACK);
+        assert_int_equal(packet->connack.reason, 0);
+        assert_true(packet->connack.properties.present & MQTT_PROPERTY_BIT(ASSIGNED_CLIENT_IDENTIFIER));
+        struct span id = packet->connack.properties.assigned_client_identifier;
+        char text[64] = "";
+        assert_true(id.size > 0 && id.size < sizeof text);
+        memcpy(text, id.data, id.size);
+        assert_int_equal(rig_home(rig, text), 0); /* the shard that accepted it */
+        assert_string_not_equal(text, first);
+        memcpy(first, text, sizeof first);
+    }
+    struct packet old = rig_connect_packet("", MQTT_V311, true);
+    expect_connack(rig_connect_with(rig, &old), false, 0);
+    rig_free(rig);
+}
+
+static void empty_client_id_with_clean_session_0_is_refused(void **state) /* 3.1.1 3.1.3-8 */
+{
+    struct rig *rig = RIG();
+    struct packet connect = rig_connect_packet("", MQTT_V311, false);
+    struct rig_client *client = rig_connect_with(rig, &connect);
+    struct span output = rig_output(client);
+    assert_int_equal(output.size, 4);
+    assert_memory_equal(output.data, "\x20\x02\x00\x02", 4);
+    assert_true(rig_is_closed(client));
+    rig_free(rig);
+}
+
+static void empty_client_id_may_be_forbidden(void **state) /* 3.1.3-8 */
+{
+    struct rig *rig = RIG(.is_zero_id_refused = true);
+    struct packet connect = rig_connect_packet("", MQTT_V5, true);
+    struct rig_client *client = rig_connect_with(rig, &connect);
+    expect_connack(client, false, 0x85);
+    assert_true(rig_is_closed(client));
+    rig_free(rig);
+}
+
+static void anonymous_may_be_refused(void **state) /* 3.1.4-2, 3.1.4-6 */
+{
+    struct rig *rig = RIG(.is_anonymous_refused = true);
+    struct packet connect = rig_connect_packet("a", MQTT_V5, true);
+    struct rig_client *client = rig_open(rig, "a");
+    rig_send(client, &connect);
+    rig_publish(client, "t/a/b", "must not be processed", 0, 0);
+    rig_settle(rig);
+    expect_connack(client, false, 0x87);
+    assert_true(rig_is_closed(client));
+    assert_int_equal(RIG_COUNTER(rig, received_qos0), 0);
+    struct packet old = rig_connect_packet("b", MQTT_V311, true);
+    client = rig_connect_with(rig, &old);
+    assert_memory_equal(rig_output(client).data, "\x20\x02\x00\x05", 4);
+    rig_free(rig);
+}
+
+static void unknown_authentication_method_is_refused(void **state) /* 4.12.0-1 */
+{
+    struct rig *rig = RIG();
+    struct packet connect = rig_connect_packet("a", MQTT_V5, true);
+    SET(connect.connect, AUTHENTICATION_METHOD, authentication_method, span_of_string("SCRAM-SHA-256"));
+    struct rig_client *client = rig_connect_with(rig, &connect);
+    expect_connack(client, false, 0x8c);
+    assert_true(rig_is_closed(client));
+    rig_free(rig);
+}
+
+static void auth_without_method_is_an_error(void **state) /* 4.12.0-7 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "a");
+    rig_send_bytes(client, "\xf0\x00", 2);
+    rig_settle(rig);
+    expect_disconnect(client, 0x82);
+    rig_free(rig);
+}
+
+static void connack_says_what_differs(void **state) /* 3.2.2-9, 3.2.2-22 */
+{
+    struct rig *rig =
+        RIG(.limits = {.session_expiry_max_s = 100},
+            .listener = {.max_packet_size = 5000, .receive_maximum = 7, .topic_alias_maximum = 3, .max_keepalive_s = 30, .max_qos = 1},
+            .is_retain_refused = true);
+    struct packet connect = rig_connect_packet("a", MQTT_V5, false);
+    connect.connect.keep_alive_s = 60;
+    const struct packet *packet = expect(rig_connect_with(rig, &connect), MQTT_CONNACK);
+    const struct mqtt_properties *props = &packet->connack.properties;
+    assert_int_equal(props->session_expiry_interval_s, 100);
+    assert_int_equal(props->receive_maximum, 7);
+    assert_int_equal(props->maximum_qos, 1);
+    assert_int_equal(props->retain_available, 0);
+    assert_int_equal(props->maximum_packet_size, 5000);
+    assert_int_equal(props->topic_alias_maximum, 3);
+    assert_int_equal(props->server_keep_alive_s, 30);
+    assert_int_equal(props->shared_subscription_available, 0);
+    uint64_t expected = MQTT_PROPERTY_BIT(SESSION_EXPIRY_INTERVAL) | MQTT_PROPERTY_BIT(RECEIVE_MAXIMUM) | MQTT_PROPERTY_BIT(MAXIMUM_QOS) |
+                        MQTT_PROPERTY_BIT(RETAIN_AVAILABLE) | MQTT_PROPERTY_BIT(MAXIMUM_PACKET_SIZE) |
+                        MQTT_PROPERTY_BIT(TOPIC_ALIAS_MAXIMUM) | MQTT_PROPERTY_BIT(SERVER_KEEP_ALIVE) |
+                        MQTT_PROPERTY_BIT(SHARED_SUBSCRIPTION_AVAILABLE);
+    assert_true(props->present == expected);
+    rig_free(rig);
+}
+
+static void will_beyond_the_server_is_refused(void **state) /* 3.2.2-12, 3.2.2-13 */
+{
+    struct rig *rig = RIG(.listener = {.max_qos = 1}, .is_retain_refused = true);
+    struct packet connect = rig_connect_packet("a", MQTT_V5, true);
+    connect.connect.has_will = true;
+    connect.connect.will_topic = span_of_string("w");
+    connect.connect.will_qos = 2;
+    expect_connack(rig_connect_with(rig, &connect), false, 0x9b);
+    connect.connect.will_qos = 1;
+    connect.connect.will_retain = true;
+    expect_connack(rig_connect_with(rig, &connect), false, 0x9a);
+    rig_free(rig);
+}
+
+static void too_many_sessions_are_refused(void **state)
+{
+    struct rig *rig = RIG(.limits = {.sessions_max = 1}); /* of each shard */
+    struct packet connect = rig_connect_packet("", MQTT_V5, true);
+    expect_connack(rig_connect_with(rig, &connect), false, 0);
+    expect_connack(rig_connect_with(rig, &connect), false, 0x88);
+    assert_int_equal(RIG_COUNTER(rig, refused_full), 1);
+    rig_free(rig);
+}
+
+static void keep_alive_is_one_and_a_half_times(void **state) /* 3.1.2-22 */
+{
+    struct rig *rig = RIG();
+    struct packet connect = rig_connect_packet("a", MQTT_V5, true);
+    connect.connect.keep_alive_s = 10;
+    struct rig_client *client = rig_connect_with(rig, &connect);
+    expect_connack(client, false, 0);
+    rig_advance(rig, 14000);
+    rig_send_bytes(client, "\xc0\x00", 2); /* PINGREQ */
+    rig_advance(rig, 14800);
+    expect(client, MQTT_PINGRESP); /* 3.12.4-1 */
+    assert_false(rig_is_closed(client));
+    rig_advance(rig, 1000);
+    expect_disconnect(client, 0x8d);
+    rig_free(rig);
+}
+
+static void no_keep_alive_is_for_ever(void **state)
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "a");
+    rig_advance(rig, 100000000);
+    assert_false(rig_is_closed(client));
+    rig_free(rig);
+}
+
+static void takeover_tells_the_old_connection(void **state) /* 3.1.4-3, 3.2.2-3 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *old = v5_stay(rig, "a");
+    struct packet connect = rig_connect_packet("a", MQTT_V5, false);
+    struct rig_client *fresh = rig_connect_with(rig, &connect);
+    expect_connack(fresh, true, 0);
+    expect_disconnect(old, 0x8e);
+    struct rig_client *old311 = rig_connect(rig, "b", MQTT_V311, true);
+    v5(rig, "b");
+    assert_true(rig_is_closed(old311));
+    expect_nothing(old311); /* 3.1.1: nothing is sent on it */
+    rig_free(rig);
+}
+
+static void clean_start_drops_the_session(void **state) /* 3.1.2-4, 3.1.4-4, 3.2.2-2 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *first = v5_stay(rig, "a"), *publisher = v5(rig, "p");
+    rig_subscribe(first, 1, "x", 1);
+    struct packet connect = rig_connect_packet("a", MQTT_V5, true);
+    struct rig_client *second = rig_connect_with(rig, &connect);
+    expect_connack(second, false, 0);
+    rig_publish(publisher, "x", "1", 1, 1);
+    rig_settle(rig);
+    expect_ack(publisher, MQTT_PUBACK, 1, 0x10);
+    expect_nothing(second);
+    rig_free(rig);
+}
+
+static void session_survives_and_expires(void **state) /* 3.1.2-5, 3.1.2-23, 4.1.0-2 */
+{
+    struct rig *rig = RIG();
+    struct packet connect = rig_connect_packet("a", MQTT_V5, false);
+    connect.connect.properties.session_expiry_interval_s = 100;
+    struct rig_client *client = rig_connect_with(rig, &connect);
+    expect_connack(client, false, 0);
+    rig_subscribe(client, 1, "x", 1);
+    rig_break(client);
+    rig_advance(rig, 99000);
+    client = rig_connect_with(rig, &connect);
+    expect_connack(client, true, 0);
+    rig_advance(rig, 200000); /* connected: nothing expires, 4.1.0-1 */
+    leave(rig, client);
+    rig_advance(rig, 101000);
+    client = rig_connect_with(rig, &connect);
+    expect_connack(client, false, 0);
+    rig_free(rig);
+}
+
+static void expiry_may_change_at_disconnect(void **state) /* 3.14.2.2.2 */
+{
+    struct rig *rig = RIG();
+    struct packet bye = {.type = MQTT_DISCONNECT};
+    SET(bye.disconnect, SESSION_EXPIRY_INTERVAL, session_expiry_interval_s, 0);
+    struct rig_client *client = v5_stay(rig, "a");
+    rig_send(client, &bye);
+    struct packet connect = rig_connect_packet("a", MQTT_V5, false);
+    rig_settle(rig);
+    expect_connack(rig_connect_with(rig, &connect), false, 0);
+    client = v5(rig, "b");
+    bye.disconnect.properties.session_expiry_interval_s = 10; /* from 0 to more: not allowed */
+    rig_send(client, &bye);
+    rig_settle(rig);
+    expect_disconnect(client, 0x82);
+    rig_free(rig);
+}
+
+static void clean_session_0_of_311_keeps(void **state) /* 3.1.1 3.1.2-4 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = rig_connect(rig, "a", MQTT_V311, false);
+    rig_subscribe(client, 1, "x", 1);
+    leave(rig, client);
+    rig_advance(rig, 10000000);
+    struct packet connect = rig_connect_packet("a", MQTT_V311, false);
+    client = rig_connect_with(rig, &connect);
+    expect_connack(client, true, 0);
+    struct rig_client *publisher = rig_connect(rig, "p", MQTT_V31, true);
+    rig_publish(publisher, "x", "1", 1, 1);
+    rig_settle(rig);
+    expect_publish(client, "x", "1", 1, 0);
+    rig_free(rig);
+}
+
+/* === will ============================================================================================================================= */
+
+static struct packet will_packet(const char *id, uint32_t delay_s, uint32_t expiry_s)
+{
+    struct packet connect = rig_connect_packet(id, MQTT_V5, false);
+    connect.connect.properties.session_expiry_interval_s = expiry_s;
+    connect.connect.has_will = true;
+    connect.connect.will_topic = span_of_string("w");
+    connect.connect.will_payload = span_of_string("gone");
+    connect.connect.will_qos = 1;
+    if (delay_s)
+        connect.connect.will_properties.will_delay_interval_s = delay_s,
+        connect.connect.will_properties.present |= MQTT_PROPERTY_BIT(WILL_DELAY_INTERVAL);
+    return connect;
+}
+
+static void will_goes_out_when_the_connection_breaks(void **state) /* 3.1.2-8, 3.1.2-14 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *watcher = v5(rig, "watcher");
+    rig_subscribe(watcher, 1, "w", 2);
+    struct packet connect = will_packet("a", 0, 0);
+    struct rig_client *client = rig_connect_with(rig, &connect);
+    rig_break(client);
+    rig_settle(rig);
+    expect_publish(watcher, "w", "gone", 1, 0);
+    expect_nothing(watcher); /* 3.1.2-10: once */
+    rig_free(rig);
+}
+
+static void will_is_discarded_by_disconnect_0_only(void **state) /* 3.14.4-3 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *watcher = v5(rig, "watcher");
+    rig_subscribe(watcher, 1, "w", 1);
+    struct packet connect = will_packet("a", 0, 100);
+    struct rig_client *client = rig_connect_with(rig, &connect);
+    leave(rig, client);
+    rig_advance(rig, 200000);
+    expect_nothing(watcher);
+    client = rig_connect_with(rig, &connect);
+    send_disconnect(client, MQTT_REASON_DISCONNECT_WITH_WILL);
+    rig_settle(rig);
+    assert_true(rig_is_closed(client));
+    expect_publish(watcher, "w", "gone", 1, 0);
+    rig_free(rig);
+}
+
+static void will_waits_for_its_delay(void **state) /* 3.1.3-9, 3.1.2-8 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *watcher = v5(rig, "watcher");
+    rig_subscribe(watcher, 1, "w", 1);
+    struct packet connect = will_packet("a", 10, 100);
+    rig_break(rig_connect_with(rig, &connect));
+    rig_advance(rig, 9000);
+    expect_nothing(watcher);
+    struct rig_client *client = rig_connect_with(rig, &connect); /* back in time */
+    rig_advance(rig, 50000);
+    expect_nothing(watcher);
+    rig_break(client);
+    rig_advance(rig, 9500);
+    expect_nothing(watcher);
+    rig_advance(rig, 1000);
+    expect_publish(watcher, "w", "gone", 1, 0);
+    rig_advance(rig, 1000000);
+    expect_nothing(watcher);
+    rig_free(rig);
+}
+
+static void will_goes_out_at_the_sessions_end(void **state) /* 3.1.2-8: whichever is first */
+{
+    struct rig *rig = RIG();
+    struct rig_client *watcher = v5(rig, "watcher");
+    rig_subscribe(watcher, 1, "w", 1);
+    struct packet connect = will_packet("a", 1000, 10);
+    rig_break(rig_connect_with(rig, &connect));
+    rig_advance(rig, 10500);
+    expect_publish(watcher, "w", "gone", 1, 0);
+    rig_send_ack(watcher, MQTT_PUBACK, 1);
+    connect = will_packet("b", 1000, 5000);
+    rig_break(rig_connect_with(rig, &connect));
+    rig_settle(rig);
+    expect_nothing(watcher);
+    connect.connect.clean_start = true; /* ends the session */
+    connect.connect.has_will = false;
+    rig_connect_with(rig, &connect);
+    expect_publish(watcher, "w", "gone", 1, 0);
+    rig_free(rig);
+}
+
+static void will_goes_out_on_takeover(void **state) /* 3.1.2-8 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *watcher = v5(rig, "watcher");
+    rig_subscribe(watcher, 1, "w", 1);
+    struct packet connect = will_packet("a", 0, 100);
+    rig_connect_with(rig, &connect);
+    connect.connect.has_will = false;
+    rig_connect_with(rig, &connect);
+    expect_publish(watcher, "w", "gone", 1, 0);
+    rig_free(rig);
+}
+
+static void will_may_be_retained_with_properties(void **state) /* 3.1.2-15, 3.1.3-10 */
+{
+    struct rig *rig = RIG();
+    struct packet connect = will_packet("a", 0, 0);
+    uint8_t user[64];
+    size_t size = properties_put_user_property(user, SPAN_LITERAL("k1"), SPAN_LITERAL("v1"));
+    size += properties_put_user_property(user + size, SPAN_LITERAL("k0"), SPAN_LITERAL("v0"));
+    connect.connect.will_retain = true;
+    connect.connect.will_properties.raw = span_of(user, size);
+    connect.connect.will_properties.user_property_count = 2;
+    connect.connect.will_properties.present |= MQTT_PROPERTY_BIT(USER_PROPERTY);
+    connect.connect.will_properties.message_expiry_interval_s = 60;
+    connect.connect.will_properties.present |= MQTT_PROPERTY_BIT(MESSAGE_EXPIRY_INTERVAL);
+    rig_break(rig_connect_with(rig, &connect));
+    rig_settle(rig);
+    struct rig_client *watcher = v5(rig, "watcher");
+    rig_subscribe(watcher, 1, "w", 1);
+    const struct packet_publish *publish = expect_publish(watcher, "w", "gone", 1, RETAIN);
+    assert_int_equal(publish->properties.user_property_count, 2);
+    assert_int_equal(publish->properties.message_expiry_interval_s, 60);
+    struct span rest = publish->properties.raw, name, value;
+    assert_true(properties_next_user_property(&rest, &name, &value));
+    assert_text(name, "k1");
+    assert_true(properties_next_user_property(&rest, &name, &value));
+    assert_text(value, "v0");
+    rig_free(rig);
+}
+
+static void will_waits_for_room_in_the_log(void **state)
+{
+    struct rig *rig = RIG();
+    struct packet connect = will_packet("a", 0, 0);
+    connect.connect.will_topic = span_of_string("t/a/will");
+    struct rig_client *client = rig_connect_with(rig, &connect);
+    rig_log_room(rig, false);
+    rig_settle(rig);
+    rig_break(client);
+    rig_advance(rig, 1000);
+    assert_int_equal(rig_record_count(rig), 0);
+    rig_log_room(rig, true);
+    rig_advance(rig, 1000);
+    assert_int_equal(rig_record_count(rig), 1);
+    struct record rec;
+    rig_record(rig, &rec, 0);
+    assert_text(rec.payload, "gone");
+    assert_true(rec.will_session != 0);
+    rig_free(rig);
+}
+
+/* === QoS in ============================================================================================================================
+ */
+
+static void publish_is_answered_by_qos(void **state) /* 3.3.4-1, 2.2.1-5 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "a"), *other = v5(rig, "b");
+    rig_subscribe(other, 1, "#", 2);
+    rig_publish(client, "x", "0", 0, 0);
+    rig_publish(client, "x", "1", 1, 11);
+    rig_publish(client, "x", "2", 2, 12);
+    rig_settle(rig);
+    expect_ack(client, MQTT_PUBACK, 11, 0);
+    expect_ack(client, MQTT_PUBREC, 12, 0);
+    expect_publish(other, "x", "0", 0, 0);
+    expect_publish(other, "x", "1", 1, 0);
+    expect_publish(other, "x", "2", 2, 0);
+    rig_send_ack(client, MQTT_PUBREL, 12);
+    rig_settle(rig);
+    expect_ack(client, MQTT_PUBCOMP, 12, 0); /* 4.3.3-11 */
+    expect_nothing(client);
+    rig_free(rig);
+}
+
+static void no_subscriber_is_said(void **state) /* 0x10 only when nobody and no rule wanted it */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "a");
+    rig_publish(client, "nobody", "1", 1, 1);
+    rig_publish(client, "t/car/x", "1", 1, 2);
+    rig_settle(rig);
+    expect_ack(client, MQTT_PUBACK, 1, 0x10);
+    expect_ack(client, MQTT_PUBACK, 2, 0);
+    rig_free(rig);
+}
+
+static void qos2_is_delivered_once(void **state) /* 4.3.3-10, 4.3.3-12 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5_stay(rig, "a"), *other = v5(rig, "b");
+    rig_subscribe(other, 1, "#", 0);
+    struct packet packet = publish_packet("x", "once", 2, 5);
+    rig_send(client, &packet);
+    rig_send(client, &packet); /* without DUP: the identifier decides */
+    packet.publish.dup = true;
+    rig_send(client, &packet);
+    rig_settle(rig);
+    for (int i = 0; i < 3; i++)
+        expect_ack(client, MQTT_PUBREC, 5, 0);
+    expect_publish(other, "x", "once", 0, 0);
+    expect_nothing(other);
+    rig_break(client);
+    rig_settle(rig);
+    struct packet connect = rig_connect_packet("a", MQTT_V5, false);
+    client = rig_connect_with(rig, &connect); /* also after a reconnect */
+    expect_connack(client, true, 0);
+    rig_send(client, &packet);
+    rig_settle(rig);
+    expect_ack(client, MQTT_PUBREC, 5, 0);
+    expect_nothing(other);
+    rig_send_ack(client, MQTT_PUBREL, 5);
+    rig_send(client, &packet); /* after PUBREL: a new message */
+    rig_settle(rig);
+    expect_ack(client, MQTT_PUBCOMP, 5, 0);
+    expect_ack(client, MQTT_PUBREC, 5, 0);
+    expect_publish(other, "x", "once", 0, 0); /* outgoing DUP is its own: 3.3.1-3 */
+    rig_free(rig);
+}
+
+static void qos1_with_the_same_identifier_is_new(void **state) /* 4.3.2-5 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "a"), *other = v5(rig, "b");
+    rig_subscribe(other, 1, "#", 0);
+    rig_publish(client, "x", "1", 1, 5);
+    rig_publish(client, "x", "2", 1, 5);
+    rig_settle(rig);
+    expect_publish(other, "x", "1", 0, 0);
+    expect_publish(other, "x", "2", 0, 0);
+    rig_free(rig);
+}
+
+static void unknown_pubrel_is_answered(void **state) /* 3.7.2-1 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "a"), *old = rig_connect(rig, "b", MQTT_V311, true);
+    rig_send_ack(client, MQTT_PUBREL, 9);
+    rig_send_ack(old, MQTT_PUBREL, 9);
+    rig_settle(rig);
+    expect_ack(client, MQTT_PUBCOMP, 9, 0x92);
+    expect_ack(old, MQTT_PUBCOMP, 9, 0);
+    rig_free(rig);
+}
+
+static void server_receive_maximum_is_enforced(void **state) /* 3.3.4-7 */
+{
+    struct rig *rig = RIG(.listener = {.receive_maximum = 2}, .limits = {.receive_maximum_strict = true});
+    struct rig_client *client = v5(rig, "a");
+    rig_publish(client, "x", "1", 2, 1);
+    rig_publish(client, "x", "2", 2, 2);
+    rig_settle(rig);
+    assert_false(rig_is_closed(client));
+    rig_send_ack(client, MQTT_PUBREL, 1);
+    rig_publish(client, "x", "3", 2, 3);
+    rig_settle(rig);
+    assert_false(rig_is_closed(client));
+    while (rig_output(client).size)
+        rig_next(client);
+    rig_publish(client, "x", "4", 2, 4);
+    rig_settle(rig);
+    expect_disconnect(client, 0x93);
+    rig_free(rig);
+}
+
+static void receive_maximum_may_just_stop_reading(void **state)
+{
+    struct rig *rig = RIG(.listener = {.receive_maximum = 2});
+    struct rig_client *client = v5(rig, "a");
+    rig_log_hold(rig, true);
+    for (uint16_t id = 1; id <= 5; id++)
+        rig_publish(client, "t/car/x", "1", 1, id);
+    rig_settle(rig);
+    expect_nothing(client);
+    assert_true(rig_is_paused(client));
+    assert_int_equal(RIG_COUNTER(rig, telemetry_logged), 2);
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    for (uint16_t id = 1; id <= 5; id++)
+        expect_ack(client, MQTT_PUBACK, id, 0);
+    assert_false(rig_is_paused(client));
+    rig_free(rig);
+}
+
+static void limits_of_the_listener_hold(void **state) /* 3.2.2-11, 3.2.2-14, 3.2.2-15 */
+{
+    struct rig *rig = RIG(.listener = {.max_qos = 1, .max_packet_size = 100}, .is_retain_refused = true);
+    struct rig_client *client = v5(rig, "a");
+    rig_publish(client, "x", "1", 2, 1);
+    rig_settle(rig);
+    expect_disconnect(client, 0x9b);
+    client = v5(rig, "a");
+    rig_publish_retained(client, "x", "1", 0, 0);
+    rig_settle(rig);
+    expect_disconnect(client, 0x9a);
+    client = v5(rig, "a");
+    rig_send_bytes(client, "\x30\x63", 2); /* 101 bytes in all; judged by its header */
+    rig_settle(rig);
+    expect_disconnect(client, 0x95);
+    client = v5(rig, "a");
+    char payload[96];
+    memset(payload, 'p', sizeof payload);
+    payload[94] = 0;
+    rig_publish(client, "x", payload, 0, 0); /* 2 + 3 + 1 + 94 = 100: allowed */
+    rig_settle(rig);
+    assert_false(rig_is_closed(client));
+    rig_free(rig);
+}
+
+static void topic_aliases_work_and_end(void **state) /* 3.3.2-7, -8, -9, -12; 3.2.2-17, -18 */
+{
+    struct rig *rig = RIG(.listener = {.topic_alias_maximum = 2});
+    struct rig_client *client = v5(rig, "a"), *other = v5(rig, "b");
+    rig_subscribe(other, 1, "#", 0);
+    struct packet packet = publish_packet("x/one", "1", 0, 0);
+    for (uint16_t alias = 1; alias <= 2; alias++) { /* every one up to the maximum */
+        packet.publish.topic = span_of_string(alias == 1 ? "x/one" : "x/two");
+        SET(packet.publish, TOPIC_ALIAS, topic_alias, alias);
+        rig_send(client, &packet);
+    }
+    packet.publish.topic = (struct span){0, 0};
+    SET(packet.publish, TOPIC_ALIAS, topic_alias, 1);
+    rig_send(client, &packet);
+    packet.publish.topic = span_of_string("x/new"); /* redefined */
+    rig_send(client, &packet);
+    packet.publish.topic = (struct span){0, 0};
+    rig_send(client, &packet);
+    rig_settle(rig);
+    const char *topics[] = {"x/one", "x/two", "x/one", "x/new", "x/new"};
+    for (int i = 0; i < 5; i++) {
+        const struct packet_publish *got = expect_publish(other, topics[i], "1", 0, 0);
+        assert_false(got->properties.present & MQTT_PROPERTY_BIT(TOPIC_ALIAS)); /* 3.1.2-27 */
+    }
+    client = v5(rig, "a"); /* mappings end with the connection: an unknown alias is 0x82 */
+    rig_send(client, &packet);
+    rig_settle(rig);
+    expect_disconnect(client, 0x82);
+    client = v5(rig, "a");
+    packet.publish.topic = span_of_string("x");
+    SET(packet.publish, TOPIC_ALIAS, topic_alias, 3);
+    rig_send(client, &packet);
+    rig_settle(rig);
+    expect_disconnect(client, 0x94);
+    rig_free(rig);
+}
+
+static void properties_go_along_unaltered(void **state) /* 3.3.2-4, -15, -16, -17, -18, -20 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "a"), *other = v5(rig, "b");
+    rig_subscribe(other, 1, "#", 0);
+    struct packet packet = publish_packet("x", "1", 0, 0);
+    uint8_t user[64];
+    size_t size = properties_put_user_property(user, SPAN_LITERAL("k"), SPAN_LITERAL("2"));
+    size += properties_put_user_property(user + size, SPAN_LITERAL("k"), SPAN_LITERAL("1"));
+    packet.publish.properties.raw = span_of(user, size);
+    packet.publish.properties.user_property_count = 2;
+    packet.publish.properties.present |= MQTT_PROPERTY_BIT(USER_PROPERTY);
+    SET(packet.publish, PAYLOAD_FORMAT_INDICATOR, payload_format_indicator, 1);
+    SET(packet.publish, CONTENT_TYPE, content_type, span_of_string("text/plain"));
+    SET(packet.publish, RESPONSE_TOPIC, response_topic, span_of_string("r/t"));
+    SET(packet.publish, CORRELATION_DATA, correlation_data, span_of("\0\1\2", 3));
+    rig_send(client, &packet);
+    rig_settle(rig);
+    const struct packet_publish *got = expect_publish(other, "x", "1", 0, 0);
+    assert_true(got->properties.present == packet.publish.properties.present);
+    assert_int_equal(got->properties.payload_format_indicator, 1);
+    assert_text(got->properties.content_type, "text/plain");
+    assert_text(got->properties.response_topic, "r/t");
+    assert_int_equal(got->properties.correlation_data.size, 3);
+    struct span rest = got->properties.raw, name, value;
+    assert_true(properties_next_user_property(&rest, &name, &value));
+    assert_text(value, "2");
+    assert_true(properties_next_user_property(&rest, &name, &value));
+    assert_text(value, "1");
+    rig_free(rig);
+}
+
+static void malformed_packets_close_with_a_reason(void **state) /* 4.13.1-1, 3.3.1-4, 3.3.2-2, 3.3.4-6 */
+{
+    static const struct {
+        const char *bytes;
+        size_t size;
+        unsigned reason;
+    } cases[] = {
+        {"\x36\x07\x00\x01x\x00\x01\x00y", 9, 0x81},       /* QoS 3 */
+        {"\x30\x05\x00\x01#\x00y", 7, 0x90},               /* wildcard in a name */
+        {"\x30\x06\x00\x01x\x02\x0b\x01", 8, 0x82},        /* subscription identifier from a client */
+        {"\x82\x03\x00\x01\x00", 5, 0x82},                 /* SUBSCRIBE without filters */
+        {"\x80\x07\x00\x01\x00\x00\x01x\x00", 9, 0x81},    /* SUBSCRIBE flags */
+        {"\x60\x02\x00\x01", 4, 0x81},                     /* PUBREL flags */
+        {"\x32\x06\x00\x01x\x00\x00\x00", 8, 0x82},        /* identifier 0 */
+        {"\x00\x00", 2, 0x81},                             /* type 0 */
+        {"\x90\x03\x00\x01\x00", 5, 0x82},                 /* SUBACK from a client */
+        {"\xc0\xff\xff\xff\xff\x01", 6, 0x81},             /* remaining length of five bytes */
+        {"\x82\x09\x00\x01\x00\x00\x03x/#\x40", 11, 0x81}, /* reserved option bits */
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct rig *rig = RIG();
+        struct rig_client *client = v5(rig, "a");
+        rig_send_bytes(client, cases[i].bytes, cases[i].size);
+        rig_publish(client, "x", "must not be processed", 0, 0);
+        rig_settle(rig);
+        const struct packet *packet = expect(client, MQTT_DISCONNECT);
+        if (packet->disconnect.reason != cases[i].reason)
+            print_error("case %zu: reason 0x%02x\n", i, packet->disconnect.reason);
+        assert_true(packet->disconnect.reason == cases[i].reason || packet->disconnect.reason == 0x81 || packet->disconnect.reason == 0x82);
+        assert_true(rig_is_closed(client));
+        assert_int_equal(RIG_COUNTER(rig, received_qos0), 0);
+        rig_free(rig);
+    }
+}
+
+/* === out ===============================================================================================================================
+ */
+
+static void qos_is_the_lesser_of_both(void **state) /* 3.8.4-8 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "p");
+    struct rig_client *others[3];
+    for (uint8_t granted = 0; granted < 3; granted++) {
+        char id[2] = {(char)('a' + granted), 0};
+        others[granted] = v5(rig, id);
+        rig_subscribe(others[granted], 1, "x", granted);
+    }
+    for (uint8_t qos = 0; qos < 3; qos++)
+        rig_publish(client, "x", "1", qos, qos);
+    rig_settle(rig);
+    for (uint8_t granted = 0; granted < 3; granted++)
+        for (uint8_t qos = 0; qos < 3; qos++)
+            expect_publish(others[granted], "x", "1", qos < granted ? qos : granted, 0);
+    rig_free(rig);
+}
+
+static void qos2_out_takes_four_steps(void **state) /* 4.3.3-2, -4, -5 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "a"), *other = v5(rig, "b");
+    rig_subscribe(other, 1, "x", 2);
+    rig_publish(client, "x", "1", 2, 1);
+    rig_settle(rig);
+    uint16_t id = expect_publish(other, "x", "1", 2, 0)->packet_id;
+    rig_send_ack(other, MQTT_PUBREC, id);
+    rig_settle(rig);
+    expect_ack(other, MQTT_PUBREL, id, 0);
+    rig_send_ack(other, MQTT_PUBCOMP, id);
+    rig_settle(rig);
+    expect_nothing(other);
+    assert_int_equal(RIG_COUNTER(rig, copies_acked), 1);
+    rig_send_ack(other, MQTT_PUBREC, 77); /* never sent */
+    rig_settle(rig);
+    expect_ack(other, MQTT_PUBREL, 77, 0x92);
+    rig_free(rig);
+}
+
+static void redelivery_has_dup_and_the_same_identifiers(void **state) /* 3.3.1-1, 4.4.0-1, 4.3.3-6, 4.4.0-2 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "p"), *other = v5_stay(rig, "s");
+    rig_subscribe(other, 1, "x", 2);
+    for (uint16_t i = 1; i <= 5; i++)
+        rig_publish(client, "x", (char[2]){(char)('0' + i), 0}, i % 2 ? 2 : 1, i);
+    rig_settle(rig);
+    uint16_t ids[6];
+    for (int i = 1; i <= 5; i++)
+        ids[i] = expect_publish(other, "x", (char[2]){(char)('0' + i), 0}, i % 2 ? 2 : 1, 0)->packet_id;
+    rig_send_ack(other, MQTT_PUBREC, ids[1]);
+    rig_send(other, &(struct packet){.type = MQTT_PUBREC, .ack = {.packet_id = ids[3], .reason = MQTT_REASON_QUOTA_EXCEEDED}});
+    rig_settle(rig);
+    expect_ack(other, MQTT_PUBREL, ids[1], 0);
+    expect_nothing(other); /* no resend at another time */
+    rig_break(other);
+    rig_settle(rig);
+    struct packet connect = rig_connect_packet("s", MQTT_V5, false);
+    other = rig_connect_with(rig, &connect);
+    expect_connack(other, true, 0);
+    expect_ack(other, MQTT_PUBREL, ids[1], 0); /* PUBREL instead of PUBLISH */
+    assert_int_equal(expect_publish(other, "x", "2", 1, DUP)->packet_id, ids[2]);
+    assert_int_equal(expect_publish(other, "x", "4", 1, DUP)->packet_id, ids[4]);
+    assert_int_equal(expect_publish(other, "x", "5", 2, DUP)->packet_id, ids[5]);
+    expect_nothing(other);
+    rig_publish(client, "x", "6", 1, 6);
+    rig_settle(rig);
+    uint16_t fresh = expect_publish(other, "x", "6", 1, 0)->packet_id;
+    for (int i = 1; i <= 5; i++)
+        assert_true(i == 3 || fresh != ids[i]); /* 2.2.1-4 */
+    rig_free(rig);
+}
+
+static void client_receive_maximum_is_respected(void **state) /* 3.3.4-9, -10, 4.9.0-1, -2, -3 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "p");
+    struct packet connect = rig_connect_packet("s", MQTT_V5, false);
+    SET(connect.connect, RECEIVE_MAXIMUM, receive_maximum, 2);
+    struct rig_client *other = rig_connect_with(rig, &connect);
+    expect_connack(other, false, 0);
+    rig_subscribe(other, 1, "x", 1);
+    for (uint16_t i = 1; i <= 6; i++)
+        rig_publish(client, "x", (char[2]){(char)('0' + i), 0}, 1, i);
+    rig_publish(client, "x", "q0", 0, 0);
+    rig_settle(rig);
+    uint16_t first = expect_publish(other, "x", "1", 1, 0)->packet_id;
+    expect_publish(other, "x", "2", 1, 0);
+    expect_publish(other, "x", "q0", 0, 0); /* others still flow */
+    expect_nothing(other);
+    rig_send_bytes(other, "\xc0\x00", 2);
+    rig_send_ack(other, MQTT_PUBACK, first);
+    rig_settle(rig);
+    expect(other, MQTT_PINGRESP);
+    expect_publish(other, "x", "3", 1, 0);
+    expect_nothing(other);
+    rig_break(other);
+    rig_settle(rig);
+    SET(connect.connect, RECEIVE_MAXIMUM, receive_maximum, 3); /* the quota is this connection's */
+    other = rig_connect_with(rig, &connect);
+    expect_connack(other, true, 0);
+    uint16_t second = expect_publish(other, "x", "2", 1, DUP)->packet_id;
+    expect_publish(other, "x", "3", 1, DUP);
+    expect_publish(other, "x", "4", 1, 0);
+    expect_nothing(other);
+    rig_break(other);
+    rig_settle(rig);
+    SET(connect.connect, RECEIVE_MAXIMUM, receive_maximum, 1); /* fewer than are in flight */
+    other = rig_connect_with(rig, &connect);
+    expect_connack(other, true, 0);
+    expect_publish(other, "x", "2", 1, DUP);
+    expect_nothing(other);
+    rig_send_ack(other, MQTT_PUBACK, second);
+    rig_settle(rig);
+    expect_publish(other, "x", "3", 1, DUP);
+    expect_nothing(other);
+    rig_free(rig);
+}
+
+static void client_maximum_packet_size_is_respected(void **state) /* 3.1.2-24, 3.1.2-25 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "p");
+    struct packet connect = rig_connect_packet("s", MQTT_V5, true);
+    SET(connect.connect, MAXIMUM_PACKET_SIZE, maximum_packet_size, 30);
+    SET(connect.connect, RECEIVE_MAXIMUM, receive_maximum, 1);
+    struct rig_client *other = rig_connect_with(rig, &connect);
+    expect_connack(other, false, 0);
+    rig_subscribe(other, 1, "x", 1);
+    char fits[23], large[24];
+    memset(fits, 'f', sizeof fits), fits[22] = 0; /* 2 + 3 + 2 + 1 + 22 = 30 with the header */
+    memset(large, 'l', sizeof large), large[23] = 0;
+    rig_publish(client, "x", large, 1, 1);
+    rig_publish(client, "x", fits, 1, 2);
+    rig_settle(rig);
+    uint16_t id = expect_publish(other, "x", fits, 1, 0)->packet_id; /* no stall */
+    expect_nothing(other);
+    rig_publish(client, "x", large, 1, 3); /* waits, is dropped when its turn comes */
+    rig_publish(client, "x", "after", 1, 4);
+    rig_settle(rig);
+    rig_send_ack(other, MQTT_PUBACK, id);
+    rig_settle(rig);
+    expect_publish(other, "x", "after", 1, 0);
+    assert_int_equal(RIG_COUNTER(rig, dropped_too_large), 2);
+    rig_free(rig);
+}
+
+static void overlapping_subscriptions_are_one_message(void **state) /* 3.3.4-2, -3, -4; 3.1.1 3.3.5-1 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "p"), *other = v5(rig, "s"), *old = rig_connect(rig, "o", MQTT_V311, true);
+    rig_send_subscribe(other, 1, "x/#", 0, 11);
+    rig_send_subscribe(other, 2, "x/+", 2, 12);
+    rig_send_subscribe(other, 3, "x/y", 1, 13);
+    rig_send_subscribe(other, 4, "+/y", 1, 0);
+    rig_settle(rig);
+    for (uint16_t i = 1; i <= 4; i++)
+        expect(other, MQTT_SUBACK);
+    rig_subscribe(old, 1, "x/#", 0);
+    rig_subscribe(old, 2, "x/y", 2);
+    rig_publish(client, "x/y", "1", 2, 1);
+    rig_settle(rig);
+    const struct packet_publish *got = expect_publish(other, "x/y", "1", 2, 0);
+    uint32_t seen = 0, id;
+    for (struct span rest = got->properties.raw; properties_next_subscription_identifier(&rest, &id);)
+        seen |= 1u << id;
+    assert_int_equal(seen, 1u << 11 | 1u << 12 | 1u << 13);
+    expect_nothing(other);
+    expect_publish(old, "x/y", "1", 2, 0);
+    expect_nothing(old);
+    rig_free(rig);
+}
+
+static void overlapping_subscriptions_may_be_copies(void **state) /* 3.3.4-5 */
+{
+    struct rig *rig = RIG(.limits = {.allow_duplicate_messages = true});
+    struct rig_client *client = v5(rig, "p"), *other = v5(rig, "s");
+    rig_send_subscribe(other, 1, "x/#", 0, 11);
+    rig_send_subscribe(other, 2, "x/+", 1, 12);
+    rig_settle(rig);
+    expect(other, MQTT_SUBACK);
+    expect(other, MQTT_SUBACK);
+    rig_publish(client, "x/y", "1", 1, 1);
+    rig_settle(rig);
+    uint32_t seen = 0;
+    for (int i = 0; i < 2; i++) {
+        const struct packet *packet = expect(other, MQTT_PUBLISH);
+        assert_int_equal(packet->publish.properties.subscription_identifier_count, 1);
+        assert_int_equal(packet->publish.qos, packet->publish.properties.subscription_identifier - 11);
+        seen |= packet->publish.properties.subscription_identifier;
+    }
+    assert_int_equal(seen, 11 | 12);
+    expect_nothing(other);
+    rig_free(rig);
+}
+
+static void no_local_is_kept(void **state) /* 3.8.3-3, 3.8.3-4 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "a");
+    rig_send_subscribe(client, 1, "x", 1 | 4, 0);
+    rig_settle(rig);
+    expect_suback(client, 1, 1);
+    rig_publish(client, "x", "own", 1, 1);
+    rig_settle(rig);
+    expect_ack(client, MQTT_PUBACK, 1, 0);
+    expect_nothing(client);
+    rig_publish(v5(rig, "b"), "x", "other", 1, 1);
+    rig_settle(rig);
+    expect_publish(client, "x", "other", 1, 0);
+    rig_send_subscribe(client, 2, "$share/g/x", 1 | 4, 0);
+    rig_settle(rig);
+    expect_disconnect(client, 0x82);
+    rig_free(rig);
+}
+
+static void order_is_kept(void **state) /* 4.6.0-5, 4.6.0-6 */
+{
+    struct rig *rig = RIG(.limits = {.inflight_max = 3, .publishes_per_turn_max = 7});
+    struct rig_client *client = v5(rig, "p"), *other = v5_stay(rig, "s");
+    rig_subscribe(other, 1, "#", 2);
+    enum { COUNT = 200 };
+    for (uint16_t i = 1; i <= COUNT; i++) {
+        char text[8];
+        snprintf(text, sizeof text, "%u", i);
+        rig_publish(client, i % 3 ? "x" : "t/car/x", text, 1, i);
+    }
+    rig_settle(rig);
+    for (uint16_t i = 1; i <= COUNT; i++)
+        expect_ack(client, MQTT_PUBACK, i, 0);
+    unsigned last[2] = {0, 0}, count = 0;
+    for (const struct packet *packet; (packet = rig_next(other)) != NULL;) {
+        unsigned number = 0;
+        for (size_t i = 0; i < packet->publish.payload.size; i++)
+            number = number * 10 + (packet->publish.payload.data[i] - (unsigned)'0');
+        unsigned *of_topic = &last[packet->publish.topic.size == 1];
+        assert_true(number > *of_topic);
+        *of_topic = number;
+        count++;
+        rig_send_ack(other, MQTT_PUBACK, packet->publish.packet_id);
+        rig_settle(rig);
+    }
+    assert_int_equal(count, COUNT);
+    rig_free(rig);
+}
+
+static void queue_goes_through_the_store_in_order(void **state)
+{
+    struct rig *rig = RIG(.limits = {.session_queue_messages_max = 300});
+    struct rig_client *client = v5(rig, "p"), *other = v5_stay(rig, "s");
+    rig_subscribe(other, 1, "x", 1);
+    rig_break(other);
+    rig_settle(rig);
+    enum { COUNT = 400 };
+    for (uint16_t i = 1; i <= COUNT; i++) {
+        char text[8];
+        snprintf(text, sizeof text, "%u", i);
+        rig_publish(client, "x", text, 1, i);
+    }
+    rig_settle(rig);
+    assert_int_equal(RIG_COUNTER(rig, dropped_queue_full), 100); /* the newest */
+    struct packet connect = rig_connect_packet("s", MQTT_V5, false);
+    other = rig_connect_with(rig, &connect);
+    expect_connack(other, true, 0);
+    for (unsigned i = 1; i <= 300; i++) {
+        char text[8];
+        snprintf(text, sizeof text, "%u", i);
+        uint16_t id = expect_publish(other, "x", text, 1, 0)->packet_id;
+        rig_send_ack(other, MQTT_PUBACK, id);
+        if (i % 5 == 0 || i > 290)
+            rig_settle(rig);
+        if (i == 150) { /* what comes meanwhile goes behind */
+            rig_publish(client, "x", "301", 1, 1);
+            rig_settle(rig);
+        }
+        if (!rig_output(other).size)
+            rig_settle(rig);
+    }
+    rig_settle(rig);
+    expect_publish(other, "x", "301", 1, 0);
+    expect_nothing(other);
+    rig_free(rig);
+}
+
+static void qos0_waits_only_when_configured(void **state)
+{
+    for (int queued = 0; queued < 2; queued++) {
+        struct rig *rig = RIG(.limits = {.queue_qos0_messages = queued});
+        struct rig_client *client = v5(rig, "p"), *other = v5_stay(rig, "s");
+        rig_subscribe(other, 1, "x", 0);
+        rig_break(other);
+        rig_settle(rig);
+        rig_publish(client, "x", "1", 0, 0);
+        rig_settle(rig);
+        assert_int_equal(RIG_COUNTER(rig, dropped_offline), !queued);
+        struct packet connect = rig_connect_packet("s", MQTT_V5, false);
+        other = rig_connect_with(rig, &connect);
+        expect_connack(other, true, 0);
+        if (queued)
+            expect_publish(other, "x", "1", 0, 0);
+        expect_nothing(other);
+        rig_free(rig);
+    }
+}
+
+static void slow_socket_drops_qos0_and_is_not_read(void **state)
+{
+    struct rig *rig = RIG(.limits = {.outbox_bytes_max = 1000});
+    struct rig_client *client = v5(rig, "p"), *other = v5(rig, "s");
+    rig_subscribe(other, 1, "x", 1);
+    rig_write_max(other, 0);
+    char payload[301];
+    memset(payload, 'p', sizeof payload), payload[300] = 0;
+    for (uint16_t i = 1; i <= 6; i++)
+        rig_publish(client, "x", payload, 0, 0);
+    for (uint16_t i = 1; i <= 6; i++)
+        rig_publish(client, "x", "one", 1, i);
+    rig_settle(rig);
+    assert_int_equal(RIG_COUNTER(rig, dropped_slow_consumer), 2);
+    assert_true(rig_is_paused(other));
+    rig_write_max(other, 7); /* a few bytes at a time */
+    rig_settle(rig);
+    assert_false(rig_is_paused(other));
+    for (int i = 0; i < 4; i++)
+        expect_publish(other, "x", payload, 0, 0);
+    for (int i = 0; i < 6; i++)
+        expect_publish(other, "x", "one", 1, 0); /* none of QoS 1 is lost */
+    expect_nothing(other);
+    rig_free(rig);
+}
+
+static void large_payloads_go_by_reference(void **state)
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "p"), *other = v5(rig, "s"), *third = v5(rig, "q");
+    rig_subscribe(other, 1, "x", 1);
+    rig_subscribe(third, 1, "x", 0);
+    static char payload[300001];
+    for (size_t i = 0; i < sizeof payload - 1; i++)
+        payload[i] = (char)('a' + i % 23);
+    rig_write_max(other, 4099);
+    rig_publish(client, "x", payload, 1, 1);
+    rig_publish(client, "x", "small", 1, 2);
+    rig_settle(rig);
+    expect_publish(other, "x", payload, 1, 0);
+    expect_publish(other, "x", "small", 1, 0);
+    expect_publish(third, "x", payload, 0, 0);
+    expect_publish(third, "x", "small", 0, 0);
+    rig_free(rig);
+}
+
+/* === expiry ============================================================================================================================
+ */
+
+static void messages_expire(void **state) /* 3.3.2-5, 3.3.2-6 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "p"), *online = v5(rig, "on"), *other = v5_stay(rig, "s");
+    rig_subscribe(online, 1, "x", 1);
+    rig_subscribe(other, 1, "x", 1);
+    rig_break(other);
+    rig_settle(rig);
+    struct packet packet = publish_packet("x", "long", 1, 1);
+    SET(packet.publish, MESSAGE_EXPIRY_INTERVAL, message_expiry_interval_s, 100);
+    rig_send(client, &packet);
+    packet = publish_packet("x", "short", 1, 2);
+    SET(packet.publish, MESSAGE_EXPIRY_INTERVAL, message_expiry_interval_s, 10);
+    rig_send(client, &packet);
+    rig_settle(rig);
+    assert_int_equal(expect_publish(online, "x", "long", 1, 0)->properties.message_expiry_interval_s, 100);
+    rig_advance(rig, 30000);
+    struct packet connect = rig_connect_packet("s", MQTT_V5, false);
+    other = rig_connect_with(rig, &connect);
+    expect_connack(other, true, 0);
+    assert_int_equal(expect_publish(other, "x", "long", 1, 0)->properties.message_expiry_interval_s, 70);
+    expect_nothing(other);
+    assert_int_equal(RIG_COUNTER(rig, dropped_expired), 1);
+    rig_free(rig);
+}
+
+static void nothing_expires_once_sent(void **state) /* 4.3.3-7, 4.3.3-13 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "p"), *other = v5_stay(rig, "s");
+    rig_subscribe(other, 1, "x", 2);
+    struct packet packet = publish_packet("x", "1", 2, 1);
+    SET(packet.publish, MESSAGE_EXPIRY_INTERVAL, message_expiry_interval_s, 1);
+    rig_send(client, &packet);
+    rig_settle(rig);
+    expect_publish(other, "x", "1", 2, 0);
+    rig_break(other);
+    rig_advance(rig, 60000);
+    struct packet connect = rig_connect_packet("s", MQTT_V5, false);
+    other = rig_connect_with(rig, &connect);
+    expect_connack(other, true, 0);
+    uint16_t id = expect_publish(other, "x", "1", 2, DUP)->packet_id;
+    rig_send_ack(other, MQTT_PUBREC, id);
+    rig_settle(rig);
+    expect_ack(other, MQTT_PUBREL, id, 0);
+    rig_free(rig);
+}
+
+/* === retained ==========================================================================================================================
+ */
+
+static void retained_is_sent_to_new_subscriptions(void **state) /* 3.3.1-5, -6, -7, -8; 3.8.4-8; 3.3.4-3 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "p"), *live = v5(rig, "live");
+    rig_subscribe(live, 1, "r/#", 2);
+    rig_publish_retained(client, "r/1", "old", 1, 1);
+    rig_publish_retained(client, "r/1", "new", 1, 2);
+    rig_publish_retained(client, "r/2", "two", 2, 3);
+    rig_publish(client, "r/1", "not retained", 0, 0);
+    rig_settle(rig);
+    expect_publish(live, "r/1", "old", 1, 0); /* 3.3.1-12: RETAIN 0 without Retain As Published */
+    struct rig_client *other = v5(rig, "s");
+    rig_send_subscribe(other, 1, "r/+", 1, 42);
+    rig_settle(rig);
+    expect_suback(other, 1, 1);
+    bool seen_1 = false;
+    for (int i = 0; i < 2; i++) {
+        const struct packet *packet = expect(other, MQTT_PUBLISH);
+        bool is_1 = span_equal(packet->publish.topic, SPAN_LITERAL("r/1"));
+        seen_1 |= is_1;
+        assert_text(packet->publish.payload, is_1 ? "new" : "two");
+        assert_int_equal(packet->publish.qos, 1);
+        assert_true(packet->publish.retain);
+        assert_int_equal(packet->publish.properties.subscription_identifier, 42);
+    }
+    assert_true(seen_1);
+    rig_publish_retained(client, "r/1", "", 1, 4);
+    rig_settle(rig);
+    expect_publish(other, "r/1", "", 1, 0); /* delivered, and clears */
+    rig_subscribe(other, 2, "r/1", 1);
+    rig_settle(rig);
+    expect_nothing(other);
+    rig_free(rig);
+}
+
+static void retain_handling_is_respected(void **state) /* 3.3.1-9, -10, -11; 3.8.4-4 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "p"), *other = v5(rig, "s");
+    rig_publish_retained(client, "r", "v", 1, 1);
+    rig_settle(rig);
+    rig_send_subscribe(other, 1, "r", 1 | 2 << 4, 0); /* never */
+    rig_settle(rig);
+    expect_suback(other, 1, 1);
+    expect_nothing(other);
+    rig_send_subscribe(other, 2, "r", 1 | 1 << 4, 0); /* only when new: it is not */
+    rig_settle(rig);
+    expect_suback(other, 2, 1);
+    expect_nothing(other);
+    rig_send_subscribe(other, 3, "r", 0, 0); /* again: sent again */
+    rig_settle(rig);
+    expect_suback(other, 3, 0);
+    expect_publish(other, "r", "v", 0, RETAIN);
+    rig_send_unsubscribe(other, 4, "r");
+    rig_send_subscribe(other, 5, "r", 1 | 1 << 4, 0);
+    rig_settle(rig);
+    expect(other, MQTT_UNSUBACK);
+    expect_suback(other, 5, 1);
+    expect_publish(other, "r", "v", 1, RETAIN);
+    expect_nothing(other);
+    rig_free(rig);
+}
+
+static void retain_as_published_is_respected(void **state) /* 3.3.1-13, from the queue as well */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "p"), *other = v5_stay(rig, "s");
+    rig_send_subscribe(other, 1, "r", 1 | 8, 0);
+    rig_settle(rig);
+    expect_suback(other, 1, 1);
+    rig_publish_retained(client, "r", "1", 1, 1);
+    rig_publish(client, "r", "2", 1, 2);
+    rig_settle(rig);
+    expect_publish(other, "r", "1", 1, RETAIN);
+    expect_publish(other, "r", "2", 1, 0);
+    rig_break(other);
+    rig_settle(rig);
+    rig_publish_retained(client, "r", "3", 1, 3);
+    rig_settle(rig);
+    struct packet connect = rig_connect_packet("s", MQTT_V5, false);
+    other = rig_connect_with(rig, &connect);
+    expect_connack(other, true, 0);
+    expect_publish(other, "r", "1", 1, RETAIN | DUP);
+    expect_publish(other, "r", "2", 1, DUP);
+    expect_publish(other, "r", "3", 1, RETAIN);
+    rig_free(rig);
+}
+
+static void retained_full_is_told(void **state)
+{
+    struct rig *rig = RIG(.retained_max = 1);
+    struct rig_client *client = v5(rig, "p"), *old = rig_connect(rig, "o", MQTT_V311, true);
+    rig_publish_retained(client, "r/1", "1", 1, 1);
+    rig_settle(rig);
+    expect_ack(client, MQTT_PUBACK, 1, 0x10);
+    rig_publish_retained(client, "r/2", "2", 1, 2);
+    rig_publish_retained(client, "r/2", "2", 2, 3);
+    rig_publish_retained(client, "r/1", "2", 1, 4); /* replaces */
+    rig_publish_retained(old, "r/3", "2", 1, 5);
+    rig_settle(rig);
+    expect_ack(client, MQTT_PUBACK, 2, 0x97);
+    expect_ack(client, MQTT_PUBREC, 3, 0x97);
+    expect_ack(client, MQTT_PUBACK, 4, 0x10);
+    expect_ack(old, MQTT_PUBACK, 5, 0);
+    rig_send_ack(client, MQTT_PUBREL, 3); /* the identifier is free: 4.3.3-9 */
+    rig_settle(rig);
+    expect_ack(client, MQTT_PUBCOMP, 3, 0x92);
+    rig_free(rig);
+}
+
+static void retained_expires(void **state)
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "p"), *other = v5(rig, "s");
+    struct packet packet = publish_packet("r", "v", 0, 0);
+    packet.publish.retain = true;
+    SET(packet.publish, MESSAGE_EXPIRY_INTERVAL, message_expiry_interval_s, 10);
+    rig_send(client, &packet);
+    rig_advance(rig, 4000);
+    rig_subscribe(other, 1, "r", 1);
+    assert_int_equal(expect_publish(other, "r", "v", 0, RETAIN)->properties.message_expiry_interval_s, 6);
+    rig_advance(rig, 7000);
+    rig_subscribe(other, 2, "r", 1);
+    expect_nothing(other);
+    rig_free(rig);
+}
+
+/* === SUBSCRIBE, UNSUBSCRIBE ============================================================================================================
+ */
+
+static void suback_has_a_code_for_each_filter(void **state) /* 3.8.4-1, -2, -5, -6; 3.9.3-1 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "a"), *old = rig_connect(rig, "b", MQTT_V311, true);
+    uint8_t filters[64];
+    size_t size = packet_put_subscription(filters, SPAN_LITERAL("x"), 2);
+    size += packet_put_subscription(filters + size, SPAN_LITERAL("$share/g/x"), 1);
+    size += packet_put_subscription(filters + size, SPAN_LITERAL("y/#"), 0);
+    struct packet packet = {.type = MQTT_SUBSCRIBE, .subscribe = {.packet_id = 99, .filter_count = 3, .filters = span_of(filters, size)}};
+    rig_send(client, &packet);
+    rig_send(old, &packet);
+    rig_settle(rig);
+    const struct packet *answer = expect(client, MQTT_SUBACK);
+    assert_int_equal(answer->suback.packet_id, 99);
+    assert_int_equal(answer->suback.codes.size, 3);
+    assert_memory_equal(answer->suback.codes.data, "\x02\x9e\x00", 3);
+    answer = expect(old, MQTT_SUBACK);
+    assert_memory_equal(answer->suback.codes.data, "\x02\x80\x00", 3);
+    rig_free(rig);
+}
+
+static void resubscribing_replaces(void **state) /* 3.8.4-3 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "p"), *other = v5(rig, "s");
+    rig_subscribe(other, 1, "x", 2);
+    rig_subscribe(other, 2, "x", 0);
+    rig_publish(client, "x", "1", 2, 1);
+    rig_settle(rig);
+    expect_publish(other, "x", "1", 0, 0);
+    expect_nothing(other);
+    rig_free(rig);
+}
+
+static void unsubscribing_ends_it(void **state) /* 3.10.4-1 to -6, 3.11.3-1, -2 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "p"), *other = v5(rig, "s"), *old = rig_connect(rig, "o", MQTT_V311, true);
+    rig_subscribe(other, 1, "x/+", 1);
+    rig_publish(client, "x/y", "begun", 1, 1);
+    rig_settle(rig);
+    uint8_t filters[64];
+    size_t size = packet_put_unsubscription(filters, SPAN_LITERAL("x/y"));
+    size += packet_put_unsubscription(filters + size, SPAN_LITERAL("x/+"));
+    struct packet packet = {.type = MQTT_UNSUBSCRIBE,
+                            .unsubscribe = {.packet_id = 7, .filter_count = 2, .filters = span_of(filters, size)}};
+    rig_send(other, &packet);
+    rig_send(old, &packet);
+    rig_settle(rig);
+    uint16_t id = expect_publish(other, "x/y", "begun", 1, 0)->packet_id;
+    const struct packet *answer = expect(other, MQTT_UNSUBACK);
+    assert_int_equal(answer->suback.packet_id, 7);
+    assert_memory_equal(answer->suback.codes.data, "\x11\x00", 2);
+    answer = expect(old, MQTT_UNSUBACK);
+    assert_int_equal(answer->suback.packet_id, 7);
+    assert_int_equal(answer->suback.codes.size, 0);
+    rig_publish(client, "x/y", "after", 1, 2);
+    rig_send_ack(other, MQTT_PUBACK, id); /* what was begun is completed */
+    rig_settle(rig);
+    expect_nothing(other);
+    rig_free(rig);
+}
+
+static void subscription_works_at_suback(void **state) /* 4.5.0-1 */
+{
+    struct rig *rig = RIG();
+    for (int i = 0; i < 20; i++) {
+        char id[16], topic[16];
+        snprintf(id, sizeof id, "s%d", i);
+        snprintf(topic, sizeof topic, "x/%d", i);
+        struct rig_client *other = v5(rig, id), *client = v5(rig, "p");
+        rig_send_subscribe(other, 1, topic, 1, 0);
+        for (int steps = 0; rig_output(other).size == 0; steps++) {
+            assert_true(steps < 1000);
+            rig_step(rig);
+        }
+        expect_suback(other, 1, 1);
+        rig_publish(client, topic, "1", 1, 1);
+        rig_settle(rig);
+        expect_publish(other, topic, "1", 1, 0);
+    }
+    rig_free(rig);
+}
+
+static void dollar_topics_are_not_for_wildcards(void **state) /* 4.7.2-1 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "p"), *other = v5(rig, "s");
+    rig_subscribe(other, 1, "#", 0);
+    rig_subscribe(other, 2, "$x/#", 0);
+    rig_publish(client, "$y/1", "1", 0, 0);
+    rig_publish(client, "$x/1", "2", 0, 0);
+    rig_settle(rig);
+    expect_publish(other, "$x/1", "2", 0, 0);
+    expect_nothing(other);
+    rig_free(rig);
+}
+
+/* === the log ===========================================================================================================================
+ */
+
+static void puback_means_saved(void **state) /* 4.3.2-4, 4.3.3-8; LOG 8 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5_stay(rig, "car");
+    rig_log_hold(rig, true);
+    rig_publish(client, "t/car/x", "1", 1, 1);
+    rig_publish(client, "t/car/x", "2", 2, 2);
+    rig_publish(client, "other", "3", 1, 3); /* has no record, but its turn is behind */
+    rig_send_bytes(client, "\xc0\x00", 2);
+    rig_settle(rig);
+    expect(client, MQTT_PINGRESP); /* never waits */
+    expect_nothing(client);
+    struct packet again = publish_packet("t/car/x", "2", 2, 2);
+    again.publish.dup = true;
+    rig_send(client, &again);
+    rig_settle(rig);
+    expect_nothing(client); /* the repeated PUBREC promises the same */
+    rig_break(client);
+    rig_settle(rig);
+    struct packet connect = rig_connect_packet("car", MQTT_V5, false);
+    client = rig_connect_with(rig, &connect);
+    expect_connack(client, true, 0);
+    rig_send(client, &again);
+    rig_settle(rig);
+    expect_nothing(client); /* on another connection as well */
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    expect_ack(client, MQTT_PUBREC, 2, 0);
+    expect_nothing(client); /* the others belonged to the connection before */
+    assert_int_equal(rig_record_count(rig), 2);
+    assert_int_equal(RIG_COUNTER(rig, acks_dropped), 4);
+    rig_free(rig);
+}
+
+static void record_has_everything(void **state) /* LOG 1 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "car"), *other = v5_stay(rig, "s");
+    rig_send_subscribe(other, 1, "t/#", 1 | 8, 7);
+    rig_settle(rig);
+    struct packet packet = publish_packet("t/dev1/speed", "{\"a\":1}", 2, 77);
+    packet.publish.retain = true;
+    SET(packet.publish, CONTENT_TYPE, content_type, span_of_string("json"));
+    SET(packet.publish, MESSAGE_EXPIRY_INTERVAL, message_expiry_interval_s, 60);
+    rig_send(client, &packet);
+    rig_settle(rig);
+    assert_int_equal(rig_record_count(rig), 1);
+    struct record rec;
+    rig_record(rig, &rec, 0);
+    assert_int_equal(rec.type, RECORD_PUBLISH);
+    assert_int_equal(rec.qos, 2);
+    assert_true(rec.retain);
+    assert_text(rec.topic, "t/dev1/speed");
+    assert_text(rec.payload, "{\"a\":1}");
+    assert_text(rec.device, "dev1");
+    assert_text(rec.client_id, "car");
+    assert_int_equal(rec.partition_count, 16);
+    assert_int_equal(rec.packet_id, 77);
+    assert_int_equal(rec.retained_number, 1);
+    assert_true(rec.received_ns > 0);
+    assert_true(rec.expiry_ns == rec.received_ns + INT64_C(60000000000));
+    assert_true(rec.properties.size > 0);
+    assert_true(rec.has_correlation);
+    struct record_recipient recipient;
+    assert_int_equal(record_recipient_next(&recipient, &rec.recipients), 0);
+    assert_int_equal(recipient.qos, 1);
+    uint32_t id;
+    assert_int_equal(record_id_next(&id, &recipient.ids), 0);
+    assert_int_equal(id, 7);
+    assert_int_equal(record_recipient_next(&recipient, &rec.recipients), ERR_AGAIN);
+    rig_free(rig);
+}
+
+static void receive_times_strictly_increase(void **state) /* LOG 1 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "car");
+    for (uint16_t i = 1; i <= 50; i++)
+        rig_publish(client, "t/car/x", "1", 1, i);
+    rig_settle(rig);
+    int64_t last = 0;
+    for (size_t i = 0; i < 50; i++) {
+        struct record rec;
+        rig_record(rig, &rec, i);
+        assert_true(rec.received_ns > last);
+        last = rec.received_ns;
+    }
+    rig_free(rig);
+}
+
+static void persistent_sessions_get_it_when_durable(void **state) /* LOG 9 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "car"), *clean = v5(rig, "c"), *stays = v5_stay(rig, "s");
+    rig_subscribe(clean, 1, "t/#", 2);
+    rig_subscribe(stays, 1, "t/#", 2);
+    rig_log_hold(rig, true);
+    rig_publish(client, "t/car/x", "1", 1, 1);
+    rig_settle(rig);
+    expect_publish(clean, "t/car/x", "1", 1, 0);
+    expect_nothing(stays);
+    rig_publish(client, "t/car/x", "2", 2, 2);
+    rig_settle(rig);
+    expect_nothing(clean); /* QoS 2: nobody before it is durable */
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    expect_publish(clean, "t/car/x", "2", 2, 0); /* at the PUBLISH, not at PUBREL */
+    expect_publish(stays, "t/car/x", "1", 1, 0);
+    expect_publish(stays, "t/car/x", "2", 2, 0);
+    rig_free(rig);
+}
+
+static void full_log_stops_reading_not_losing(void **state)
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "car"), *other = v5(rig, "other");
+    rig_log_room(rig, false);
+    rig_settle(rig);
+    rig_publish(client, "t/car/x", "0", 0, 0);
+    for (uint16_t i = 1; i <= 3; i++)
+        rig_publish(client, "t/car/x", "1", 1, i);
+    rig_publish(other, "plain", "1", 1, 1);
+    rig_settle(rig);
+    expect_nothing(client);
+    assert_true(rig_is_paused(client));
+    expect_ack(other, MQTT_PUBACK, 1, 0x10);                           /* who does not need the log goes on */
+    assert_int_equal(RIG_COUNTER(rig, telemetry_refused_log_full), 1); /* QoS 0 is shed */
+    rig_log_room(rig, true);
+    rig_advance(rig, 100);
+    for (uint16_t i = 1; i <= 3; i++)
+        expect_ack(client, MQTT_PUBACK, i, 0);
+    assert_false(rig_is_paused(client));
+    assert_int_equal(rig_record_count(rig), 3);
+    rig_free(rig);
+}
+
+static void empty_pool_is_back_pressure(void **state)
+{
+    struct rig *rig = RIG(.block_count = 2, .body_max = 4096);
+    struct rig_client *client = v5(rig, "car");
+    static char payload[3001];
+    memset(payload, 'p', sizeof payload - 1);
+    rig_log_hold(rig, true);
+    for (uint16_t i = 1; i <= 10; i++)
+        rig_publish(client, "t/car/x", payload, 1, i);
+    rig_settle(rig);
+    assert_int_equal(RIG_COUNTER(rig, telemetry_logged), 2);
+    assert_true(rig_is_paused(client));
+    rig_log_hold(rig, false);
+    rig_advance(rig, 1000);
+    for (uint16_t i = 1; i <= 10; i++)
+        expect_ack(client, MQTT_PUBACK, i, 0);
+    assert_int_equal(rig_record_count(rig), 10);
+    rig_free(rig);
+}
+
+static void large_record_is_a_group_of_blocks(void **state) /* LOG 6 */
+{
+    struct rig *rig = RIG(.block_count = 8, .body_max = 4096);
+    struct rig_client *client = v5(rig, "car"), *second = v5(rig, "second"), *other = v5_stay(rig, "s");
+    rig_subscribe(other, 1, "t/#", 1);
+    static char payload[100001];
+    for (size_t i = 0; i < sizeof payload - 1; i++)
+        payload[i] = (char)('a' + i % 25);
+    rig_log_hold(rig, true);
+    rig_publish(client, "t/car/x", payload, 1, 1);
+    rig_publish(client, "t/car/x", "behind", 1, 2);
+    rig_publish(second, "t/car/x", payload, 2, 1);
+    rig_settle(rig);
+    expect_nothing(client);
+    assert_true(rig_is_paused(client));
+    rig_log_hold(rig, false);
+    rig_advance(rig, 1000);
+    expect_ack(client, MQTT_PUBACK, 1, 0);
+    expect_ack(client, MQTT_PUBACK, 2, 0);
+    expect_ack(second, MQTT_PUBREC, 1, 0);
+    assert_int_equal(rig_record_count(rig), 3);
+    unsigned large = 0;
+    for (size_t i = 0; i < 3; i++) {
+        struct record rec;
+        rig_record(rig, &rec, i);
+        large += rec.payload.size == sizeof payload - 1 && memcmp(rec.payload.data, payload, rec.payload.size) == 0;
+    }
+    assert_int_equal(large, 2);
+    unsigned copies = 0;
+    for (const struct packet *packet; (packet = rig_next(other)) != NULL; copies++)
+        assert_int_equal(packet->type, MQTT_PUBLISH);
+    assert_int_equal(copies, 3);
+    rig_free(rig);
+}
+
+static void large_record_outlives_its_connection(void **state)
+{
+    struct rig *rig = RIG(.block_count = 4, .body_max = 4096);
+    struct rig_client *client = v5_stay(rig, "car");
+    static char payload[100001];
+    memset(payload, 'p', sizeof payload - 1);
+    rig_log_hold(rig, true);
+    rig_publish(client, "t/car/x", payload, 2, 1);
+    rig_settle(rig);
+    rig_break(client);
+    rig_settle(rig);
+    struct packet connect = rig_connect_packet("car", MQTT_V5, false);
+    client = rig_connect_with(rig, &connect);
+    expect_connack(client, true, 0);
+    rig_publish(client, "t/car/x", payload, 2, 1); /* again, while the first is on its way */
+    rig_settle(rig);
+    expect_nothing(client);
+    rig_log_hold(rig, false);
+    rig_advance(rig, 1000);
+    expect_ack(client, MQTT_PUBREC, 1, 0);
+    assert_int_equal(rig_record_count(rig), 1);
+    rig_free(rig);
+}
+
+static void failed_log_acknowledges_nothing(void **state)
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "car"), *old = rig_connect(rig, "old", MQTT_V311, true);
+    rig_log_hold(rig, true);
+    rig_publish(client, "t/car/x", "1", 1, 1);
+    rig_settle(rig);
+    rig_log_fail(rig);
+    rig_settle(rig);
+    rig_publish(client, "t/car/x", "2", 1, 2);
+    rig_publish(old, "t/car/x", "2", 1, 2);
+    rig_settle(rig);
+    expect_nothing(client); /* not even the refusal, which is behind the first */
+    assert_true(rig_is_closed(old));
+    struct rig_client *fresh = v5(rig, "fresh");
+    rig_publish(fresh, "t/car/x", "3", 1, 3);
+    rig_settle(rig);
+    expect_ack(fresh, MQTT_PUBACK, 3, 0x83);
+    rig_free(rig);
+}
+
+static void telemetry_rules_decide(void **state)
+{
+    struct rig *rig = RIG(.rules = "fleet/{device}/t on_no_device=refuse\nskip/{device}/t on_no_device=skip\nlow/{device} max_qos=0");
+    struct rig_client *client = v5(rig, "car"), *old = rig_connect(rig, "old", MQTT_V311, true);
+    rig_publish(client, "fleet/x/t", "1", 1, 1);
+    rig_publish(client, "fleet//t", "1", 1, 2);
+    rig_publish(client, "fleet//t", "1", 2, 3);
+    rig_publish(client, "skip//t", "1", 1, 4);
+    rig_publish(client, "low/x", "1", 1, 5);
+    rig_publish(client, "low/x", "1", 0, 0);
+    rig_publish(old, "fleet//t", "1", 1, 1);
+    rig_settle(rig);
+    expect_ack(client, MQTT_PUBACK, 1, 0);
+    expect_ack(client, MQTT_PUBACK, 2, 0x83);
+    expect_ack(client, MQTT_PUBREC, 3, 0x83);
+    expect_ack(client, MQTT_PUBACK, 4, 0x10);
+    expect_ack(client, MQTT_PUBACK, 5, 0x83);
+    assert_true(rig_is_closed(old));
+    assert_int_equal(rig_record_count(rig), 2);
+    assert_int_equal(RIG_COUNTER(rig, telemetry_matched), 7);
+    rig_free(rig);
+}
+
+static void without_persistence_all_is_acknowledged(void **state)
+{
+    struct rig *rig = RIG(.no_persistence = true);
+    struct rig_client *client = v5(rig, "car");
+    rig_publish(client, "t/car/x", "1", 1, 1);
+    rig_publish(client, "t/car/x", "2", 2, 2);
+    rig_settle(rig);
+    expect_ack(client, MQTT_PUBACK, 1, 0);
+    expect_ack(client, MQTT_PUBREC, 2, 0);
+    rig_free(rig);
+}
+
+/* === the whole =========================================================================================================================
+ */
+
+static void small_rings_only_slow_down(void **state)
+{
+    struct rig *rig = RIG(.ring_size = 2, .limits = {.publishes_per_turn_max = 3});
+    struct rig_client *publishers[3], *others[3];
+    for (int i = 0; i < 3; i++) {
+        char id[4];
+        snprintf(id, sizeof id, "p%d", i);
+        publishers[i] = v5(rig, id);
+        snprintf(id, sizeof id, "s%d", i);
+        others[i] = v5_stay(rig, id);
+        rig_subscribe(others[i], 1, "x/#", 1);
+        rig_break(others[i]);
+    }
+    rig_settle(rig);
+    enum { COUNT = 150 };
+    for (uint16_t n = 1; n <= COUNT; n++)
+        for (int i = 0; i < 3; i++)
+            rig_publish_retained(publishers[i], n % 2 ? "x/1" : "x/2", "v", 1, n);
+    rig_advance(rig, 2000);
+    for (int i = 0; i < 3; i++)
+        for (uint16_t n = 1; n <= COUNT; n++)
+            expect_ack(publishers[i], MQTT_PUBACK, n, 0);
+    for (int i = 0; i < 3; i++) {
+        char id[4];
+        snprintf(id, sizeof id, "s%d", i);
+        struct packet connect = rig_connect_packet(id, MQTT_V5, false);
+        others[i] = rig_connect_with(rig, &connect);
+        expect_connack(others[i], true, 0);
+        int count = 0;
+        for (const struct packet *packet; (packet = rig_next(others[i])) != NULL; count++) {
+            rig_send_ack(others[i], MQTT_PUBACK, packet->publish.packet_id);
+            rig_advance(rig, 20);
+        }
+        assert_int_equal(count, 3 * COUNT);
+    }
+    rig_free(rig);
+}
+
+/* What came out, whatever the order between kinds: PINGRESP may pass what waits for the log or the route actor. */
+struct outcome {
+    size_t size;
+    uint64_t sum;
+    unsigned packets;
+};
+
+static struct outcome outcome_of(struct rig_client *client)
+{
+    struct outcome outcome = {.size = rig_output(client).size};
+    for (struct span rest = rig_output(client); rest.size > 0; outcome.packets++) {
+        struct frame frame;
+        assert_int_equal(frame_parse(&frame, rest.data, rest.size, FRAME_SIZE_MAX), FRAME_OK);
+        uint64_t hash = 1469598103934665603u;
+        for (size_t i = 0; i < frame.size; i++)
+            hash = (hash ^ rest.data[i]) * 1099511628211u;
+        outcome.sum += hash;
+        rest = span_of(rest.data + frame.size, rest.size - frame.size);
+    }
+    return outcome;
+}
+
+/* A session's whole life as bytes, handed over in pieces (0: of random sizes). */
+static struct outcome play(void **state, const uint8_t *bytes, size_t size, size_t piece, size_t first_piece, struct check_random *random)
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = rig_open(rig, "cut");
+    size_t at = 0;
+    if (first_piece) {
+        rig_send_bytes(client, bytes, first_piece);
+        rig_step(rig);
+        at = first_piece;
+    }
+    while (at < size) {
+        size_t now = piece ? piece : 1 + check_random_below(random, 40);
+        now = now < size - at ? now : size - at;
+        rig_send_bytes(client, bytes + at, now);
+        rig_step(rig);
+        at += now;
+    }
+    rig_settle(rig);
+    struct outcome outcome = outcome_of(client);
+    rig_free(rig);
+    return outcome;
+}
+
+static void any_cut_gives_the_same(void **state)
+{
+    uint8_t script[8192];
+    size_t size = 0;
+#define PUT(...)                                                                                                                           \
+    do {                                                                                                                                   \
+        struct packet put_packet = __VA_ARGS__;                                                                                            \
+        size += packet_encode(script + size, &put_packet, MQTT_V5, UINT32_MAX);                                                            \
+        assert_true(size < sizeof script / 2);                                                                                             \
+    } while (0)
+    uint8_t filters[32];
+    size_t filters_size = packet_put_subscription(filters, SPAN_LITERAL("loop/#"), 2);
+    char payload[201];
+    memset(payload, 'p', sizeof payload), payload[200] = 0;
+    PUT(rig_connect_packet("cut", MQTT_V5, true));
+    PUT((struct packet){.type = MQTT_SUBSCRIBE,
+                        .subscribe = {.packet_id = 1, .filter_count = 1, .filters = span_of(filters, filters_size)}});
+    PUT((struct packet){.type = MQTT_PINGREQ});
+    PUT(publish_packet("t/car/x", payload, 1, 10));
+    PUT(publish_packet("none", "1", 2, 11));
+    PUT((struct packet){.type = MQTT_PUBREL, .ack = {.packet_id = 11}});
+    PUT((struct packet){.type = MQTT_PUBREL, .ack = {.packet_id = 11}});
+    PUT(publish_packet("t/car/y", "", 2, 12));
+    PUT((struct packet){.type = MQTT_PINGREQ});
+#undef PUT
+    struct check_random random;
+    check_random_init(&random, check_random_seed(7));
+    struct outcome expected = play(state, script, size, size, 0, &random);
+    assert_int_equal(expected.packets, 9);
+    for (size_t piece = 0; piece < 40; piece++) {
+        struct outcome got = play(state, script, size, piece, 0, &random);
+        assert_int_equal(got.size, expected.size);
+        assert_true(got.sum == expected.sum);
+    }
+    for (size_t cut = 1; cut < size; cut++) { /* in two at every byte */
+        struct outcome got = play(state, script, size, size, cut, &random);
+        assert_int_equal(got.size, expected.size);
+        assert_true(got.sum == expected.sum);
+    }
+}
+
+static void partial_packets_have_a_budget(void **state)
+{
+    struct rig *rig = RIG(.limits = {.partial_bytes_max = 10000});
+    struct rig_client *client = v5(rig, "a");
+    uint8_t bytes[20000] = {0x30, 0x80, 0x80, 0x80, 0x01}; /* announces 2 MiB */
+    rig_send_bytes(client, bytes, 5000);
+    rig_settle(rig);
+    assert_false(rig_is_closed(client));
+    rig_send_bytes(client, bytes + 5000, 15000);
+    rig_settle(rig);
+    expect_disconnect(client, 0x97);
+    rig_free(rig);
+}
+
+static void drain_waits_for_promises(void **state)
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "car"), *other = v5(rig, "other");
+    struct packet connect = will_packet("w", 0, 0);
+    rig_connect_with(rig, &connect);
+    rig_log_hold(rig, true);
+    rig_publish(client, "t/car/x", "1", 1, 1);
+    rig_settle(rig);
+    assert_false(rig_drain(rig, false));
+    expect_disconnect(other, 0x8b);
+    assert_false(rig_is_closed(client));
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    rig_drain(rig, false);
+    expect_ack(client, MQTT_PUBACK, 1, 0);
+    expect_disconnect(client, 0x8b);
+    rig_settle(rig);
+    assert_true(rig_drain(rig, false));
+    rig_free(rig);
+}
+
+/* Clients that do anything, among small limits: nothing crashes, and the books balance at every step (the rig checks). */
+static void random_clients_keep_the_books(void **state)
+{
+    struct check_random random;
+    check_random_init(&random, check_random_seed(11));
+    struct rig *rig =
+        RIG(.ring_size = 8, .block_count = 3, .body_max = 1024, .retained_max = 5,
+            .limits = {.session_queue_messages_max = 60, .inflight_max = 4, .outbox_bytes_max = 600, .publishes_per_turn_max = 5},
+            .listener = {.receive_maximum = 5});
+    enum { CLIENTS = 8 };
+    struct rig_client *clients[CLIENTS] = {0};
+    static const char *topics[] = {"a", "a/b", "t/x/y", "t/z/y", "r"};
+    static const char *filters[] = {"#", "a/#", "+/b", "t/+/y", "r", "a"};
+    for (int step = 0; step < 3000; step++) {
+        size_t i = check_random_below(&random, CLIENTS);
+        char id[8], payload[200];
+        snprintf(id, sizeof id, "c%zu", i);
+        if (!clients[i] || rig_is_closed(clients[i])) {
+            struct packet connect =
+                rig_connect_packet(id, check_random_chance(&random, 1, 3) ? MQTT_V311 : MQTT_V5, check_random_chance(&random, 1, 3));
+            if (connect.connect.version == MQTT_V5 && check_random_chance(&random, 1, 2))
+                SET(connect.connect, RECEIVE_MAXIMUM, receive_maximum, (uint16_t)(1 + check_random_below(&random, 3)));
+            if (check_random_chance(&random, 1, 3)) {
+                connect.connect.has_will = true;
+                connect.connect.will_topic = span_of_string(topics[check_random_below(&random, 5)]);
+                connect.connect.will_qos = (uint8_t)check_random_below(&random, 3);
+            }
+            clients[i] = rig_open(rig, id);
+            rig_set_version(clients[i], connect.connect.version);
+            rig_send(clients[i], &connect);
+            rig_step(rig);
+            continue;
+        }
+        memset(payload, 'x', sizeof payload);
+        payload[check_random_below(&random, sizeof payload)] = 0;
+        payload[sizeof payload - 1] = 0;
+        uint8_t qos = (uint8_t)check_random_below(&random, 3);
+        const char *topic = topics[check_random_below(&random, 5)];
+        switch (check_random_below(&random, 12)) {
+        case 0:
+            rig_send_subscribe(clients[i], 1, filters[check_random_below(&random, 6)], qos, 0);
+            break;
+        case 1:
+            rig_send_unsubscribe(clients[i], 2, filters[check_random_below(&random, 6)]);
+            break;
+        case 2:
+            rig_publish_retained(clients[i], topic, payload, qos, qos ? (uint16_t)(1 + check_random_below(&random, 9)) : 0);
+            break;
+        case 3:
+            rig_break(clients[i]);
+            break;
+        case 4:
+            rig_log_hold(rig, check_random_chance(&random, 1, 2));
+            break;
+        case 5:
+            rig_write_max(clients[i], check_random_below(&random, 100));
+            break;
+        case 6:
+            for (uint16_t packet_id = 1; packet_id < 12; packet_id++)
+                rig_send_ack(clients[i], MQTT_PUBREL, packet_id);
+            break;
+        case 7:
+            rig_advance(rig, (int64_t)check_random_below(&random, 2000));
+            break;
+        case 8:
+        case 9:
+            for (int n = 0; n < 5 && !rig_is_closed(clients[i]); n++) {
+                const struct packet *packet = rig_next(clients[i]);
+                if (packet && packet->type == MQTT_PUBLISH && packet->publish.qos > 0)
+                    rig_send_ack(clients[i], packet->publish.qos == 1 ? MQTT_PUBACK : MQTT_PUBREC, packet->publish.packet_id);
+                else if (packet && packet->type == MQTT_PUBREL)
+                    rig_send_ack(clients[i], MQTT_PUBCOMP, packet->ack.packet_id);
+            }
+            break;
+        default:
+            rig_publish(clients[i], topic, payload, qos, qos ? (uint16_t)(1 + check_random_below(&random, 9)) : 0);
+        }
+        if (check_random_chance(&random, 1, 4))
+            rig_settle(rig);
+        else
+            rig_step(rig);
+    }
+    rig_log_hold(rig, false);
+    rig_advance(rig, 10000);
+    assert_true(RIG_COUNTER(rig, copies_routed) > 100);
+    assert_true(RIG_COUNTER(rig, telemetry_logged) > 10);
+    rig_free(rig);
+}
+
+#define TEST(name)                                                                                                                         \
+    cmocka_unit_test_prestate(name, &modes[0]), cmocka_unit_test_prestate(name, &modes[1]), cmocka_unit_test_prestate(name, &modes[2])
+
+int main(void)
+{
+    static struct mode modes[] = {{1, 0}, {3, 0}, {3, 12345}};
+    const struct CMUnitTest tests[] = {
+        TEST(first_packet_must_be_connect),
+        TEST(second_connect_is_a_protocol_error),
+        TEST(malformed_connects_are_refused),
+        TEST(connect_timeout_closes),
+        TEST(empty_client_id_is_given_one),
+        TEST(empty_client_id_with_clean_session_0_is_refused),
+        TEST(empty_client_id_may_be_forbidden),
+        TEST(anonymous_may_be_refused),
+        TEST(unknown_authentication_method_is_refused),
+        TEST(auth_without_method_is_an_error),
+        TEST(connack_says_what_differs),
+        TEST(will_beyond_the_server_is_refused),
+        TEST(too_many_sessions_are_refused),
+        TEST(keep_alive_is_one_and_a_half_times),
+        TEST(no_keep_alive_is_for_ever),
+        TEST(takeover_tells_the_old_connection),
+        TEST(clean_start_drops_the_session),
+        TEST(session_survives_and_expires),
+        TEST(expiry_may_change_at_disconnect),
+        TEST(clean_session_0_of_311_keeps),
+        TEST(will_goes_out_when_the_connection_breaks),
+        TEST(will_is_discarded_by_disconnect_0_only),
+        TEST(will_waits_for_its_delay),
+        TEST(will_goes_out_at_the_sessions_end),
+        TEST(will_goes_out_on_takeover),
+        TEST(will_may_be_retained_with_properties),
+        TEST(will_waits_for_room_in_the_log),
+        TEST(publish_is_answered_by_qos),
+        TEST(no_subscriber_is_said),
+        TEST(qos2_is_delivered_once),
+        TEST(qos1_with_the_same_identifier_is_new),
+        TEST(unknown_pubrel_is_answered),
+        TEST(server_receive_maximum_is_enforced),
+        TEST(receive_maximum_may_just_stop_reading),
+        TEST(limits_of_the_listener_hold),
+        TEST(topic_aliases_work_and_end),
+        TEST(properties_go_along_unaltered),
+        TEST(malformed_packets_close_with_a_reason),
+        TEST(qos_is_the_lesser_of_both),
+        TEST(qos2_out_takes_four_steps),
+        TEST(redelivery_has_dup_and_the_same_identifiers),
+        TEST(client_receive_maximum_is_respected),
+        TEST(client_maximum_packet_size_is_respected),
+        TEST(overlapping_subscriptions_are_one_message),
+        TEST(overlapping_subscriptions_may_be_copies),
+        TEST(no_local_is_kept),
+        TEST(order_is_kept),
+        TEST(queue_goes_through_the_store_in_order),
+        TEST(qos0_waits_only_when_configured),
+        TEST(slow_socket_drops_qos0_and_is_not_read),
+        TEST(large_payloads_go_by_reference),
+        TEST(messages_expire),
+        TEST(nothing_expires_once_sent),
+        TEST(retained_is_sent_to_new_subscriptions),
+        TEST(retain_handling_is_respected),
+        TEST(retain_as_published_is_respected),
+        TEST(retained_full_is_told),
+        TEST(retained_expires),
+        TEST(suback_has_a_code_for_each_filter),
+        TEST(resubscribing_replaces),
+        TEST(unsubscribing_ends_it),
+        TEST(subscription_works_at_suback),
+        TEST(dollar_topics_are_not_for_wildcards),
+        TEST(puback_means_saved),
+        TEST(record_has_everything),
+        TEST(receive_times_strictly_increase),
+        TEST(persistent_sessions_get_it_when_durable),
+        TEST(full_log_stops_reading_not_losing),
+        TEST(empty_pool_is_back_pressure),
+        TEST(large_record_is_a_group_of_blocks),
+        TEST(large_record_outlives_its_connection),
+        TEST(failed_log_acknowledges_nothing),
+        TEST(telemetry_rules_decide),
+        TEST(without_persistence_all_is_acknowledged),
+        TEST(small_rings_only_slow_down),
+        TEST(any_cut_gives_the_same),
+        TEST(partial_packets_have_a_budget),
+        TEST(drain_waits_for_promises),
+        TEST(random_clients_keep_the_books),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
