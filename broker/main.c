@@ -63,7 +63,7 @@ struct broker {
     struct listener *listeners;
     size_t listener_count; /* opened */
     struct loop **loops;
-    uint16_t loop_count;   /* made */
+    uint16_t loop_count; /* made */
     struct cpu_pool *pool;
     struct door *door;
     struct admin_api *admin;
@@ -107,27 +107,54 @@ enum { OPT_TOPIC = 256, OPT_CLIENT_ID, OPT_USER, OPT_OPTIONS, OPT_MARKDOWN, OPT_
 /* Returns -1 to go on, otherwise the exit status. */
 static int parse_command_line(struct command_line *line, int argc, char **argv)
 {
-    static const struct option long_options[] = {
-        {"config", required_argument, NULL, 'c'},       {"port", required_argument, NULL, 'p'},   {"verbose", no_argument, NULL, 'v'},
-        {"topic", required_argument, NULL, OPT_TOPIC},  {"client-id", required_argument, NULL, OPT_CLIENT_ID},
-        {"user", required_argument, NULL, OPT_USER},    {"options", no_argument, NULL, OPT_OPTIONS},
-        {"markdown", no_argument, NULL, OPT_MARKDOWN},  {"version", no_argument, NULL, OPT_VERSION},
-        {"help", no_argument, NULL, 'h'},               {NULL, 0, NULL, 0}};
+    static const struct option long_options[] = {{"config", required_argument, NULL, 'c'},
+                                                 {"port", required_argument, NULL, 'p'},
+                                                 {"verbose", no_argument, NULL, 'v'},
+                                                 {"topic", required_argument, NULL, OPT_TOPIC},
+                                                 {"client-id", required_argument, NULL, OPT_CLIENT_ID},
+                                                 {"user", required_argument, NULL, OPT_USER},
+                                                 {"options", no_argument, NULL, OPT_OPTIONS},
+                                                 {"markdown", no_argument, NULL, OPT_MARKDOWN},
+                                                 {"version", no_argument, NULL, OPT_VERSION},
+                                                 {"help", no_argument, NULL, 'h'},
+                                                 {NULL, 0, NULL, 0}};
     *line = (struct command_line){.command = "run"};
     int code;
     while ((code = getopt_long(argc, argv, "c:p:vh", long_options, NULL)) != -1) {
         switch (code) {
-        case 'c': line->config_path = optarg; break;
-        case 'p': line->port = optarg; break;
-        case 'v': line->verbose = true; break;
-        case OPT_TOPIC: line->topic = optarg; break;
-        case OPT_CLIENT_ID: line->client_id = optarg; break;
-        case OPT_USER: line->user_name = optarg; break;
-        case OPT_OPTIONS: print_document(options_help); return EXIT_SUCCESS;
-        case OPT_MARKDOWN: print_document(options_markdown); return EXIT_SUCCESS;
-        case OPT_VERSION: (void)puts("tidegate-broker " TIDEGATE_VERSION); return EXIT_SUCCESS;
-        case 'h': print_usage(stdout); return EXIT_SUCCESS;
-        default: print_usage(stderr); return EXIT_USAGE;
+        case 'c':
+            line->config_path = optarg;
+            break;
+        case 'p':
+            line->port = optarg;
+            break;
+        case 'v':
+            line->verbose = true;
+            break;
+        case OPT_TOPIC:
+            line->topic = optarg;
+            break;
+        case OPT_CLIENT_ID:
+            line->client_id = optarg;
+            break;
+        case OPT_USER:
+            line->user_name = optarg;
+            break;
+        case OPT_OPTIONS:
+            print_document(options_help);
+            return EXIT_SUCCESS;
+        case OPT_MARKDOWN:
+            print_document(options_markdown);
+            return EXIT_SUCCESS;
+        case OPT_VERSION:
+            (void)puts("tidegate-broker " TIDEGATE_VERSION);
+            return EXIT_SUCCESS;
+        case 'h':
+            print_usage(stdout);
+            return EXIT_SUCCESS;
+        default:
+            print_usage(stderr);
+            return EXIT_USAGE;
         }
     }
     if (optind < argc)
@@ -180,13 +207,20 @@ static int run_check(struct broker *broker, const struct command_line *line)
     const struct rule *rule = NULL;
     struct span device = {0};
     switch (rule_table_match(&broker->rules, &rule, &device, &subject)) {
-    case RULE_NONE: (void)printf("%s: not telemetry\n", line->topic); break;
+    case RULE_NONE:
+        (void)printf("%s: not telemetry\n", line->topic);
+        break;
     case RULE_MATCH:
         (void)printf("%s: telemetry of device \"%.*s\" by rule %s (line %d, max_qos %u)\n", line->topic, (int)device.size,
                      (const char *)device.data, rule->name, rule->line, rule->max_qos);
         break;
-    case RULE_REFUSE: (void)printf("%s: telemetry without a device, refused by rule %s (line %d)\n", line->topic, rule->name, rule->line); break;
-    case RULE_SKIPPED: (void)printf("%s: telemetry without a device, passed on as an ordinary message by rule %s (line %d)\n", line->topic, rule->name, rule->line); break;
+    case RULE_REFUSE:
+        (void)printf("%s: telemetry without a device, refused by rule %s (line %d)\n", line->topic, rule->name, rule->line);
+        break;
+    case RULE_SKIPPED:
+        (void)printf("%s: telemetry without a device, passed on as an ordinary message by rule %s (line %d)\n", line->topic, rule->name,
+                     rule->line);
+        break;
     }
     return EXIT_SUCCESS;
 }
@@ -205,8 +239,8 @@ static int run_dump(struct broker *broker)
 
 static enum err open_log_lines(const struct broker_config *config, struct errmsg *msg)
 {
-    return logger_open(config->log_file, config->log_format == BROKER_LOG_JSON ? LOGGER_JSON : LOGGER_HUMAN, (enum logger_level)config->log_level,
-                       msg);
+    return logger_open(config->log_file, config->log_format == BROKER_LOG_JSON ? LOGGER_JSON : LOGGER_HUMAN,
+                       (enum logger_level)config->log_level, msg);
 }
 
 static enum err start_data(struct broker *broker, struct errmsg *msg)
@@ -485,6 +519,7 @@ static enum err write_pid_file(const struct broker *broker, struct errmsg *msg)
 static enum err block_signals(struct broker *broker, struct errmsg *msg)
 {
     (void)signal(SIGPIPE, SIG_IGN);
+    (void)signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes is an error of the write, not our end */
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
@@ -503,8 +538,8 @@ static void warn_about_descriptors(const struct broker_config *config)
     const struct broker_listener_config *items = config->listeners.items;
     for (size_t i = 0; i < config->listeners.count; i++) {
         if (items[i].max_connections != OPTION_UNLIMITED && (uint64_t)items[i].max_connections + FD_RESERVE > limit)
-            LOG_WARNING("max_connections is more than the limit of open files allows", LOG_U64("max_connections", (uint64_t)items[i].max_connections),
-                        LOG_U64("open_files", limit));
+            LOG_WARNING("max_connections is more than the limit of open files allows",
+                        LOG_U64("max_connections", (uint64_t)items[i].max_connections), LOG_U64("open_files", limit));
     }
     LOG_INFO("limit of open files", LOG_U64("open_files", limit));
 }
@@ -615,7 +650,10 @@ static void stop(struct broker *broker)
     if (broker->door)
         door_stop(broker->door);
     ask_loops(broker, LOOP_DRAIN);
-    if (!wait_for_loops(broker, broker->config.drain_timeout_ns)) {
+    /* What a failed log holds back will never be released: there is only the goodbye to wait for. */
+    bool failed = atomic_load_explicit(&broker->log_failed, memory_order_acquire);
+    int64_t timeout = failed && broker->config.drain_timeout_ns > NS_PER_S ? NS_PER_S : broker->config.drain_timeout_ns;
+    if (!wait_for_loops(broker, timeout)) {
         LOG_WARNING("clients are cut off");
         ask_loops(broker, LOOP_FORCE);
         if (!wait_for_loops(broker, 5 * NS_PER_S))

@@ -17,10 +17,10 @@
 #include "common/logger.h"
 
 #define LOG_THREAD_NICE (-10)
-#define LOG_THREAD_TIMER_SLACK_NS 1000            /* the kernel's default of 50 us is a quarter of the spacing */
-#define LOG_THREAD_RETRY_NS (100 * NS_PER_MS)     /* no space: try again */
-#define LOG_THREAD_ROOM_NS (100 * NS_PER_MS)      /* how often room is looked at when nothing happens */
-#define LOG_THREAD_BACKLOG_NS NS_PER_MS           /* a shard whose ring was full is tried again */
+#define LOG_THREAD_TIMER_SLACK_NS 1000        /* the kernel's default of 50 us is a quarter of the spacing */
+#define LOG_THREAD_RETRY_NS (100 * NS_PER_MS) /* no space: try again */
+#define LOG_THREAD_ROOM_NS (100 * NS_PER_MS)  /* how often room is looked at when nothing happens */
+#define LOG_THREAD_BACKLOG_NS NS_PER_MS       /* a shard whose ring was full is tried again */
 
 struct log_thread {
     struct exchange *exchange;

@@ -4,9 +4,9 @@
  * While two or more connections wait, write starts are spaced by `commit_spacing`, and what waits is collected after the pause, not before:
  * at moderate load the wake-ups cost more than the messages, so sharing a write, a wake-up and a send matters more than anything else.
  *
- * Room: shards are told when the log takes no more PUBLISH records and when it does again. A failed write is final: shards are told, nothing
- * is acknowledged from then on, and `on_failed` ends the process with an error. A full disk is not a failure: the write is tried again
- * until there is space.
+ * Room: shards are told when the log takes no more PUBLISH records and when it does again. A failed write is final: shards are told,
+ * nothing is acknowledged from then on, and `on_failed` ends the process with an error. A full disk is not a failure: the write is tried
+ * again until there is space.
  *
  * The thread raises its own priority when it is permitted to: on a busy core it would otherwise wake milliseconds late. Owner of the
  * log_writer's begin, write, finish, idle. Stops when asked, after writing what its rings hold. */
@@ -22,8 +22,8 @@ struct log_thread;
 struct log_thread_config {
     uint16_t shard_count;
     int64_t commit_spacing_ns;
-    uint64_t room_margin;          /* bytes that may be under way: PUBLISH stops when less is left */
-    void (*on_failed)(void *arg);  /* called once, on the log thread */
+    uint64_t room_margin;         /* bytes that may be under way: PUBLISH stops when less is left */
+    void (*on_failed)(void *arg); /* called once, on the log thread */
     void *on_failed_arg;
 };
 

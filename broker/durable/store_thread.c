@@ -10,8 +10,8 @@
 #include "common/logger.h"
 
 #define STORE_THREAD_BUDGET 1024
-#define STORE_PREPARE_IDLE_NS (100 * NS_PER_MS)  /* all is ready: look again */
-#define STORE_PREPARE_RETRY_NS (NS_PER_S)        /* after an error */
+#define STORE_PREPARE_IDLE_NS (100 * NS_PER_MS) /* all is ready: look again */
+#define STORE_PREPARE_RETRY_NS (NS_PER_S)       /* after an error */
 
 struct store_thread {
     struct exchange *exchange;

@@ -37,7 +37,9 @@ static enum admission_verdict admission_schedule(struct admission_bucket *bucket
 
 static enum admission_verdict admission_count(struct admission_bucket *bucket, enum admission_verdict verdict)
 {
-    _Atomic uint64_t *cell = verdict == ADMISSION_ADMIT ? &bucket->admitted : verdict == ADMISSION_DEFER ? &bucket->deferred : &bucket->rejected;
+    _Atomic uint64_t *cell = verdict == ADMISSION_ADMIT   ? &bucket->admitted
+                             : verdict == ADMISSION_DEFER ? &bucket->deferred
+                                                          : &bucket->rejected;
     atomic_fetch_add_explicit(cell, 1, memory_order_relaxed);
     return verdict;
 }
@@ -49,8 +51,8 @@ enum admission_verdict admission_take(struct admission_bucket *bucket, int64_t *
     return admission_count(bucket, admission_schedule(bucket, until_out, now_ns, defer_max_ns));
 }
 
-enum admission_verdict admission_take_both(struct admission_bucket *first, struct admission_bucket *second, int64_t *until_out, int64_t now_ns,
-                                           int64_t defer_max_ns)
+enum admission_verdict admission_take_both(struct admission_bucket *first, struct admission_bucket *second, int64_t *until_out,
+                                           int64_t now_ns, int64_t defer_max_ns)
 {
     if (defer_max_ns < 0)
         defer_max_ns = 0;

@@ -18,9 +18,9 @@
 
 struct admission_bucket {
     _Atomic int64_t tat_ns;
-    int64_t interval_ns;  /* between two events at the rate; 0 = no limit */
-    int64_t tolerance_ns; /* burst * interval */
-    _Atomic uint64_t admitted, deferred, rejected;
+    int64_t interval_ns;                           /* between two events at the rate; 0 = no limit */
+    int64_t tolerance_ns;                          /* burst * interval */
+    _Atomic uint64_t admitted, deferred, rejected; /* verdicts; what was given back stays counted */
 };
 
 enum admission_verdict { ADMISSION_ADMIT, ADMISSION_DEFER, ADMISSION_REJECT };
@@ -38,8 +38,8 @@ enum admission_verdict admission_take(struct admission_bucket *bucket, int64_t *
 
 /* The same of two buckets at once (a listener's and the process's); the later time counts, and a rejection by one takes nothing from the
  * other. */
-enum admission_verdict admission_take_both(struct admission_bucket *first, struct admission_bucket *second, int64_t *until_out, int64_t now_ns,
-                                           int64_t defer_max_ns);
+enum admission_verdict admission_take_both(struct admission_bucket *first, struct admission_bucket *second, int64_t *until_out,
+                                           int64_t now_ns, int64_t defer_max_ns);
 
 /* Return what was taken (the event did not happen). */
 void admission_give_back(struct admission_bucket *bucket);

@@ -7,8 +7,8 @@
 #include "common/check.h"
 
 #define CONNECTION_MAGIC 0x434f4e4eu
-#define CONNECTION_LAST_READS 16          /* reads of what a reset connection still holds */
-#define CONNECTION_LINGER_DISCARD_MAX 64  /* reads thrown away for one event of a lingering connection */
+#define CONNECTION_LAST_READS 16         /* reads of what a reset connection still holds */
+#define CONNECTION_LINGER_DISCARD_MAX 64 /* reads thrown away for one event of a lingering connection */
 
 static void connection_on_poll(uv_poll_t *poll, int status, int events);
 

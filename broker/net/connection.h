@@ -9,9 +9,9 @@
  * the set of events changes only when a socket is full or reading is paused, and pausing is lazy: a pause that ends before the next event
  * costs nothing.
  *
- * LINGER: what the shard wrote last (a DISCONNECT or CONNACK with the reason) would be lost if the descriptor were closed with unread input,
- * because the kernel then resets the connection. So our direction is ended first, and input is thrown away until the peer ends too or the
- * time is over.
+ * LINGER: what the shard wrote last (a DISCONNECT or CONNACK with the reason) would be lost if the descriptor were closed with unread
+ * input, because the kernel then resets the connection. So our direction is ended first, and input is thrown away until the peer ends too
+ * or the time is over.
  *
  * Owner: the loop. */
 #ifndef TIDEGATE_BROKER_NET_CONNECTION_H
@@ -23,11 +23,11 @@ enum connection_state { CONNECTION_OPEN, CONNECTION_BROKEN, CONNECTION_LINGER, C
 
 struct connection {
     uint32_t magic;
-    uint8_t state;        /* enum connection_state */
-    uint8_t events;       /* what the poll handle waits for */
-    bool paused;          /* the shard wants no bytes now */
-    bool blocked;         /* a write was short: tell the shard when the socket takes more */
-    bool shutdown_sent;   /* our direction is ended */
+    uint8_t state;      /* enum connection_state */
+    uint8_t events;     /* what the poll handle waits for */
+    bool paused;        /* the shard wants no bytes now */
+    bool blocked;       /* a write was short: tell the shard when the socket takes more */
+    bool shutdown_sent; /* our direction is ended */
     struct transport transport;
     struct loop *loop;
     struct listener *listener;

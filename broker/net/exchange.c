@@ -5,7 +5,7 @@
 #include "common/check.h"
 #include "common/ring.h"
 
-#define EXCHANGE_BATCH 64 /* ops copied out of one ring before the next sender's turn */
+#define EXCHANGE_BATCH 64  /* ops copied out of one ring before the next sender's turn */
 #define EXCHANGE_THREADS 3 /* route, log, store */
 #define EXCHANGE_ACTORS_MAX (ACTOR_SHARDS_MAX + EXCHANGE_THREADS)
 
@@ -13,10 +13,10 @@ struct exchange_actor {
     struct ring_waker waker;
     void (*wake)(void *arg);
     void *wake_arg;
-    struct ring **in;  /* by sender's index, NULL where nobody sends */
-    bool *dirty;       /* posted to since the last flush; owner: the actor as sender */
-    bool any_dirty;    /* */
-    uint16_t next;     /* sender whose turn it is */
+    struct ring **in; /* by sender's index, NULL where nobody sends */
+    bool *dirty;      /* posted to since the last flush; owner: the actor as sender */
+    bool any_dirty;   /* */
+    uint16_t next;    /* sender whose turn it is */
     struct counter refused;
     _Atomic int64_t emptied_ns; /* when the rings were last seen empty */
     struct queue_stats stats;
@@ -203,7 +203,7 @@ void exchange_refresh_stats(struct exchange *exchange, mono_ns now)
         mono_ns emptied = atomic_load_explicit(&actor->emptied_ns, memory_order_relaxed);
         /* An idle actor last saw its rings empty long ago; what is in them then came since the last look. */
         mono_ns oldest = actor->stats.messages == 0 || emptied > actor->stats.oldest_ns ? (actor->stats.messages == 0 ? now : emptied)
-                                                                                       : actor->stats.oldest_ns;
+                                                                                        : actor->stats.oldest_ns;
         queue_stats_set(&actor->stats, count, count * sizeof(struct op), count == 0 ? 0 : oldest);
     }
 }

@@ -37,18 +37,18 @@ struct listener_config {
 extern const char listener_local[]; /* the address that means "loopback only" */
 
 /* Why a connection ended at the door. */
-#define LISTENER_REFUSAL_MAP(X)                                       \
-    X(NOT_CONNECT, "not_connect")     /* the first packet is another */ \
-    X(MALFORMED, "malformed")         /* no MQTT frame */               \
-    X(OVERSIZED, "oversized")         /* CONNECT above the limit */     \
-    X(TIMEOUT, "connect_timeout")     /* */                             \
-    X(CLOSED, "closed_before_connect") /* */                            \
-    X(TLS_FAILED, "tls_handshake")    /* */                             \
-    X(TLS_QUEUE, "tls_queue_full")    /* the CPU pool takes no more */  \
-    X(RATE, "connection_rate")        /* 0x9F */                        \
-    X(QUOTA, "max_connections")       /* 0x97 */                        \
-    X(MEMORY, "memory")               /* also: budget of incomplete first packets */ \
-    X(STOPPING, "shutting_down")      /* */
+#define LISTENER_REFUSAL_MAP(X)                                                                                                            \
+    X(NOT_CONNECT, "not_connect")      /* the first packet is another */                                                                   \
+    X(MALFORMED, "malformed")          /* no MQTT frame */                                                                                 \
+    X(OVERSIZED, "oversized")          /* CONNECT above the limit */                                                                       \
+    X(TIMEOUT, "connect_timeout")      /* */                                                                                               \
+    X(CLOSED, "closed_before_connect") /* */                                                                                               \
+    X(TLS_FAILED, "tls_handshake")     /* */                                                                                               \
+    X(TLS_QUEUE, "tls_queue_full")     /* the CPU pool takes no more */                                                                    \
+    X(RATE, "connection_rate")         /* 0x9F */                                                                                          \
+    X(QUOTA, "max_connections")        /* 0x97 */                                                                                          \
+    X(MEMORY, "memory")                /* also: budget of incomplete first packets */                                                      \
+    X(STOPPING, "shutting_down")       /* */
 
 enum listener_refusal {
 #define X(name, text) LISTENER_REFUSED_##name,

@@ -12,7 +12,7 @@
 #include "common/logger.h"
 
 #define LOOP_MAGIC 0x4c4f4f50u
-#define LOOP_CPU_SAMPLE 16               /* every n-th turn's CPU time is measured: asking costs a system call */
+#define LOOP_CPU_SAMPLE 16                 /* every n-th turn's CPU time is measured: asking costs a system call */
 #define LOOP_DRAIN_TURN_NS (5 * NS_PER_MS) /* how often shard_drain is asked while draining */
 #define LOOP_LINGER_SWEEP_NS (NS_PER_S / 4)
 #define LOOP_IDLE_TURN_NS (10 * NS_PER_S) /* an idle loop turns at least so often: the health check looks at it */
@@ -293,7 +293,10 @@ void loop_ask(struct loop *loop, enum loop_order order)
     loop_wake(loop);
 }
 
-bool loop_is_done(const struct loop *loop) { return atomic_load_explicit(&((struct loop *)(uintptr_t)loop)->is_done, memory_order_acquire); }
+bool loop_is_done(const struct loop *loop)
+{
+    return atomic_load_explicit(&((struct loop *)(uintptr_t)loop)->is_done, memory_order_acquire);
+}
 
 static void loop_close_handle(uv_handle_t *handle, void *arg)
 {

@@ -97,8 +97,8 @@ struct loop {
     uint64_t random_words[64];
     unsigned random_left;
     struct bell *boss;
-    _Atomic int order;      /* enum loop_order, set by main */
-    _Atomic bool is_done;   /* drained */
+    _Atomic int order;       /* enum loop_order, set by main */
+    _Atomic bool is_done;    /* drained */
     _Atomic int64_t seen_ns; /* start of the last turn, for /healthz */
     pthread_t thread;
     bool is_started;

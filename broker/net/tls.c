@@ -1,10 +1,10 @@
 /* The two ways a TLS connection reads.
  *
  * mbedtls pulls: header of a record, then its body, so reading from the socket directly costs two system calls a record. Once the handshake
- * is over, tls_read() receives as much as fits into the thread's scratch and lets mbedtls pull from there until it wants more; mbedtls keeps
- * an incomplete record in its own buffer. So scratch is always used up when tls_read() returns, unless the caller's buffer was too small:
- * plaintext is never longer than its ciphertext, therefore a buffer of at least the scratch's size suffices, and a smaller one bounds how
- * much is received.
+ * is over, tls_read() receives as much as fits into the thread's scratch and lets mbedtls pull from there until it wants more; mbedtls
+ * keeps an incomplete record in its own buffer. So scratch is always used up when tls_read() returns, unless the caller's buffer was too
+ * small: plaintext is never longer than its ciphertext, therefore a buffer of at least the scratch's size suffices, and a smaller one
+ * bounds how much is received.
  *
  * Output: the send callback never says "would block". What the socket does not take is kept in `pending`, at most one record (write() does
  * not begin another while something is pending), and goes first the next time. */

@@ -69,7 +69,8 @@ static inline ssize_t transport_read(struct transport *transport, uint8_t *out, 
 {
     return transport->ops->read(transport, out, size, scratch);
 }
-static inline ssize_t transport_write(struct transport *transport, const struct iovec *iov, int iov_count, struct transport_scratch *scratch)
+static inline ssize_t transport_write(struct transport *transport, const struct iovec *iov, int iov_count,
+                                      struct transport_scratch *scratch)
 {
     return transport->ops->write(transport, iov, iov_count, scratch);
 }

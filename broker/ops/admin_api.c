@@ -37,8 +37,9 @@ static void register_loops(struct admin_api *admin)
         struct loop_stats *stats = &loop->stats;
         metrics_register_gauge(registry, &stats->connections,
                                METRIC("tidegate_loop_connections", "Connections at home on this loop.", {"shard", shard}));
-        metrics_register_gauge(registry, &stats->lingering,
-                               METRIC("tidegate_lingering_connections", "Connections closed by us whose last bytes are still on their way."));
+        metrics_register_gauge(
+            registry, &stats->lingering,
+            METRIC("tidegate_lingering_connections", "Connections closed by us whose last bytes are still on their way."));
         metrics_register_counter(registry, &stats->arrived, METRIC("tidegate_loop_arrived_connections_total", "Connections taken home."));
         metrics_register_counter(registry, &stats->closed, METRIC("tidegate_loop_closed_connections_total", "Connections closed at home."));
         metrics_register_counter(registry, &stats->bytes_received,
@@ -55,8 +56,9 @@ static void register_loops(struct admin_api *admin)
         metrics_register_histogram(registry, &stats->lag_ns, METRICS_NANOSECONDS,
                                    METRIC("tidegate_loop_lag_seconds", "How late timers of the event loops fire."));
         metrics_register_queue(registry, "shard_ring", exchange_stats(admin->sources.exchange, i));
-        metrics_register_counter(registry, exchange_refused(admin->sources.exchange, i),
-                                 METRIC("tidegate_ring_full_total", "Posts that found the ring to another thread full.", {"from", "shard"}));
+        metrics_register_counter(
+            registry, exchange_refused(admin->sources.exchange, i),
+            METRIC("tidegate_ring_full_total", "Posts that found the ring to another thread full.", {"from", "shard"}));
     }
 }
 
@@ -85,11 +87,14 @@ static void register_threads(struct admin_api *admin)
     RETAINED(retained_superseded, "superseded");
     RETAINED(retained_refused, "refused");
 #undef RETAINED
-    metrics_register_counter(registry, &route->retained_sent, METRIC("tidegate_retained_sent_total", "Retained values sent to new subscriptions."));
+    metrics_register_counter(registry, &route->retained_sent,
+                             METRIC("tidegate_retained_sent_total", "Retained values sent to new subscriptions."));
     metrics_register_gauge(registry, &route->retained_messages, METRIC("tidegate_retained_messages", "Retained messages."));
     metrics_register_gauge(registry, &route->retained_bytes, METRIC("tidegate_retained_bytes", "Bytes of the retained messages."));
-    metrics_register_gauge(registry, &route->retained_index_bytes, METRIC("tidegate_retained_index_bytes", "Memory of the index of retained topics."));
-    metrics_register_gauge(registry, &route->retained_tombstones, METRIC("tidegate_retained_tombstones", "Removals that are still remembered."));
+    metrics_register_gauge(registry, &route->retained_index_bytes,
+                           METRIC("tidegate_retained_index_bytes", "Memory of the index of retained topics."));
+    metrics_register_gauge(registry, &route->retained_tombstones,
+                           METRIC("tidegate_retained_tombstones", "Removals that are still remembered."));
     metrics_register_gauge(registry, &route->subscriptions, METRIC("tidegate_subscriptions", "Subscriptions."));
     metrics_register_gauge(registry, &route->exact_filters, METRIC("tidegate_filters", "Distinct filters.", {"kind", "exact"}));
     metrics_register_gauge(registry, &route->wildcard_filters, METRIC("tidegate_filters", "Distinct filters.", {"kind", "wildcard"}));
@@ -101,9 +106,11 @@ static void register_threads(struct admin_api *admin)
     metrics_register_gauge(registry, &store->sessions, METRIC("tidegate_stored_sessions", "Sessions with messages in the store."));
     metrics_register_counter(registry, &store->puts, METRIC("tidegate_store_ops_total", "Messages through the store.", {"op", "put"}));
     metrics_register_counter(registry, &store->loads, METRIC("tidegate_store_ops_total", "Messages through the store.", {"op", "load"}));
-    metrics_register_counter(registry, &store->forgotten, METRIC("tidegate_store_ops_total", "Messages through the store.", {"op", "forget"}));
+    metrics_register_counter(registry, &store->forgotten,
+                             METRIC("tidegate_store_ops_total", "Messages through the store.", {"op", "forget"}));
     const struct store_thread_stats *prepare = store_thread_get_stats(sources->store);
-    metrics_register_counter(registry, &prepare->prepare_steps, METRIC("tidegate_log_prepare_steps_total", "Steps of getting log segments ready."));
+    metrics_register_counter(registry, &prepare->prepare_steps,
+                             METRIC("tidegate_log_prepare_steps_total", "Steps of getting log segments ready."));
     metrics_register_counter(registry, &prepare->prepare_errors, METRIC("tidegate_log_prepare_errors_total", "Steps of it that failed."));
 }
 
@@ -150,7 +157,8 @@ static void register_log(struct admin_api *admin)
     metrics_register_histogram(registry, &log->batch, METRICS_COUNT, METRIC("tidegate_log_batch_blocks", "Blocks in one write."));
     metrics_register_queue(registry, "log_pending", &log->pending);
     metrics_register_counter(registry, &log->spaced, METRIC("tidegate_log_spaced_writes_total", "Writes held back for company."));
-    metrics_register_counter(registry, &log->no_space, METRIC("tidegate_log_no_space_total", "Writes that found no space and were tried again."));
+    metrics_register_counter(registry, &log->no_space,
+                             METRIC("tidegate_log_no_space_total", "Writes that found no space and were tried again."));
     metrics_register_gauge(registry, &log->has_room, METRIC("tidegate_log_has_room", "1: the log takes messages."));
     metrics_register_gauge(registry, &log->failed, METRIC("tidegate_log_failed", "1: the log has failed for good."));
     metrics_register_gauge(registry, &log->raised, METRIC("tidegate_log_thread_raised", "1: the log thread runs at a raised priority."));
@@ -177,12 +185,14 @@ static void register_door(struct admin_api *admin)
         struct listener *listener = &sources->listeners[i];
         char scope[24];
         (void)snprintf(scope, sizeof scope, "%zu", i);
-        metrics_register_gauge_fn(registry, read_atomic_i64, &listener->connections,
-                                  METRIC("tidegate_listener_connections", "Connections of a listener that are at home.", {"listener", scope}));
+        metrics_register_gauge_fn(
+            registry, read_atomic_i64, &listener->connections,
+            METRIC("tidegate_listener_connections", "Connections of a listener that are at home.", {"listener", scope}));
         metrics_register_counter(registry, &listener->accepted,
                                  METRIC("tidegate_accepted_connections_total", "Connections accepted.", {"listener", scope}));
-        metrics_register_counter(registry, &listener->handed_over,
-                                 METRIC("tidegate_handed_over_connections_total", "Connections handed over to their home.", {"listener", scope}));
+        metrics_register_counter(
+            registry, &listener->handed_over,
+            METRIC("tidegate_handed_over_connections_total", "Connections handed over to their home.", {"listener", scope}));
         metrics_register_counter(registry, &listener->accept_errors,
                                  METRIC("tidegate_accept_errors_total", "Errors of accept().", {"listener", scope}));
         for (int reason = 0; reason < LISTENER_REFUSAL_COUNT; reason++)
@@ -208,10 +218,14 @@ static void register_door(struct admin_api *admin)
     const struct cpu_pool_stats *pool = cpu_pool_get_stats(sources->pool);
     metrics_register_queue(registry, "cpu_pool", &pool->queue);
     metrics_register_counter(registry, &pool->done, METRIC("tidegate_cpu_pool_jobs_total", "Jobs of the CPU pool.", {"result", "done"}));
-    metrics_register_counter(registry, &pool->expired, METRIC("tidegate_cpu_pool_jobs_total", "Jobs of the CPU pool.", {"result", "expired"}));
-    metrics_register_counter(registry, &pool->refused, METRIC("tidegate_cpu_pool_jobs_total", "Jobs of the CPU pool.", {"result", "refused"}));
-    metrics_register_histogram(registry, &pool->wait_ns, METRICS_NANOSECONDS, METRIC("tidegate_cpu_pool_wait_seconds", "Wait of jobs for a thread."));
-    metrics_register_histogram(registry, &pool->run_ns, METRICS_NANOSECONDS, METRIC("tidegate_cpu_pool_run_seconds", "Time of jobs on a thread."));
+    metrics_register_counter(registry, &pool->expired,
+                             METRIC("tidegate_cpu_pool_jobs_total", "Jobs of the CPU pool.", {"result", "expired"}));
+    metrics_register_counter(registry, &pool->refused,
+                             METRIC("tidegate_cpu_pool_jobs_total", "Jobs of the CPU pool.", {"result", "refused"}));
+    metrics_register_histogram(registry, &pool->wait_ns, METRICS_NANOSECONDS,
+                               METRIC("tidegate_cpu_pool_wait_seconds", "Wait of jobs for a thread."));
+    metrics_register_histogram(registry, &pool->run_ns, METRICS_NANOSECONDS,
+                               METRIC("tidegate_cpu_pool_run_seconds", "Time of jobs on a thread."));
 }
 
 static void on_metrics(void *arg, const struct http_request *request, struct http_response *response)
@@ -255,7 +269,8 @@ static void health_check_log(struct health *health, const struct admin_sources *
     uint64_t free_bytes, total_bytes;
     if (data_dir_free_space(sources->config->persistence_location, &free_bytes, &total_bytes) == ERR_OK &&
         free_bytes < 2 * (uint64_t)sources->config->log_free_disk_floor)
-        health_say(health, free_bytes < (uint64_t)sources->config->log_free_disk_floor, "disk", "little free space in persistence_location");
+        health_say(health, free_bytes < (uint64_t)sources->config->log_free_disk_floor, "disk",
+                   "little free space in persistence_location");
     if (gauge_get(&store_thread_get_stats(sources->store)->prepare_error) != ERR_OK)
         health_say(health, false, "log_prepare", err_text((enum err)gauge_get(&store_thread_get_stats(sources->store)->prepare_error)));
 }
@@ -276,7 +291,9 @@ static void on_health(void *arg, const struct http_request *request, struct http
     }
     if (atomic_load_explicit(sources->is_draining, memory_order_relaxed))
         health_say(&health, true, "draining", "shutting down");
-    buf_put_string(body, health.is_failed ? "],\"status\":\"failed\"}\n" : health.is_first ? "],\"status\":\"ok\"}\n" : "],\"status\":\"degraded\"}\n");
+    buf_put_string(body, health.is_failed  ? "],\"status\":\"failed\"}\n"
+                         : health.is_first ? "],\"status\":\"ok\"}\n"
+                                           : "],\"status\":\"degraded\"}\n");
     http_response_status(response, health.is_failed ? 503 : 200);
 }
 

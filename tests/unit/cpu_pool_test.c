@@ -64,7 +64,8 @@ static void refuses_when_full_and_does_not_run_what_is_late(void **state)
     struct cpu_pool *pool = pool_new(1, 2);
     struct cpu_job jobs[4];
     for (int i = 0; i < 4; i++)
-        jobs[i] = (struct cpu_job){.run = i == 0 ? on_run_gated : on_run, .done = on_done, .deadline_ns = i == 1 ? 1 : INT64_MAX, .bytes = 10};
+        jobs[i] =
+            (struct cpu_job){.run = i == 0 ? on_run_gated : on_run, .done = on_done, .deadline_ns = i == 1 ? 1 : INT64_MAX, .bytes = 10};
     pthread_mutex_lock(&gate);
     assert_true(cpu_pool_try_submit(pool, &jobs[0]));
     while (atomic_load(&ran) < 1)

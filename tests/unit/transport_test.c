@@ -239,7 +239,8 @@ static void tls_writes_against_a_full_socket(void **state)
     while (got < SIZE) {
         if (sent < SIZE) {
             size_t first = sent % 7 + 1 < SIZE - sent ? sent % 7 + 1 : SIZE - sent;
-            struct iovec iov[2] = {{.iov_base = message + sent, .iov_len = first}, {.iov_base = message + sent + first, .iov_len = SIZE - sent - first}};
+            struct iovec iov[2] = {{.iov_base = message + sent, .iov_len = first},
+                                   {.iov_base = message + sent + first, .iov_len = SIZE - sent - first}};
             ssize_t taken = transport_write(&transport, iov, 2, &scratch);
             assert_true(taken >= 0);
             blocked += sent + (size_t)taken < SIZE;
@@ -328,12 +329,9 @@ static void tls_says_which_file_and_why(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(plain_reads_and_writes),
-        cmocka_unit_test(tls_reads_and_writes),
-        cmocka_unit_test(tls_writes_against_a_full_socket),
-        cmocka_unit_test(tls_resumes_by_ticket),
-        cmocka_unit_test(tls_refuses_what_is_not_tls),
-        cmocka_unit_test(tls_says_which_file_and_why),
+        cmocka_unit_test(plain_reads_and_writes),           cmocka_unit_test(tls_reads_and_writes),
+        cmocka_unit_test(tls_writes_against_a_full_socket), cmocka_unit_test(tls_resumes_by_ticket),
+        cmocka_unit_test(tls_refuses_what_is_not_tls),      cmocka_unit_test(tls_says_which_file_and_why),
     };
     return cmocka_run_group_tests(tests, make_files, remove_files);
 }
