@@ -11,6 +11,7 @@
 
 #include <new>
 #include <stdlib.h>
+#include <string.h>
 #include <string_view>
 #include <utility>
 
@@ -94,6 +95,32 @@ std::string_view trim(std::string_view text)
     return text;
 }
 
+/* The grammar of RFC 8259, for a token that did not fit a double: it is a number outside the range, or no JSON. */
+bool is_number(std::string_view token)
+{
+    size_t at = 0;
+    auto digits = [&] {
+        size_t first = at;
+        while (at < token.size() && token[at] >= '0' && token[at] <= '9')
+            at++;
+        return at - first;
+    };
+    auto take = [&](const char *set) { return at < token.size() && strchr(set, token[at]) && token[at] && ++at; };
+    take("-");
+    if (at < token.size() && token[at] == '0')
+        at++;
+    else if (digits() == 0)
+        return false;
+    if (take(".") && digits() == 0)
+        return false;
+    if (take("eE")) {
+        take("+-");
+        if (digits() == 0)
+            return false;
+    }
+    return at == token.size();
+}
+
 json_verdict read_object(json_decoder *decoder, ondemand::object object, size_t prefix_size, unsigned depth);
 
 /* Read one scalar or array into `out`; the caller has set the name. */
@@ -108,13 +135,8 @@ json_verdict read_value(json_decoder *decoder, json_field *out, ondemand::value 
         out->kind = JSON_NUMBER;
         if (!error)
             return JSON_OK;
-        /* Digits and exponent alone, yet not readable: outside the range of a double. Anything else is no JSON. */
-        for (char c : token) {
-            if (!((c >= '0' && c <= '9') || c == '-' || c == '+' || c == '.' || c == 'e' || c == 'E'))
-                return JSON_SYNTAX;
-        }
         out->kind = JSON_UNREADABLE;
-        return JSON_OK;
+        return is_number(token) ? JSON_OK : JSON_SYNTAX;
     }
     case ondemand::json_type::boolean: {
         bool boolean;
