@@ -203,14 +203,16 @@ void session_note_newer(struct session *sess, uint64_t topic_hash, const struct 
 {
     struct session_rare *rare = sess->rare;
     topic_hash |= 1; /* never the mark of a free cell */
-    if (rare->newer_count * 4 >= rare->newer_capacity * 3) {
+    bool is_known = rare->newer_count > 0 && newer_cell(rare, topic_hash)->topic_hash != 0;
+    if (!is_known) {
         /* Past the bound a stale value may be sent after a newer one: an annoyance, not a loss. */
-        if (rare->newer_count >= SESSION_NEWER_MAX || !newer_grow(rare))
+        if (rare->newer_count >= SESSION_NEWER_MAX)
             return;
+        if (rare->newer_count * 4 >= rare->newer_capacity * 3 && !newer_grow(rare))
+            return;
+        rare->newer_count++;
     }
     struct newer_topic *cell = newer_cell(rare, topic_hash);
-    if (cell->topic_hash == 0)
-        rare->newer_count++;
     cell->topic_hash = topic_hash;
     if (msg->retained_number > cell->retained_number)
         cell->retained_number = msg->retained_number;

@@ -1,0 +1,127 @@
+/* The inflight window against a list in order. */
+#include "broker/session/inflight.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#include "tests/lib/check_random.h"
+
+static struct msg *message(void)
+{
+    return msg_new(&(struct msg_source){.topic = SPAN_LITERAL("t"), .payload = SPAN_LITERAL("p"), .qos = 2});
+}
+
+struct model_entry {
+    uint16_t packet_id;
+    uint8_t state;
+    bool is_sent;
+    uint32_t meta;
+};
+
+static void matches_the_model(void **state)
+{
+    (void)state;
+    struct check_random random;
+    check_random_init(&random, check_random_seed(5));
+    enum { MAX = 3000 };
+    static struct model_entry model[MAX];
+    size_t count = 0;
+    struct inflight inflight = {0};
+    struct msg *msg = message();
+    for (uint32_t step = 0; step < 60000; step++) {
+        size_t limit = step / 10000 % 2 ? MAX : 10;
+        unsigned action = (unsigned)check_random_below(&random, 8);
+        if (action < 3 && count < limit) {
+            uint8_t qos = (uint8_t)(1 + check_random_below(&random, 2));
+            struct inflight_entry *entry = inflight_add(&inflight, msg_ref(msg), step, qos);
+            assert_non_null(entry);
+            assert_int_not_equal(entry->packet_id, 0);
+            for (size_t i = 0; i < count; i++)
+                assert_int_not_equal(model[i].packet_id, entry->packet_id); /* [MQTT-2.2.1-4] */
+            model[count++] = (struct model_entry){entry->packet_id, entry->state, false, step};
+        } else if (action < 5 && count > 0) {
+            size_t index = check_random_below(&random, count);
+            struct inflight_entry *entry = inflight_find(&inflight, model[index].packet_id);
+            assert_non_null(entry);
+            assert_int_equal(entry->meta, model[index].meta);
+            assert_int_equal(entry->state, model[index].state);
+            if (entry->state == INFLIGHT_PUBLISH_2) {
+                inflight_to_pubrel(&inflight, entry);
+                assert_null(entry->msg);
+                model[index].state = INFLIGHT_PUBREL;
+            } else {
+                inflight_remove(&inflight, entry);
+                memmove(&model[index], &model[index + 1], (count - index - 1) * sizeof model[0]);
+                count--;
+            }
+        } else if (action < 7) {
+            size_t first = 0;
+            while (first < count && model[first].is_sent)
+                first++;
+            struct inflight_entry *entry = inflight_next_unsent(&inflight);
+            assert_int_equal(entry != NULL, first < count);
+            if (entry) {
+                assert_int_equal(entry->packet_id, model[first].packet_id);
+                inflight_mark_sent(&inflight, entry);
+                model[first].is_sent = true;
+            }
+        } else if (check_random_chance(&random, 1, 50)) {
+            inflight_restart(&inflight);
+            for (size_t i = 0; i < count; i++)
+                model[i].is_sent = false;
+        }
+        assert_int_equal(inflight.count, count);
+    }
+    inflight_deinit(&inflight);
+    assert_int_equal(atomic_load(&msg->refs), 1); /* every reference came back */
+    msg_unref(msg);
+}
+
+static void identifiers_wrap_around_those_in_use(void **state)
+{
+    (void)state;
+    struct inflight inflight = {0};
+    struct msg *msg = message();
+    for (int i = 0; i < 65535; i++)
+        assert_non_null(inflight_add(&inflight, msg_ref(msg), 0, 1));
+    assert_null(inflight_add(&inflight, msg, 0, 1)); /* all taken */
+    inflight_remove(&inflight, inflight_find(&inflight, 4711));
+    struct inflight_entry *entry = inflight_add(&inflight, msg_ref(msg), 0, 1);
+    assert_int_equal(entry->packet_id, 4711);
+    inflight_deinit(&inflight);
+    inflight_add(&inflight, msg_ref(msg), 0, 1);
+    inflight.last_id = 65534;
+    assert_int_equal(inflight_add(&inflight, msg_ref(msg), 0, 1)->packet_id, 65535);
+    assert_int_equal(inflight_add(&inflight, msg_ref(msg), 0, 1)->packet_id, 2); /* 0 never, 1 in use */
+    inflight_deinit(&inflight);
+    msg_unref(msg);
+}
+
+static void nothing_is_kept_when_trimmed(void **state)
+{
+    (void)state;
+    struct inflight inflight = {0};
+    struct inflight_entry *entry = inflight_add(&inflight, message(), 0, 1);
+    inflight_trim(&inflight);
+    assert_non_null(inflight.block); /* not empty */
+    inflight_remove(&inflight, entry);
+    inflight_trim(&inflight);
+    assert_null(inflight.block);
+    assert_int_equal(inflight_add(&inflight, message(), 0, 1)->packet_id, 2); /* identifiers go on */
+    inflight_deinit(&inflight);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(matches_the_model),
+        cmocka_unit_test(identifiers_wrap_around_those_in_use),
+        cmocka_unit_test(nothing_is_kept_when_trimmed),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,133 @@
+/* What a session remembers beside its queues: filters, identifiers of messages, newer topics, requests under way. */
+#include "broker/session/session.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#include <stdio.h>
+
+#include "tests/lib/check_random.h"
+
+static void filters_are_a_set(void **state)
+{
+    (void)state;
+    struct check_random random;
+    check_random_init(&random, check_random_seed(19));
+    struct session sess = {0};
+    bool model[50] = {0};
+    for (int step = 0; step < 5000; step++) {
+        unsigned index = (unsigned)check_random_below(&random, 50);
+        char text[64];
+        snprintf(text, sizeof text, "%.*s%u/#", (int)(index % 20), "a/b/c/d/e/f/g/h/i/j/", index);
+        struct span filter = span_of_string(text);
+        assert_int_equal(session_has_subscription(&sess, filter), model[index]);
+        if (check_random_chance(&random, 1, 2)) {
+            assert_int_equal(session_add_subscription(&sess, filter), 0);
+            model[index] = true;
+        } else {
+            assert_int_equal(session_remove_subscription(&sess, filter), model[index]);
+            model[index] = false;
+        }
+        uint32_t count = 0, seen = 0, offset = 0;
+        for (int i = 0; i < 50; i++)
+            count += model[i];
+        struct span each;
+        while (session_next_subscription(&sess, &offset, &each))
+            seen++;
+        assert_int_equal(seen, count);
+        assert_int_equal(sess.subscriptions ? sess.subscriptions->count : 0, count);
+    }
+    session_deinit(&sess);
+}
+
+static void filters_are_bounded(void **state)
+{
+    (void)state;
+    struct session sess = {0};
+    uint16_t number = 0;
+    /* Straight into the list: the search for an equal one is linear. */
+    for (uint32_t i = 0; i < 10; i++, number++)
+        assert_int_equal(session_add_subscription(&sess, span_of(&number, 2)), 0);
+    sess.subscriptions->count = SESSION_SUBSCRIPTIONS_MAX;
+    assert_int_equal(session_add_subscription(&sess, span_of(&number, 2)), ERR_FULL);
+    number = 3;
+    assert_int_equal(session_add_subscription(&sess, span_of(&number, 2)), ERR_OK); /* there already */
+    session_deinit(&sess);
+}
+
+static void identifiers_are_packed(void **state)
+{
+    (void)state;
+    struct session sess = {0};
+    const uint32_t *ids;
+    uint32_t one;
+    uint32_t none = session_pack_meta(&sess, 1, true, NULL, 0);
+    assert_int_equal(session_unpack_ids(&sess, &ids, &one, none), 0);
+    uint32_t single = session_pack_meta(&sess, 2, false, (uint32_t[]){268435455}, 1);
+    assert_int_equal(session_unpack_ids(&sess, &ids, &one, single), 1);
+    assert_int_equal(ids[0], 268435455);
+    assert_null(sess.rare); /* neither needs memory */
+    uint32_t first = session_pack_meta(&sess, 1, false, (uint32_t[]){1, 2}, 2),
+             second = session_pack_meta(&sess, 1, true, (uint32_t[]){1, 2, 3}, 3);
+    assert_int_equal(session_pack_meta(&sess, 1, false, (uint32_t[]){1, 2}, 2), first); /* the same set */
+    assert_int_equal(session_unpack_ids(&sess, &ids, &one, second), 3);
+    assert_int_equal(ids[2], 3);
+    assert_true(queue_meta_retain(second));
+    assert_int_equal(session_unpack_ids(&sess, &ids, &one, first), 2);
+    for (uint32_t i = 0; i < 2 * SESSION_ID_SETS_MAX; i++)
+        session_pack_meta(&sess, 1, false, (uint32_t[]){i, i + 1, 7, 7}, 4);
+    assert_int_equal(sess.rare->id_set_count, SESSION_ID_SETS_MAX);
+    session_rare_trim(&sess); /* no message refers to them */
+    assert_null(sess.rare);
+    session_deinit(&sess);
+}
+
+static void stale_values_are_known(void **state)
+{
+    (void)state;
+    struct session sess = {0};
+    struct msg *old = msg_new(&(struct msg_source){.topic = SPAN_LITERAL("t"), .receive_wall_ns = 100});
+    struct msg *fresh = msg_new(&(struct msg_source){.topic = SPAN_LITERAL("t"), .receive_wall_ns = 200});
+    assert_false(session_has_newer(&sess, 5, old));
+    session_rare_get(&sess);
+    session_note_newer(&sess, 5, fresh);
+    assert_true(session_has_newer(&sess, 5, old));
+    assert_false(session_has_newer(&sess, 5, fresh)); /* the same one is not newer than itself */
+    assert_false(session_has_newer(&sess, 7, old));
+    old->retained_number = 9;
+    fresh->retained_number = 10;
+    session_note_newer(&sess, 9, old);
+    assert_false(session_has_newer(&sess, 9, fresh));
+    for (uint64_t hash = 100; hash < 100 + 3 * SESSION_NEWER_MAX; hash++)
+        session_note_newer(&sess, hash * 2654435769u, fresh);
+    assert_true(sess.rare->newer_count <= SESSION_NEWER_MAX); /* bounded */
+    assert_true(session_has_newer(&sess, 5, old));
+    session_deinit(&sess);
+    msg_unref(old);
+    msg_unref(fresh);
+}
+
+static void numbers_are_never_zero_and_differ(void **state)
+{
+    (void)state;
+    assert_true(session_number_of(0, 0, 1) != 0);
+    assert_true(session_number_of(1, 0, 1) != session_number_of(0, 1, 1));
+    assert_true(session_number_of(63, SESSION_SLOT_MAX, 1) < session_number_of(0, 0, 2));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(filters_are_a_set),
+        cmocka_unit_test(filters_are_bounded),
+        cmocka_unit_test(identifiers_are_packed),
+        cmocka_unit_test(stale_values_are_known),
+        cmocka_unit_test(numbers_are_never_zero_and_differ),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
