@@ -127,7 +127,7 @@ $(B)/tidegate-sim: $(call obj,$(SIM_SRC)) $(B)/libtest.a $(ARCHIVES)
 	$(CXX) $(LDFLAGS) -o $@ $^ $(BROKER_LIBS) $(SINK_LIBS) $(COMMON_LIBS)
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
-.PHONY: all help test unit fuzz sim sim-mutants scenario e2e bench demo layers headers tidy format format-check install clean FORCE
+.PHONY: all help test threads unit fuzz sim sim-mutants scenario e2e bench demo layers headers tidy format format-check install clean FORCE
 .SECONDARY:
 
 # All objects, no link: what every commit must pass at least.
@@ -135,7 +135,8 @@ land-check: $(call obj,$(COMMON_SRC) $(BROKER_SRC) $(SINK_SRC) $(LIB_SRC) $(UNIT
 
 # --- checks -----------------------------------------------------------------------------------------------------------------------------
 
-TALLY := sh tests/lib/tally run $(B)/results
+RESULTS := build/results
+TALLY := sh tests/lib/tally run $(RESULTS)
 
 # The directions: common <- broker, common <- sink; the pure rooms see no event loop, no sockets and no clock.
 PURE := broker/mqtt broker/core broker/session broker/route/topic_tree broker/route/retained broker/durable/ack_gate broker/telemetry/rule \
@@ -156,12 +157,30 @@ $(B)/%.h.alone: %.h $(B)/flags
 	@mkdir -p $(@D)
 	@$(CC) $(CPPFLAGS) $(CFLAGS) -Wno-unused-function -fsyntax-only -x c $< && touch $@
 
+# Everything that can fail. A group whose build fails counts as one failure. Threads run under ThreadSanitizer: the unit tests that start any.
+THREADED := ring set topic_tree admission cpu_pool exchange logger metrics http buf sink_loop
+GROUPS := release:layers release:headers release:unit release:fuzz release:sim release:scenario release:e2e \
+  asan:unit asan:fuzz asan:sim asan:scenario ubsan:unit ubsan:fuzz ubsan:sim tsan:threads
+test:
+	@rm -rf $(RESULTS); mkdir -p $(RESULTS)
+	@for group in $(GROUPS); do \
+	  mode=$${group%%:*}; goal=$${group##*:}; \
+	  echo "== $$goal ($$mode)"; \
+	  before=$$(cat $(RESULTS)/counts 2>/dev/null | wc -l); \
+	  $(MAKE) -s --no-print-directory -j$$(nproc) MODE=$$mode $$goal && result='1 0' || result='0 1'; \
+	  [ $$(cat $(RESULTS)/counts 2>/dev/null | wc -l) -gt $$before ] || echo "$$result $$group" >> $(RESULTS)/counts; \
+	done
+	@sh tests/lib/tally sum $(RESULTS)
+
+threads: $(patsubst %,$(B)/unit/%_test,$(foreach test,$(THREADED),$(if $(wildcard tests/unit/$(test)_test.c),$(test))))
+	@status=0; for test in $(sort $^); do $(TALLY) $(MODE)-unit-$$(basename $$test) $$test || status=1; done; exit $$status
+
 unit: $(UNIT_BIN)
-	@status=0; for test in $(UNIT_BIN); do $(TALLY) unit-$$(basename $$test) $$test || status=1; done; exit $$status
+	@status=0; for test in $(UNIT_BIN); do $(TALLY) $(MODE)-unit-$$(basename $$test) $$test || status=1; done; exit $$status
 
 fuzz: $(FUZZ_BIN)
 	@status=0; for target in $(FUZZ_BIN); do name=$$(basename $$target _fuzz); \
-	  $(TALLY) fuzz-$$name $$target fuzz/corpus/$$name || status=1; done; exit $$status
+	  $(TALLY) $(MODE)-fuzz-$$name $$target fuzz/corpus/$$name || status=1; done; exit $$status
 
 $(B)/bench/%: $(B)/tests/bench/%.c.o $(B)/libsink.a $(B)/libcommon.a
 	@mkdir -p $(@D)
@@ -169,7 +188,7 @@ $(B)/bench/%: $(B)/tests/bench/%.c.o $(B)/libsink.a $(B)/libcommon.a
 
 SEEDS ?= 300
 sim: $(B)/tidegate-sim
-	$(if $(SEED),$< --seed $(SEED),@$(TALLY) sim $< --seeds $(SEEDS))
+	$(if $(SEED),$< --seed $(SEED),@$(TALLY) $(MODE)-sim $< --seeds $(SEEDS))
 
 SOURCES := $(COMMON_SRC) $(BROKER_SRC) $(SINK_SRC) broker/main.c sink/main.c
 tidy:
@@ -190,3 +209,9 @@ install: all
 
 clean:
 	rm -rf build
+
+bench: all $(BENCH_BIN)
+	@scripts/bench
+
+demo: all $(B)/bench/replay
+	@CSV="$(CSV)" scripts/demo
