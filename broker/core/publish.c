@@ -488,11 +488,11 @@ static enum client_step on_repeated(struct shard *shard, struct client *client, 
 
 static bool is_turn_used_up(const struct shard *shard, struct client *client)
 {
-    if (client->turn != shard->turn) {
-        client->turn = shard->turn;
+    if (client->turn != (uint16_t)shard->turn) {
+        client->turn = (uint16_t)shard->turn;
         client->publishes = 0;
     }
-    return client->publishes >= shard->config.limits.publishes_per_turn_max;
+    return client->publishes == UINT16_MAX || client->publishes >= shard->config.limits.publishes_per_turn_max;
 }
 
 /* Gate, rings and log of this shard, before anything is done about the packet. */
@@ -549,7 +549,7 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
     struct publish_in in = {
         .source = {.topic = packet->topic, .payload = packet->payload, .qos = packet->qos, .retain = packet->retain},
         .client_id = session_client_id(sess),
-        .user_name = client->user_name ? *client->user_name : (struct span){0, 0},
+        .user_name = client_user_name(client),
         .client = client,
         .packet_id = packet->packet_id,
         .dup = packet->dup,
