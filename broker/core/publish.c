@@ -79,6 +79,8 @@ static bool is_own_no_local(const struct subscriber *sub, uint64_t publisher)
 static bool merge(struct publish_scratch *scratch)
 {
     size_t count = scratch->list.count;
+    if (count == 0)
+        return true;
     if (scratch->next_capacity < count) {
         uint32_t *grown = realloc(scratch->next_same, count * 2 * sizeof *grown);
         if (!grown)
@@ -87,7 +89,7 @@ static bool merge(struct publish_scratch *scratch)
         scratch->next_capacity = count * 2;
     }
     memset(scratch->next_same, 0, count * sizeof *scratch->next_same);
-    if (count <= 1)
+    if (count == 1)
         return true;
     size_t cell_count = 16;
     while (cell_count < count * 2)
