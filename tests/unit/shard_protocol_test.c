@@ -1775,7 +1775,7 @@ static void small_rings_only_slow_down(void **state)
     struct rig *rig = RIG(.ring_size = 2, .limits = {.publishes_per_turn_max = 3});
     struct rig_client *publishers[3], *others[3];
     for (int i = 0; i < 3; i++) {
-        char id[4];
+        char id[16];
         snprintf(id, sizeof id, "p%d", i);
         publishers[i] = v5(rig, id);
         snprintf(id, sizeof id, "s%d", i);
@@ -1793,7 +1793,7 @@ static void small_rings_only_slow_down(void **state)
         for (uint16_t n = 1; n <= COUNT; n++)
             expect_ack(publishers[i], MQTT_PUBACK, n, 0);
     for (int i = 0; i < 3; i++) {
-        char id[4];
+        char id[16];
         snprintf(id, sizeof id, "s%d", i);
         struct packet connect = rig_connect_packet(id, MQTT_V5, false);
         others[i] = rig_connect_with(rig, &connect);
