@@ -176,7 +176,8 @@ static void loop_on_prepare(uv_prepare_t *prepare)
 {
     struct loop *loop = prepare->data;
     exchange_sleep(loop->exchange, loop->index);
-    if (exchange_has_ops(loop->exchange, loop->index) || ring_count(&loop->arrivals) > 0)
+    /* A turn that a timer began has no timer set until it ends: polling with it open could wait for ever. */
+    if (loop->in_turn || exchange_has_ops(loop->exchange, loop->index) || ring_count(&loop->arrivals) > 0)
         loop->must_turn = true;
     if (loop->must_turn) {
         exchange_awake(loop->exchange, loop->index);
