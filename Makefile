@@ -190,6 +190,12 @@ SEEDS ?= 300
 sim: $(B)/tidegate-sim
 	$(if $(SEED),$< --seed $(SEED),@$(TALLY) $(MODE)-sim $< --seeds $(SEEDS))
 
+PYTEST := /usr/bin/python3 -B -m pytest -p no:cacheprovider --no-header -rs
+scenario: $(PROGRAMS)
+	@MODE=$(MODE) $(TALLY) $(MODE)-scenario $(PYTEST) tests/scenario
+e2e: $(PROGRAMS) $(B)/bench/replay
+	@MODE=$(MODE) $(TALLY) $(MODE)-e2e $(PYTEST) tests/e2e
+
 SOURCES := $(COMMON_SRC) $(BROKER_SRC) $(SINK_SRC) broker/main.c sink/main.c
 tidy:
 	@printf '%s\n' $(SOURCES) | xargs -P 2 -I{} clang-tidy --quiet {} -- $(CPPFLAGS) 2>/dev/null | grep -E 'warning:|error:' ; test $$? = 1

@@ -17,26 +17,17 @@ struct client_partial {
     uint8_t bytes[];
 };
 
-struct client_alias {
-    uint32_t size;
-    uint8_t topic[];
-};
-
-struct client_extra {
-    struct client_alias **topics; /* alias 1 is [0]; NULL = not set */
-    uint16_t topic_count;
-    struct span user_name; /* own block */
+struct client_aliases {
+    uint16_t count;
+    struct client_alias {
+        uint32_t size;
+        uint8_t topic[];
+    } * topics[]; /* alias 1 is [0]; NULL = not set */
 };
 
 static const struct shard_listener *listener_of(const struct shard *shard, const struct client *client)
 {
     return &shard->config.listeners[client->listener];
-}
-
-/* Rounded up: a keep-alive is never short. */
-static void hear(const struct shard *shard, struct client *client)
-{
-    client->heard_tick = (uint32_t)((shard->now_ms + CLIENT_TICK_MS - 1) / CLIENT_TICK_MS);
 }
 
 /* --- life --------------------------------------------------------------------------------------------------------------------------- */
@@ -51,7 +42,7 @@ struct client *client_new(struct shard *shard, void *conn, const struct client_o
     client->listener = origin->listener_index;
     client->packet_size_max = UINT32_MAX;
     client->state = CLIENT_CONNECTING;
-    hear(shard, client);
+    client->heard_ms = shard->now_ms;
     list_push_back(&shard->connecting, &client->work);
     int64_t deadline_ms = origin->accepted_mono_ns / 1000000 + shard->config.limits.connect_timeout_ms;
     timer_wheel_add(&shard->client_timers, &client->timer, (uint64_t)(deadline_ms > 0 ? deadline_ms : 0));
@@ -69,32 +60,20 @@ static void partial_free(struct shard *shard, struct client *client)
     client->partial = NULL;
 }
 
-static struct client_extra *extra_get(struct client *client)
+static void aliases_free(struct client *client)
 {
-    if (!client->extra)
-        client->extra = calloc(1, sizeof *client->extra);
-    return client->extra;
-}
-
-static void extra_free(struct client *client)
-{
-    struct client_extra *extra = client->extra;
-    if (!extra)
+    if (!client->aliases)
         return;
-    for (unsigned i = 0; i < extra->topic_count; i++)
-        free(extra->topics[i]);
-    free(extra->topics);
-    free((void *)(uintptr_t)extra->user_name.data);
-    free(extra);
-    client->extra = NULL;
+    for (unsigned i = 0; i < client->aliases->count; i++)
+        free(client->aliases->topics[i]);
+    free(client->aliases);
+    client->aliases = NULL;
 }
-
-struct span client_user_name(const struct client *client) { return client->extra ? client->extra->user_name : (struct span){0, 0}; }
 
 /* Bring the outbox's share of the queue statistics up to date. */
 static void count_outbox(struct shard *shard, struct client *client)
 {
-    uint32_t bytes = client->outbox.bytes < UINT32_MAX ? (uint32_t)client->outbox.bytes : UINT32_MAX;
+    uint64_t bytes = client->outbox.bytes;
     if (bytes == client->outbox_counted)
         return;
     struct queue_stats *stats = &shard->stats.outbox;
@@ -114,7 +93,8 @@ void client_free(struct shard *shard, struct client *client)
     outbox_clear(&client->outbox, &shard->outboxes);
     count_outbox(shard, client);
     partial_free(shard, client);
-    extra_free(client);
+    aliases_free(client);
+    free(client->user_name);
     if (client->is_paused)
         gauge_add(&shard->stats.paused, -1);
     gauge_add(&shard->stats.connections, -1);
@@ -158,8 +138,6 @@ void client_close(struct shard *shard, struct client *client, enum mqtt_reason r
         return;
     }
     counter_inc(cell);
-    if (client->is_doomed)
-        outbox_clear(&client->outbox, &shard->outboxes); /* its last packet may be cut short */
     if (client->version == MQTT_V5 && reason != MQTT_REASON_SUCCESS) {
         struct packet packet = {.type = MQTT_DISCONNECT, .disconnect = {.reason = reason}};
         client_send(shard, client, &packet);
@@ -250,7 +228,7 @@ static void update_reading(struct shard *shard, struct client *client)
     if (pause == client->is_paused)
         return;
     client->is_paused = pause;
-    hear(shard, client); /* its keep-alive clock stood still */
+    client->heard_ms = shard->now_ms; /* its keep-alive clock stood still */
     gauge_add(&shard->stats.paused, pause ? 1 : -1);
     if (pause)
         counter_inc(&shard->stats.publish_paused);
@@ -455,7 +433,7 @@ static void apply_connect(struct shard *shard, struct client *client, const stru
 static void start_keep_alive(struct shard *shard, struct client *client)
 {
     timer_wheel_remove(&shard->client_timers, &client->timer);
-    hear(shard, client);
+    client->heard_ms = shard->now_ms;
     if (client->keep_alive_s > 0)
         timer_wheel_add(&shard->client_timers, &client->timer, (uint64_t)(shard->now_ms + KEEP_ALIVE_MS(client->keep_alive_s)));
 }
@@ -464,11 +442,11 @@ static bool keep_user_name(const struct shard *shard, struct client *client, con
 {
     if (!shard->wants_user_name || !connect->has_user_name)
         return true;
-    uint8_t *copy = extra_get(client) ? malloc(connect->user_name.size + 1) : NULL;
-    if (!copy)
+    client->user_name = malloc(sizeof *client->user_name + connect->user_name.size);
+    if (!client->user_name)
         return false;
-    memcpy(copy, connect->user_name.data, connect->user_name.size);
-    client->extra->user_name = span_of(copy, connect->user_name.size);
+    memcpy(client->user_name + 1, connect->user_name.data, connect->user_name.size);
+    *client->user_name = span_of(client->user_name + 1, connect->user_name.size);
     return true;
 }
 
@@ -584,14 +562,13 @@ static enum client_step resolve_alias(struct shard *shard, struct client *client
     uint16_t alias = packet->properties.topic_alias, max = listener_of(shard, client)->topic_alias_maximum;
     if (alias == 0 || alias > max)
         return protocol_error(shard, client, MQTT_REASON_TOPIC_ALIAS_INVALID); /* [MQTT-3.2.2-17] [MQTT-3.3.2-8] */
-    struct client_extra *extra = extra_get(client);
-    if (extra && !extra->topics) {
-        extra->topics = calloc(max, sizeof(struct client_alias *));
-        extra->topic_count = extra->topics ? max : 0;
+    if (!client->aliases) {
+        client->aliases = calloc(1, sizeof *client->aliases + max * sizeof client->aliases->topics[0]);
+        if (!client->aliases)
+            return protocol_error(shard, client, MQTT_REASON_QUOTA_EXCEEDED);
+        client->aliases->count = max;
     }
-    if (!extra || !extra->topics)
-        return protocol_error(shard, client, MQTT_REASON_QUOTA_EXCEEDED);
-    struct client_alias **place = &extra->topics[alias - 1];
+    struct client_alias **place = &client->aliases->topics[alias - 1];
     if (packet->topic.size == 0) {
         if (!*place)
             return protocol_error(shard, client, MQTT_REASON_PROTOCOL_ERROR);
@@ -765,7 +742,7 @@ static void handle_partial(struct shard *shard, struct client *client)
 void client_on_bytes(struct shard *shard, struct client *client, const uint8_t *data, size_t size)
 {
     counter_add(&shard->stats.received_bytes, size);
-    hear(shard, client);
+    client->heard_ms = shard->now_ms;
     if (client->partial || client->block != BLOCK_NONE) {
         if (!partial_append(shard, client, data, size))
             return;
@@ -799,8 +776,8 @@ void client_on_timer(struct shard *shard, struct client *client)
         return;
     }
     if (client->is_paused)
-        hear(shard, client); /* we do not listen: LOG 7 */
-    int64_t deadline_ms = (int64_t)client->heard_tick * CLIENT_TICK_MS + KEEP_ALIVE_MS(client->keep_alive_s);
+        client->heard_ms = shard->now_ms; /* we do not listen: LOG 7 */
+    int64_t deadline_ms = client->heard_ms + KEEP_ALIVE_MS(client->keep_alive_s);
     if (shard->now_ms < deadline_ms)
         timer_wheel_add(&shard->client_timers, &client->timer, (uint64_t)deadline_ms);
     else
