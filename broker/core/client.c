@@ -17,17 +17,26 @@ struct client_partial {
     uint8_t bytes[];
 };
 
-struct client_aliases {
-    uint16_t count;
-    struct client_alias {
-        uint32_t size;
-        uint8_t topic[];
-    } * topics[]; /* alias 1 is [0]; NULL = not set */
+struct client_alias {
+    uint32_t size;
+    uint8_t topic[];
+};
+
+struct client_extra {
+    struct client_alias **topics; /* alias 1 is [0]; NULL = not set */
+    uint16_t topic_count;
+    struct span user_name; /* own block */
 };
 
 static const struct shard_listener *listener_of(const struct shard *shard, const struct client *client)
 {
     return &shard->config.listeners[client->listener];
+}
+
+/* Rounded up: a keep-alive is never short. */
+static void hear(const struct shard *shard, struct client *client)
+{
+    client->heard_tick = (uint32_t)((shard->now_ms + CLIENT_TICK_MS - 1) / CLIENT_TICK_MS);
 }
 
 /* --- life --------------------------------------------------------------------------------------------------------------------------- */
@@ -42,7 +51,7 @@ struct client *client_new(struct shard *shard, void *conn, const struct client_o
     client->listener = origin->listener_index;
     client->packet_size_max = UINT32_MAX;
     client->state = CLIENT_CONNECTING;
-    client->heard_ms = shard->now_ms;
+    hear(shard, client);
     list_push_back(&shard->connecting, &client->work);
     int64_t deadline_ms = origin->accepted_mono_ns / 1000000 + shard->config.limits.connect_timeout_ms;
     timer_wheel_add(&shard->client_timers, &client->timer, (uint64_t)(deadline_ms > 0 ? deadline_ms : 0));
@@ -60,20 +69,32 @@ static void partial_free(struct shard *shard, struct client *client)
     client->partial = NULL;
 }
 
-static void aliases_free(struct client *client)
+static struct client_extra *extra_get(struct client *client)
 {
-    if (!client->aliases)
-        return;
-    for (unsigned i = 0; i < client->aliases->count; i++)
-        free(client->aliases->topics[i]);
-    free(client->aliases);
-    client->aliases = NULL;
+    if (!client->extra)
+        client->extra = calloc(1, sizeof *client->extra);
+    return client->extra;
 }
+
+static void extra_free(struct client *client)
+{
+    struct client_extra *extra = client->extra;
+    if (!extra)
+        return;
+    for (unsigned i = 0; i < extra->topic_count; i++)
+        free(extra->topics[i]);
+    free(extra->topics);
+    free((void *)(uintptr_t)extra->user_name.data);
+    free(extra);
+    client->extra = NULL;
+}
+
+struct span client_user_name(const struct client *client) { return client->extra ? client->extra->user_name : (struct span){0, 0}; }
 
 /* Bring the outbox's share of the queue statistics up to date. */
 static void count_outbox(struct shard *shard, struct client *client)
 {
-    uint64_t bytes = client->outbox.bytes;
+    uint32_t bytes = client->outbox.bytes < UINT32_MAX ? (uint32_t)client->outbox.bytes : UINT32_MAX;
     if (bytes == client->outbox_counted)
         return;
     struct queue_stats *stats = &shard->stats.outbox;
@@ -93,8 +114,7 @@ void client_free(struct shard *shard, struct client *client)
     outbox_clear(&client->outbox, &shard->outboxes);
     count_outbox(shard, client);
     partial_free(shard, client);
-    aliases_free(client);
-    free(client->user_name);
+    extra_free(client);
     if (client->is_paused)
         gauge_add(&shard->stats.paused, -1);
     gauge_add(&shard->stats.connections, -1);
@@ -138,6 +158,8 @@ void client_close(struct shard *shard, struct client *client, enum mqtt_reason r
         return;
     }
     counter_inc(cell);
+    if (client->is_doomed)
+        outbox_clear(&client->outbox, &shard->outboxes); /* its last packet may be cut short */
     if (client->version == MQTT_V5 && reason != MQTT_REASON_SUCCESS) {
         struct packet packet = {.type = MQTT_DISCONNECT, .disconnect = {.reason = reason}};
         client_send(shard, client, &packet);
@@ -228,7 +250,7 @@ static void update_reading(struct shard *shard, struct client *client)
     if (pause == client->is_paused)
         return;
     client->is_paused = pause;
-    client->heard_ms = shard->now_ms; /* its keep-alive clock stood still */
+    hear(shard, client); /* its keep-alive clock stood still */
     gauge_add(&shard->stats.paused, pause ? 1 : -1);
     if (pause)
         counter_inc(&shard->stats.publish_paused);
@@ -433,7 +455,7 @@ static void apply_connect(struct shard *shard, struct client *client, const stru
 static void start_keep_alive(struct shard *shard, struct client *client)
 {
     timer_wheel_remove(&shard->client_timers, &client->timer);
-    client->heard_ms = shard->now_ms;
+    hear(shard, client);
     if (client->keep_alive_s > 0)
         timer_wheel_add(&shard->client_timers, &client->timer, (uint64_t)(shard->now_ms + KEEP_ALIVE_MS(client->keep_alive_s)));
 }
@@ -442,11 +464,11 @@ static bool keep_user_name(const struct shard *shard, struct client *client, con
 {
     if (!shard->wants_user_name || !connect->has_user_name)
         return true;
-    client->user_name = malloc(sizeof *client->user_name + connect->user_name.size);
-    if (!client->user_name)
+    uint8_t *copy = extra_get(client) ? malloc(connect->user_name.size + 1) : NULL;
+    if (!copy)
         return false;
-    memcpy(client->user_name + 1, connect->user_name.data, connect->user_name.size);
-    *client->user_name = span_of(client->user_name + 1, connect->user_name.size);
+    memcpy(copy, connect->user_name.data, connect->user_name.size);
+    client->extra->user_name = span_of(copy, connect->user_name.size);
     return true;
 }
 
@@ -562,13 +584,14 @@ static enum client_step resolve_alias(struct shard *shard, struct client *client
     uint16_t alias = packet->properties.topic_alias, max = listener_of(shard, client)->topic_alias_maximum;
     if (alias == 0 || alias > max)
         return protocol_error(shard, client, MQTT_REASON_TOPIC_ALIAS_INVALID); /* [MQTT-3.2.2-17] [MQTT-3.3.2-8] */
-    if (!client->aliases) {
-        client->aliases = calloc(1, sizeof *client->aliases + max * sizeof client->aliases->topics[0]);
-        if (!client->aliases)
-            return protocol_error(shard, client, MQTT_REASON_QUOTA_EXCEEDED);
-        client->aliases->count = max;
+    struct client_extra *extra = extra_get(client);
+    if (extra && !extra->topics) {
+        extra->topics = calloc(max, sizeof(struct client_alias *));
+        extra->topic_count = extra->topics ? max : 0;
     }
-    struct client_alias **place = &client->aliases->topics[alias - 1];
+    if (!extra || !extra->topics)
+        return protocol_error(shard, client, MQTT_REASON_QUOTA_EXCEEDED);
+    struct client_alias **place = &extra->topics[alias - 1];
     if (packet->topic.size == 0) {
         if (!*place)
             return protocol_error(shard, client, MQTT_REASON_PROTOCOL_ERROR);
@@ -742,7 +765,7 @@ static void handle_partial(struct shard *shard, struct client *client)
 void client_on_bytes(struct shard *shard, struct client *client, const uint8_t *data, size_t size)
 {
     counter_add(&shard->stats.received_bytes, size);
-    client->heard_ms = shard->now_ms;
+    hear(shard, client);
     if (client->partial || client->block != BLOCK_NONE) {
         if (!partial_append(shard, client, data, size))
             return;
@@ -776,8 +799,8 @@ void client_on_timer(struct shard *shard, struct client *client)
         return;
     }
     if (client->is_paused)
-        client->heard_ms = shard->now_ms; /* we do not listen: LOG 7 */
-    int64_t deadline_ms = client->heard_ms + KEEP_ALIVE_MS(client->keep_alive_s);
+        hear(shard, client); /* we do not listen: LOG 7 */
+    int64_t deadline_ms = (int64_t)client->heard_tick * CLIENT_TICK_MS + KEEP_ALIVE_MS(client->keep_alive_s);
     if (shard->now_ms < deadline_ms)
         timer_wheel_add(&shard->client_timers, &client->timer, (uint64_t)deadline_ms);
     else

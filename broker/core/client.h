@@ -30,6 +30,8 @@
 #include "broker/session/session.h"
 #include "common/list.h"
 
+#define CLIENT_TICK_MS 100
+
 enum client_state { CLIENT_CONNECTING, CLIENT_CONNECTED };
 enum client_block { BLOCK_NONE, BLOCK_FAIR, BLOCK_ROOM, BLOCK_QUOTA, BLOCK_LARGE };
 
@@ -41,7 +43,7 @@ enum client_step {
 };
 
 struct client_partial; /* bytes not handled yet */
-struct client_aliases; /* incoming topic aliases */
+struct client_extra;   /* what few connections have: incoming topic aliases, a user name that a rule asks for */
 
 struct client {
     void *conn;
@@ -51,28 +53,29 @@ struct client {
     struct list_node dirty;  /* in shard.dirty */
     struct list_node work;   /* in shard.connecting, .ready or .blocked */
     struct client_partial *partial;
-    struct client_aliases *aliases;
-    struct span *user_name;   /* kept only when a rule asks for it; one block */
-    int64_t heard_ms;         /* mono, the last bytes */
-    uint64_t outbox_counted;  /* bytes of its outbox in the shard's queue statistics */
-    uint32_t packet_size_max; /* the client's Maximum Packet Size; UINT32_MAX = none */
-    uint32_t gate_held;       /* answers of this connection in the gate */
-    uint32_t receive_held;    /* QoS > 0 from it that are not answered */
-    uint32_t turn;            /* of `publishes` */
-    uint32_t publishes;       /* handled in that turn */
-    uint16_t listener;        /* index */
-    uint16_t keep_alive_s;    /* in force; 0 = none */
-    uint16_t receive_max;     /* the client's: how many QoS > 0 may be in flight to it */
-    uint16_t send_quota;      /* what is left of it */
-    uint8_t version;          /* enum mqtt_version */
-    uint8_t state;            /* enum client_state */
-    uint8_t block;            /* enum client_block */
-    bool is_paused;           /* as the driver was told */
-    bool is_choked;           /* its outbox is past the bound: not read until half is gone */
-    bool is_waiting_writable; /* the last write stopped: the driver will tell */
-    bool is_doomed;           /* close at the end of the turn */
-    bool no_problem_info;     /* Request Problem Information 0 */
+    struct client_extra *extra; /* NULL = none */
+    uint32_t packet_size_max;   /* the client's Maximum Packet Size; UINT32_MAX = none */
+    uint32_t gate_held;         /* answers of this connection in the gate */
+    uint32_t receive_held;      /* QoS > 0 from it that are not answered */
+    uint32_t heard_tick;        /* mono, the last bytes, in CLIENT_TICK_MS */
+    uint32_t outbox_counted;    /* bytes of its outbox in the shard's queue statistics */
+    uint16_t turn;              /* of `publishes`, low bits */
+    uint16_t publishes;         /* handled in that turn */
+    uint16_t listener;          /* index */
+    uint16_t keep_alive_s;      /* in force; 0 = none */
+    uint16_t receive_max;       /* the client's: how many QoS > 0 may be in flight to it */
+    uint16_t send_quota;        /* what is left of it */
+    uint8_t version;            /* enum mqtt_version */
+    uint8_t state;              /* enum client_state */
+    uint8_t block;              /* enum client_block */
+    bool is_paused;             /* as the driver was told */
+    bool is_choked;             /* its outbox is past the bound: not read until half is gone */
+    bool is_waiting_writable;   /* the last write stopped: the driver will tell */
+    bool is_doomed;             /* close at the end of the turn */
+    bool no_problem_info;       /* Request Problem Information 0 */
 };
+
+_Static_assert(sizeof(struct client) <= 160, "a connection's memory: one size class of the allocator");
 
 struct client *client_new(struct shard *shard, void *conn, const struct client_origin *origin);
 void client_on_bytes(struct shard *shard, struct client *client, const uint8_t *data, size_t size);
@@ -103,6 +106,9 @@ void client_flush(struct shard *shard, struct client *client);
 /* Stop handling its packets, and start again with the next turn. */
 void client_set_block(struct shard *shard, struct client *client, enum client_block block);
 void client_wake(struct shard *shard, struct client *client);
+
+/* The user name, if a rule asks for it; else empty. */
+struct span client_user_name(const struct client *client);
 
 struct client_ref client_ref_of(const struct client *client);
 /* NULL when that connection is gone. */

@@ -79,6 +79,8 @@ static bool is_own_no_local(const struct subscriber *sub, uint64_t publisher)
 static bool merge(struct publish_scratch *scratch)
 {
     size_t count = scratch->list.count;
+    if (count == 0)
+        return true;
     if (scratch->next_capacity < count) {
         uint32_t *grown = realloc(scratch->next_same, count * 2 * sizeof *grown);
         if (!grown)
@@ -87,7 +89,7 @@ static bool merge(struct publish_scratch *scratch)
         scratch->next_capacity = count * 2;
     }
     memset(scratch->next_same, 0, count * sizeof *scratch->next_same);
-    if (count <= 1)
+    if (count == 1)
         return true;
     size_t cell_count = 16;
     while (cell_count < count * 2)
@@ -488,11 +490,11 @@ static enum client_step on_repeated(struct shard *shard, struct client *client, 
 
 static bool is_turn_used_up(const struct shard *shard, struct client *client)
 {
-    if (client->turn != shard->turn) {
-        client->turn = shard->turn;
+    if (client->turn != (uint16_t)shard->turn) {
+        client->turn = (uint16_t)shard->turn;
         client->publishes = 0;
     }
-    return client->publishes >= shard->config.limits.publishes_per_turn_max;
+    return client->publishes == UINT16_MAX || client->publishes >= shard->config.limits.publishes_per_turn_max;
 }
 
 /* Gate, rings and log of this shard, before anything is done about the packet. */
@@ -549,7 +551,7 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
     struct publish_in in = {
         .source = {.topic = packet->topic, .payload = packet->payload, .qos = packet->qos, .retain = packet->retain},
         .client_id = session_client_id(sess),
-        .user_name = client->user_name ? *client->user_name : (struct span){0, 0},
+        .user_name = client_user_name(client),
         .client = client,
         .packet_id = packet->packet_id,
         .dup = packet->dup,

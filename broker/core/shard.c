@@ -272,15 +272,19 @@ static void resume_all(struct shard *shard, struct list_node *list)
 static void on_client_timer(struct timer_node *node, void *shard) { client_on_timer(shard, LIST_ENTRY(node, struct client, timer)); }
 static void on_session_timer(struct timer_node *node, void *shard) { session_on_timer(shard, LIST_ENTRY(node, struct session, timer)); }
 
-/* One vectored write for each connection that was given something; those that memory ran out for are closed. */
+/* One vectored write for each connection that was given something; those that memory ran out for are closed. Where the outbox was at its
+ * bound and the socket took it, messages in the queue can follow: nothing else would come to send them. */
 static void write_all(struct shard *shard)
 {
     for (struct list_node *node; (node = list_pop_front(&shard->dirty)) != NULL;) {
         struct client *client = LIST_ENTRY(node, struct client, dirty);
-        if (client->is_doomed)
-            client_close(shard, client, MQTT_REASON_SUCCESS, &shard->stats.closed_no_memory);
-        else
-            client_flush(shard, client);
+        if (client->is_doomed) {
+            client_close(shard, client, MQTT_REASON_SERVER_BUSY, &shard->stats.closed_no_memory);
+            continue;
+        }
+        client_flush(shard, client);
+        if (client->state == CLIENT_CONNECTED && !client->is_waiting_writable && queue_first(&client->session->queue))
+            deliver_pump(shard, client);
     }
 }
 

@@ -53,7 +53,7 @@ struct shard_io {
 
 /* Where a connection comes from, said once at shard_open. */
 struct client_origin {
-    struct span peer;         /* "127.0.0.1:40312", copied */
+    struct span peer;         /* "127.0.0.1:40312"; borrowed until return, not kept: who writes log lines is the driver, and it knows */
     uint16_t listener_index;  /* its listener's options, see shard_config.listeners */
     int64_t accepted_mono_ns; /* CONNECT must be complete within connect_timeout of it */
 };

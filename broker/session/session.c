@@ -144,6 +144,8 @@ uint32_t session_pack_meta(struct session *sess, uint8_t qos, bool retain, const
     for (uint32_t i = 0; i < rare->id_set_count; i++)
         if (rare->id_sets[i].count == id_count && memcmp(rare->id_sets[i].ids, ids, id_count * sizeof *ids) == 0)
             return queue_meta(qos, retain, i) | QUEUE_META_IS_SET;
+    if (rare->id_set_count == SESSION_ID_SETS_MAX && sess->inflight.count == 0 && queue_count(&sess->queue) == 0)
+        id_sets_free(rare);
     if (rare->id_set_count == SESSION_ID_SETS_MAX)
         return queue_meta(qos, retain, ids[0]); /* beyond all use: the message keeps one of its identifiers */
     if (rare->id_set_count == rare->id_set_capacity) {

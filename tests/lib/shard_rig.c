@@ -83,7 +83,8 @@ static bool ring_post(struct rig *rig, actor_id from, actor_id to, const struct 
     if (ring->count >= rig->options.ring_size)
         return false;
     if (ring->first + ring->count == ring->capacity) {
-        memmove(ring->ops, ring->ops + ring->first, ring->count * sizeof *ring->ops);
+        if (ring->count)
+            memmove(ring->ops, ring->ops + ring->first, ring->count * sizeof *ring->ops);
         ring->first = 0;
         if (ring->count * 2 >= ring->capacity) {
             ring->capacity = ring->capacity ? ring->capacity * 2 : 16;

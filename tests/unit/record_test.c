@@ -181,7 +181,8 @@ static enum err decode_with_field(uint8_t type, const uint8_t *field, size_t fie
 {
     uint8_t memory[100];
     memory[4] = type;
-    memcpy(memory + 5, field, field_size);
+    if (field_size)
+        memcpy(memory + 5, field, field_size);
     store_le32(memory, (uint32_t)(5 + field_size));
     return record_decode(back, span_of(memory, 5 + field_size));
 }

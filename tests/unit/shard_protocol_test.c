@@ -1174,6 +1174,23 @@ static void slow_socket_drops_qos0_and_is_not_read(void **state)
     rig_free(rig);
 }
 
+static void nothing_stalls_behind_a_full_outbox(void **state)
+{
+    struct rig *rig = RIG(.limits = {.outbox_bytes_max = 1000});
+    struct rig_client *client = v5(rig, "p"), *other = v5(rig, "s");
+    rig_subscribe(other, 1, "x", 1);
+    char payload[601];
+    memset(payload, 'p', sizeof payload), payload[600] = 0;
+    rig_publish(client, "x", payload, 0, 0); /* all in one turn: the outbox is past its bound, then the socket takes everything */
+    rig_publish(client, "x", payload, 0, 0);
+    rig_publish(client, "x", "one", 1, 1);
+    rig_settle(rig);
+    expect_publish(other, "x", payload, 0, 0);
+    expect_publish(other, "x", payload, 0, 0);
+    expect_publish(other, "x", "one", 1, 0);
+    rig_free(rig);
+}
+
 static void large_payloads_go_by_reference(void **state)
 {
     struct rig *rig = RIG();
@@ -2060,6 +2077,7 @@ int main(void)
         TEST(queue_goes_through_the_store_in_order),
         TEST(qos0_waits_only_when_configured),
         TEST(slow_socket_drops_qos0_and_is_not_read),
+        TEST(nothing_stalls_behind_a_full_outbox),
         TEST(large_payloads_go_by_reference),
         TEST(messages_expire),
         TEST(nothing_expires_once_sent),
