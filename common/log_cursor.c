@@ -22,12 +22,8 @@ static enum err log_cursor_path(char *path_out, const char *dir, const char *nam
     return file_path(path_out, dir, file_name);
 }
 
-static enum err log_cursor_load(struct log_cursor_value *value_out, struct log_slots *slots)
+static enum err log_cursor_decode(struct log_cursor_value *value_out, const uint8_t *bytes)
 {
-    uint8_t bytes[LOG_CURSOR_SIZE];
-    enum err err = log_slots_read(slots, bytes, sizeof bytes);
-    if (err)
-        return err;
     value_out->broker_id = load_le64(bytes);
     value_out->position.sequence = load_le64(bytes + 8);
     value_out->place.generation = load_le64(bytes + 16);
@@ -38,6 +34,15 @@ static enum err log_cursor_load(struct log_cursor_value *value_out, struct log_s
     return log_place_compare(value_out->reopen, value_out->place) <= 0 ? ERR_OK : ERR_CORRUPT;
 }
 
+static enum err log_cursor_load(struct log_cursor_value *value_out, struct log_slots *slots)
+{
+    uint8_t bytes[LOG_CURSOR_SIZE];
+    enum err err = log_slots_read(slots, bytes, sizeof bytes);
+    return err ? err : log_cursor_decode(value_out, bytes);
+}
+
+/* Into both slots, one synced before the other is touched: so what the older slot says is durable at any time, and a reader in another
+ * process may let go by it. */
 static enum err log_cursor_save(struct log_slots *slots, const struct log_cursor_value *value)
 {
     uint8_t bytes[LOG_CURSOR_SIZE];
@@ -48,8 +53,21 @@ static enum err log_cursor_save(struct log_slots *slots, const struct log_cursor
     store_le64(bytes + 32, value->reopen.generation);
     store_le64(bytes + 40, value->reopen.offset);
     store_le32(bytes + 48, value->position.epoch);
-    enum err err = log_slots_write(slots, bytes, sizeof bytes);
-    return err ? err : file_sync(slots->file);
+    enum err err = ERR_OK;
+    for (int i = 0; i < 2 && !err; i++) {
+        err = log_slots_write(slots, bytes, sizeof bytes);
+        if (!err)
+            err = file_sync(slots->file);
+    }
+    return err;
+}
+
+/* The newest value may be visible and not durable, when the last holder died between its write and its sync, or the sync failed (which
+ * loses for good what it should have synced). Write it again in its own place, so that the other slot stays until this one is durable. */
+static enum err log_cursor_settle(struct log_slots *slots, const struct log_cursor_value *value)
+{
+    slots->number--;
+    return log_cursor_save(slots, value);
 }
 
 enum err log_cursor_create(struct fs *fs, const char *dir, const char *name, const struct log_cursor_value *value)
@@ -84,6 +102,8 @@ enum err log_cursor_open(struct log_cursor *cursor, struct fs *fs, const char *d
     err = file_lock(cursor->slots.file);
     if (!err)
         err = log_cursor_load(&cursor->value, &cursor->slots);
+    if (!err)
+        err = log_cursor_settle(&cursor->slots, &cursor->value);
     if (err) {
         log_slots_close(&cursor->slots);
         return err_set(msg, err, "%s: %s", path, err_text(err));
@@ -101,8 +121,9 @@ enum err log_cursor_store(struct log_cursor *cursor, const struct log_cursor_val
     return err;
 }
 
-enum err log_cursor_read(struct log_cursor_value *value_out, struct fs *fs, const char *dir, const char *name)
+static enum err log_cursor_look(struct log_cursor_value *value_out, struct fs *fs, const char *dir, const char *name, bool older)
 {
+    uint8_t bytes[LOG_CURSOR_SIZE];
     char path[FILE_PATH_MAX];
     struct log_slots slots;
     enum err err = log_cursor_path(path, dir, name);
@@ -110,7 +131,17 @@ enum err log_cursor_read(struct log_cursor_value *value_out, struct fs *fs, cons
         err = log_slots_open(&slots, fs, path, LOG_CURSOR_MAGIC, FILE_READ);
     if (err)
         return err;
-    err = log_cursor_load(value_out, &slots);
+    err = older ? log_slots_read_older(&slots, bytes, sizeof bytes) : log_slots_read(&slots, bytes, sizeof bytes);
     log_slots_close(&slots);
-    return err;
+    return err ? err : log_cursor_decode(value_out, bytes);
+}
+
+enum err log_cursor_read(struct log_cursor_value *value_out, struct fs *fs, const char *dir, const char *name)
+{
+    return log_cursor_look(value_out, fs, dir, name, false);
+}
+
+enum err log_cursor_read_durable(struct log_cursor_value *value_out, struct fs *fs, const char *dir, const char *name)
+{
+    return log_cursor_look(value_out, fs, dir, name, true);
 }

@@ -30,7 +30,7 @@ struct log_cursor {
 /* Make a cursor at `value` unless there is one already (then 0 too, and nothing changes). Synced, with its name. */
 must_check enum err log_cursor_create(struct fs *fs, const char *dir, const char *name, const struct log_cursor_value *value);
 
-/* Open and lock a cursor as its one holder, and read it.
+/* Open and lock a cursor as its one holder, read it and make durable what was read.
  * Returns 0, ERR_NOTFOUND (the broker has not made it yet), ERR_LOCKED (another process holds it), ERR_CORRUPT, ERR_VERSION, ERR_INVALID
  * (no possible name), ERR_IO. */
 must_check enum err log_cursor_open(struct log_cursor *cursor, struct fs *fs, const char *dir, const char *name, struct errmsg *msg);
@@ -41,5 +41,7 @@ must_check enum err log_cursor_store(struct log_cursor *cursor, const struct log
 
 /* Read a cursor without holding it. Same errors as open, without ERR_LOCKED. */
 must_check enum err log_cursor_read(struct log_cursor_value *value_out, struct fs *fs, const char *dir, const char *name);
+/* The same, but never what may be forgotten with the power: by this value segments may be let go. */
+must_check enum err log_cursor_read_durable(struct log_cursor_value *value_out, struct fs *fs, const char *dir, const char *name);
 
 #endif

@@ -25,7 +25,7 @@ struct scan {
     uint64_t *generations;
     size_t generation_count;
     uint64_t needed;                      /* oldest generation that anybody claims; UINT64_MAX: nobody */
-    uint64_t sync_from;                   /* segments from here on may hold what is not durable yet */
+    struct log_place sync_from;           /* what stands from here on may not be durable yet */
     uint64_t shard_blocks[LOG_SHARD_MAX]; /* last seen in this epoch; 0: none */
     bool group_open[LOG_SHARD_MAX];
     uint64_t start; /* of the segment scanned last */
@@ -126,7 +126,7 @@ static bool scan_accept(struct scan *scan, const struct log_segment_header *segm
     recovery->block_count++;
     recovery->record_count += header->record_count;
     recovery->byte_count += header->size;
-    scan->sync_from = header->durable_before.place.generation;
+    scan->sync_from = header->durable_before.place;
     return true;
 }
 
@@ -229,7 +229,7 @@ static bool scan_enter(struct scan *scan, const struct log_segment_header *heade
         memset(scan->shard_blocks, 0, sizeof scan->shard_blocks);
     }
     if (first && header->predecessor.generation) /* what is before was not read, but where it ended is known */
-        scan->sync_from = header->generation;
+        scan->sync_from = (struct log_place){header->generation, 0};
     scan->start = header->start;
     recovery->end.place = (struct log_place){header->generation, LOG_SEGMENT_HEADER_SIZE};
     recovery->end.position = (struct log_position){header->epoch, header->first_sequence};
@@ -308,23 +308,54 @@ static enum err scan_oldest(struct scan *scan)
     return ERR_OK;
 }
 
-/* A write of the last start may have reached the disk's cache only. What recovery accepted must stay accepted. */
+/* Write the bytes from `from` to `end` again, as they are, and sync. */
+static enum err scan_rewrite(struct scan *scan, struct file *file, uint64_t from, uint64_t end)
+{
+    enum err err = ERR_OK;
+    uint64_t alignment = file_is_direct(file) ? file_alignment(file) : FILE_ALIGNMENT_MIN;
+    log_window_clear(&scan->window);
+    for (from &= ~(alignment - 1); !err && from < end;) {
+        const uint8_t *at;
+        size_t size;
+        err = log_window_get(&scan->window, &at, &size, file, from, alignment, align_up(end, alignment));
+        if (!err && size == 0)
+            err = ERR_IO; /* it was there when the blocks were accepted */
+        if (!err)
+            err = file_pwrite(file, at, size, from);
+        from += size;
+    }
+    return err ? err : file_sync(file);
+}
+
+/* A write of the last start may have reached the disk's cache only, and a sync that failed has lost it there. So what nobody knows to be
+ * durable is written again: what recovery accepted must stay accepted. */
 static enum err scan_sync(struct scan *scan)
 {
-    uint64_t last = scan->recovery->last_generation;
+    const struct log_end *end = &scan->recovery->end;
+    struct log_place from = scan->sync_from;
+    char name[LOG_SEGMENT_NAME_SIZE], path[FILE_PATH_MAX];
+    if (log_place_compare(scan->recovery->proof, from) > 0)
+        from = scan->recovery->proof;
     for (size_t i = 0; i < scan->generation_count; i++) {
         struct file *file = NULL;
-        struct log_segment_header header;
-        if (scan->generations[i] < scan->sync_from || scan->generations[i] > last)
+        uint64_t generation = scan->generations[i], size = 0;
+        if (generation < from.generation || generation > end->place.generation)
             continue;
-        enum err err = log_segment_open(&file, &header, scan->fs, scan->dir, scan->generations[i]);
+        log_segment_name(name, generation);
+        enum err err = file_path(path, scan->dir, name);
         if (!err)
-            err = file_sync(file);
+            err = fs_open(scan->fs, &file, path, FILE_READ | FILE_WRITE | FILE_DIRECT);
+        if (!err)
+            err = file_size(file, &size);
+        if (!err && generation == end->place.generation && end->place.offset < size)
+            size = end->place.offset;
+        if (!err)
+            err = scan_rewrite(scan, file, generation == from.generation ? from.offset : 0, size);
         file_close(file);
         if (err)
             return err;
     }
-    return last ? fs_sync_dir(scan->fs, scan->dir) : ERR_OK;
+    return end->place.generation ? fs_sync_dir(scan->fs, scan->dir) : ERR_OK;
 }
 
 static enum err scan_verdict(struct scan *scan)

@@ -46,7 +46,7 @@ static enum err log_slot_decode(uint64_t *number_out, struct span *payload_out, 
     return *number_out ? ERR_OK : ERR_CORRUPT;
 }
 
-enum err log_slots_read(struct log_slots *slots, void *payload, size_t size)
+static enum err log_slots_pick(struct log_slots *slots, void *payload, size_t size, bool older)
 {
     uint8_t bytes[2][LOG_SLOT_SIZE] = {{0}};
     struct span best = {0};
@@ -60,7 +60,7 @@ enum err log_slots_read(struct log_slots *slots, void *payload, size_t size)
         uint64_t number;
         struct span value;
         err = log_slot_decode(&number, &value, bytes[i], slots->magic);
-        if (!err && number > best_number) {
+        if (!err && (best_number == 0 || (number > best_number) != older)) {
             best_number = number;
             best = value;
         } else if (err == ERR_VERSION || (err == ERR_CORRUPT && worst == ERR_NOTFOUND)) {
@@ -70,11 +70,16 @@ enum err log_slots_read(struct log_slots *slots, void *payload, size_t size)
     /* A slot of a newer version hides a newer value: not for us to fall back behind it. */
     if (worst == ERR_VERSION || !best_number)
         return worst;
-    slots->number = best_number;
+    if (!older)
+        slots->number = best_number;
     memset(payload, 0, size);
     memcpy(payload, best.data, best.size < size ? best.size : size);
     return ERR_OK;
 }
+
+enum err log_slots_read(struct log_slots *slots, void *payload, size_t size) { return log_slots_pick(slots, payload, size, false); }
+
+enum err log_slots_read_older(struct log_slots *slots, void *payload, size_t size) { return log_slots_pick(slots, payload, size, true); }
 
 enum err log_slots_write(struct log_slots *slots, const void *payload, size_t size)
 {

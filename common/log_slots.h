@@ -29,6 +29,10 @@ void log_slots_close(struct log_slots *slots);
  * ERR_IO. */
 must_check enum err log_slots_read(struct log_slots *slots, void *payload, size_t size);
 
+/* The same for the older of two valid slots, or the only one. Where a writer syncs each value before it begins the next, this value is
+ * durable, which the newest need not be. */
+must_check enum err log_slots_read_older(struct log_slots *slots, void *payload, size_t size);
+
 /* Write the next value; not synced. `size` up to LOG_SLOT_PAYLOAD_MAX. log_slots_read must have been called once. */
 must_check enum err log_slots_write(struct log_slots *slots, const void *payload, size_t size);
 

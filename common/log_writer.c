@@ -262,7 +262,7 @@ static void writer_look_cursor(void *context, const char *name)
     struct log_cursor_value value;
     if (strncmp(name, LOG_CURSOR_PREFIX, strlen(LOG_CURSOR_PREFIX)) != 0)
         return;
-    enum err err = log_cursor_read(&value, look->writer->fs, look->writer->dir, name + strlen(LOG_CURSOR_PREFIX));
+    enum err err = log_cursor_read_durable(&value, look->writer->fs, look->writer->dir, name + strlen(LOG_CURSOR_PREFIX));
     if (err) { /* nobody knows what it holds: everything */
         look->floor = 0;
         if (err != ERR_NOTFOUND) /* ... unless it is just being made */

@@ -527,6 +527,77 @@ static void test_slots_fall_back_to_the_value_before(void **state)
     sim_fs_free(sim);
 }
 
+/* A sync that failed has lost what it should have synced, though it can still be read: nothing may be let go by it. */
+static void test_cursor_whose_sync_failed_lets_nothing_go(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    struct log_cursor cursor;
+    struct log_cursor_value first, value;
+    assert_int_equal(log_writer_ensure_cursor(b.writer, "sink", NULL), ERR_OK);
+    assert_int_equal(put(&b, 10), ERR_OK);
+    assert_int_equal(log_cursor_open(&cursor, b.fs, b.dir, "sink", NULL), ERR_OK);
+    first = cursor.value;
+    struct log_end end = log_writer_durable_end(b.writer);
+    struct log_cursor_value ahead = {log_writer_broker_id(b.writer), end.position, end.place, end.place};
+    sim_fs_fail(b.sim, SIM_FS_SYNC, 1, ERR_IO, false);
+    assert_int_equal(log_cursor_store(&cursor, &ahead), ERR_IO);
+    log_cursor_close(&cursor);
+    assert_int_equal(log_cursor_read(&value, b.fs, b.dir, "sink"), ERR_OK);
+    assert_int_equal(value.position.sequence, 2);
+    assert_int_equal(log_cursor_read_durable(&value, b.fs, b.dir, "sink"), ERR_OK);
+    assert_int_equal(value.position.sequence, first.position.sequence);
+    /* The next holder goes on from the newest value, and it is durable from then on. */
+    assert_int_equal(log_cursor_open(&cursor, b.fs, b.dir, "sink", NULL), ERR_OK);
+    assert_int_equal(cursor.value.position.sequence, 2);
+    log_cursor_close(&cursor);
+    assert_int_equal(log_cursor_read_durable(&value, b.fs, b.dir, "sink"), ERR_OK);
+    assert_int_equal(value.position.sequence, 2);
+    sim_fs_crash(b.sim);
+    assert_int_equal(log_cursor_read(&value, b.fs, b.dir, "sink"), ERR_OK);
+    assert_int_equal(value.position.sequence, 2);
+    stop(&b);
+}
+
+/* Whether the block of a write that was under way when its broker was killed is there, after a start that failed, a start and a power loss.
+ */
+static bool torn_write_is_kept(uint64_t seed)
+{
+    struct bench b = {.sim = sim_fs_new(seed, 512), .dir = "log", .next_id = 1};
+    b.fs = sim_fs_fs(b.sim);
+    assert_int_equal(open_log(&b), ERR_OK);
+    struct log_block *block = one_block(&b, 10);
+    sim_fs_hold(b.sim, true);
+    log_writer_begin(b.writer, &block, 1);
+    assert_int_equal(log_writer_write(b.writer, NULL), ERR_OK);
+    sim_fs_hold(b.sim, false);
+    log_block_pool_put(&b.pool, block);
+    sim_fs_kill(b.sim);
+    close_log(&b);
+    sim_fs_fail(b.sim, SIM_FS_SYNC, 1, ERR_IO, false);
+    assert_int_equal(open_log(&b), ERR_IO);
+    assert_int_equal(open_log(&b), ERR_OK);
+    uint64_t sequence = b.recovery.end.position.sequence;
+    sim_fs_crash(b.sim);
+    close_log(&b);
+    assert_int_equal(open_log(&b), ERR_OK);
+    struct log_reader *reader = reader_at(&b, NULL);
+    expect(reader, 1, sequence - 1);
+    expect_end(reader, ERR_AGAIN);
+    log_reader_close(reader);
+    stop(&b);
+    return sequence == 2;
+}
+
+static void test_recovery_makes_durable_what_it_accepts(void **state)
+{
+    (void)state;
+    unsigned kept = 0;
+    for (uint64_t seed = 1; seed <= 16; seed++)
+        kept += torn_write_is_kept(seed);
+    assert_in_range(kept, 1, 15); /* both happened */
+}
+
 static void test_bad_options_are_refused(void **state)
 {
     (void)state;
@@ -663,6 +734,8 @@ int main(void)
         cmocka_unit_test(test_group_without_its_last_block_is_void),
         cmocka_unit_test(test_state_is_written_at_most_every_20_ms),
         cmocka_unit_test(test_slots_fall_back_to_the_value_before),
+        cmocka_unit_test(test_cursor_whose_sync_failed_lets_nothing_go),
+        cmocka_unit_test(test_recovery_makes_durable_what_it_accepts),
         cmocka_unit_test(test_bad_options_are_refused),
         cmocka_unit_test(test_real_disk_with_threads),
     };
