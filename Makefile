@@ -11,6 +11,7 @@
 #   e2e        publish, kill -9, restart, query
 #   bench      measured figures, printed with machine, flags and commit
 #   demo       replay real series through a running pair, query, plot
+#   docs       write docs/configuration.md and docs/metrics.md, as the programs say; docs-check: are they up to date
 #   layers     the directions of the includes
 #   headers    each header compiles alone
 #   tidy       clang-tidy, with the ratchet on function length
@@ -127,7 +128,7 @@ $(B)/tidegate-sim: $(call obj,$(SIM_SRC)) $(B)/libtest.a $(ARCHIVES)
 	$(CXX) $(LDFLAGS) -o $@ $^ $(BROKER_LIBS) $(SINK_LIBS) $(COMMON_LIBS)
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
-.PHONY: all help test threads unit fuzz sim sim-mutants scenario e2e bench demo layers headers tidy format format-check install clean FORCE
+.PHONY: all help test threads unit fuzz sim sim-mutants scenario e2e bench demo docs docs-check layers headers tidy format format-check install clean FORCE $(B)/docs
 .SECONDARY:
 
 # All objects, no link: what every commit must pass at least.
@@ -159,7 +160,7 @@ $(B)/%.h.alone: %.h $(B)/flags
 
 # Everything that can fail. A group whose build fails counts as one failure. Threads run under ThreadSanitizer: the unit tests that start any.
 THREADED := ring set topic_tree admission cpu_pool exchange logger metrics http buf sink_loop
-GROUPS := release:layers release:headers release:unit release:fuzz release:sim release:scenario release:e2e \
+GROUPS := release:layers release:headers release:docs-check release:unit release:fuzz release:sim release:scenario release:e2e \
   asan:unit asan:fuzz asan:sim asan:scenario ubsan:unit ubsan:fuzz ubsan:sim tsan:threads
 test:
 	@rm -rf $(RESULTS); mkdir -p $(RESULTS)
@@ -201,6 +202,17 @@ tidy:
 	@printf '%s\n' $(SOURCES) | xargs -P 2 -I{} clang-tidy --quiet {} -- $(CPPFLAGS) 2>/dev/null | grep -E 'warning:|error:' ; test $$? = 1
 	@tests/lib/long-functions
 
+# The references of options and metrics are written by the programs themselves, so they cannot say anything else than those do.
+docs $(B)/docs: $(PROGRAMS)
+	@mkdir -p $(B)/docs
+	@{ $(B)/tidegate-broker --markdown && echo && $(B)/tidegate-sink reference; } > $(B)/docs/configuration.md
+	@sh scripts/metrics $(B) > $(B)/docs/metrics.md
+	$(if $(filter docs,$@),@cp $(B)/docs/configuration.md $(B)/docs/metrics.md docs/)
+docs-check: $(B)/docs
+	@for document in configuration.md metrics.md; do \
+	  diff -u docs/$$document $(B)/docs/$$document || { echo "docs: docs/$$document is old: make docs"; exit 1; }; done
+	@sh tests/lib/docs-check docs/metrics.md && echo 'docs: ok'
+
 FORMATTED = $(shell git ls-files '*.c' '*.h' '*.cc')
 format:
 	clang-format -i $(FORMATTED)
@@ -219,5 +231,6 @@ clean:
 bench: all $(BENCH_BIN)
 	@scripts/bench
 
+# DATA=DIR keeps the data there; CSV="a.csv b.csv.gz" replays others than tests/demo/.
 demo: all $(B)/bench/replay
-	@CSV="$(CSV)" scripts/demo
+	@DATA='$(DATA)' CSV='$(CSV)' sh scripts/demo $(B)

@@ -84,7 +84,7 @@ static void print_usage(FILE *out)
                 "       tidegate-broker dump [-c FILE]\n"
                 "       tidegate-broker --help | --version | --options | --markdown\n"
                 "\n"
-                "  -c FILE       configuration; without one: port 1883 on the loopback, anonymous, data in /var/lib/tidegate\n"
+                "  -c FILE       configuration; without one: port 1883 on the loopback, anonymous, data in /var/lib/tidegate/broker\n"
                 "  -p PORT       port of the default listener\n"
                 "  -v            log_level debug\n"
                 "  check         say what is wrong with a configuration; with --topic: is a message there telemetry, and of which device\n"

@@ -1,8 +1,8 @@
 /* tidegate-sink: the start order, the signals, the shutdown order, and the small commands.
  *
  * Start: options -> log lines -> data directory (locked) -> partitions -> source's cursor (locked) -> threads -> HTTP -> ready.
- * SIGTERM and SIGINT: stop reading -> flush and commit -> give the position back -> close HTTP -> status 0. SIGHUP opens the log file anew. Signals are
- * blocked in all threads and taken here. */
+ * SIGTERM and SIGINT: stop reading -> flush and commit -> give the position back -> close HTTP -> status 0. SIGHUP opens the log file anew.
+ * Signals are blocked in all threads and taken here. */
 #include <getopt.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -13,13 +13,18 @@
 #include "common/data_dir.h"
 #include "common/proc.h"
 #include "common/sd_notify.h"
+#include "sink/query/plot.h"
 #include "sink/query/query_api.h"
 #include "sink/query/query_client.h"
+#include "sink/query/query_plot.h"
 #include "sink/sink_loop.h"
 #include "sink/store/verify.h"
 
 #define VERSION "0.1.0"
 #define LOGGER_FLUSH_INTERVAL_S 10
+#define PLOT_PAGE_ROWS "100000" /* a plot asks for its rows page by page */
+#define PLOT_WIDTH_DEFAULT 72
+#define PLOT_HEIGHT_DEFAULT 8
 
 extern char **environ;
 
@@ -31,7 +36,8 @@ static const char usage[] =
     "  tidegate-sink verify -c FILE            read all stored data and check every checksum\n"
     "  tidegate-sink reference                 print all options as Markdown\n"
     "  tidegate-sink query --device NAME [--metric NAME]... [--from TIME] [--to TIME] [--limit ROWS]\n"
-    "                      [--format table|csv|json] [--url http://HOST:PORT | -c FILE]\n"
+    "                      [--format table|csv|json|plot] [--width CELLS] [--height CELLS]\n"
+    "                      [--url http://HOST:PORT | -c FILE]\n"
     "                                          ask a running sink; TIME is RFC 3339, a Unix time or relative (-1h, the\n"
     "                                          default of --from); without --url and -c it is asked at 127.0.0.1:9801\n"
     "  tidegate-sink --help | --version\n"
@@ -42,7 +48,7 @@ struct arguments {
     const char *command; /* "run" without one */
     const char *config_path;
     bool accept_gap;
-    const char *device, *from, *to, *limit, *format, *url;
+    const char *device, *from, *to, *limit, *format, *url, *width, *height;
     const char **metrics; /* owned */
     size_t metric_count;
 };
@@ -108,7 +114,10 @@ static enum err port_file_write(const struct sink_config *config, uint16_t port,
 static void port_file_remove(const struct sink_config *config)
 {
     char path[FILE_PATH_MAX];
-    if (!file_path(path, config->data_directory, "http.port") && fs_unlink(fs_posix(), path))
+    enum err err = file_path(path, config->data_directory, "http.port");
+    if (!err)
+        err = fs_unlink(fs_posix(), path);
+    if (err && err != ERR_NOTFOUND)
         LOG_NOTICE("could not remove the port file", LOG_TEXT("file", path));
 }
 
@@ -288,39 +297,105 @@ static void put_argument(struct buf *out, const char *name, const char *value)
     query_client_put_escaped(out, value);
 }
 
-static int query(const struct arguments *arguments)
+/* One question to the sink at host:port. What went wrong is said on stderr; returns whether body_out holds an answer. */
+static bool query_ask(const struct arguments *arguments, struct buf *body_out, const char *host, const char *port, const char *from)
 {
-    char host[256], port[16];
-    struct buf target, body;
+    struct buf target;
     struct errmsg msg = {""};
     unsigned status = 0;
-    if (!arguments->device)
-        return fail_usage("query: --device is missing");
-    if (!query_find_sink(arguments, host, port))
-        return 1;
     buf_init(&target, 1 << 20);
-    buf_init(&body, QUERY_CLIENT_ANSWER_MAX);
     buf_put_string(&target, "/api/v1/query?device=");
     query_client_put_escaped(&target, arguments->device);
     for (size_t i = 0; i < arguments->metric_count; i++)
         put_argument(&target, "metric", arguments->metrics[i]);
-    put_argument(&target, "from", arguments->from ? arguments->from : "-1h");
+    put_argument(&target, "from", from);
     put_argument(&target, "to", arguments->to);
     put_argument(&target, "limit", arguments->limit);
-    put_argument(&target, "format", arguments->format ? arguments->format : "table");
-    enum err err = query_client_get(host, port, buf_string(&target), &status, &body, &msg);
+    put_argument(&target, "format", arguments->format);
+    enum err err = query_client_get(host, port, buf_string(&target), &status, body_out, &msg);
     if (err)
         fprintf(stderr, "tidegate-sink: %s (is tidegate-sink running? -c FILE or --url names another place)\n", msg.text);
-    else
-        fwrite(body.data, 1, body.size, status == 200 ? stdout : stderr);
+    else if (status != 200)
+        fwrite(body_out->data, 1, body_out->size, stderr);
     buf_deinit(&target);
+    return !err && status == 200;
+}
+
+/* Cells of a side of the plot; 0 when that is no number (said on stderr). */
+static size_t plot_side(const char *text, const char *name, size_t side_default)
+{
+    int64_t side = (int64_t)side_default;
+    if (!text || (options_parse_int(&side, span_of_string(text)) && side > 0 && side <= PLOT_WIDTH_MAX))
+        return (size_t)side;
+    fprintf(stderr, "tidegate-sink: --%s: expected a number from 1 to %d\n", name, PLOT_WIDTH_MAX);
+    return 0;
+}
+
+/* The sink cuts long answers, a picture wants all rows: ask on behind the last one until a page is shorter than the first, or --limit is
+ * reached. */
+static int query_plot(const struct arguments *arguments, const char *host, const char *port)
+{
+    struct arguments asked = *arguments;
+    struct query_plot plot = {0};
+    struct errmsg msg = {""};
+    enum err err = ERR_OK;
+    char from[32];
+    size_t width = plot_side(arguments->width, "width", PLOT_WIDTH_DEFAULT),
+           height = plot_side(arguments->height, "height", PLOT_HEIGHT_DEFAULT);
+    size_t row_count = 0, first_row_count = 0;
+    bool is_answered = width > 0 && height > 0, is_more = true;
+    asked.format = "csv";
+    asked.limit = arguments->limit ? arguments->limit : PLOT_PAGE_ROWS;
+    snprintf(from, sizeof from, "%s", arguments->from);
+    while (is_answered && is_more && !err) {
+        struct buf body;
+        buf_init(&body, QUERY_CLIENT_ANSWER_MAX);
+        is_answered = query_ask(&asked, &body, host, port, from);
+        if (is_answered)
+            err = query_plot_add(&plot, &row_count, buf_span(&body), &msg);
+        buf_deinit(&body);
+        first_row_count = first_row_count ? first_row_count : row_count;
+        is_more = !arguments->limit && row_count > 0 && row_count >= first_row_count;
+        if (!err && asked.metric_count == 0) { /* what was found in the whole range: the next page is shorter and might lack some */
+            asked.metrics = plot.names;
+            asked.metric_count = plot.column_count;
+        }
+        if (is_answered && !err && row_count > 0)
+            snprintf(from, sizeof from, "%" PRId64, plot.times_ns[plot.row_count - 1] + 1);
+    }
+    if (is_answered && !err)
+        err = query_plot_draw(stdout, &plot, width, height);
+    if (err)
+        fprintf(stderr, "tidegate-sink: %s\n", msg.text[0] ? msg.text : err_text(err));
+    query_plot_deinit(&plot);
+    return is_answered && !err ? 0 : 1;
+}
+
+static int query(struct arguments *arguments)
+{
+    char host[256], port[16];
+    struct buf body;
+    if (!arguments->device)
+        return fail_usage("query: --device is missing");
+    if (!query_find_sink(arguments, host, port))
+        return 1;
+    if (!arguments->from)
+        arguments->from = "-1h";
+    if (!arguments->format)
+        arguments->format = "table";
+    if (strcmp(arguments->format, "plot") == 0)
+        return query_plot(arguments, host, port);
+    buf_init(&body, QUERY_CLIENT_ANSWER_MAX);
+    bool is_answered = query_ask(arguments, &body, host, port, arguments->from);
+    if (is_answered)
+        fwrite(body.data, 1, body.size, stdout);
     buf_deinit(&body);
-    return err || status != 200 ? 1 : 0;
+    return is_answered ? 0 : 1;
 }
 
 /* ---- command line ---- */
 
-static int dispatch(const struct arguments *arguments)
+static int dispatch(struct arguments *arguments)
 {
     const char *command = arguments->command;
     if (strcmp(command, "reference") == 0)
@@ -338,15 +413,29 @@ static int dispatch(const struct arguments *arguments)
     return fail_usage("no such command");
 }
 
-enum { ARG_HELP = 256, ARG_VERSION, ARG_ACCEPT_GAP, ARG_DEVICE, ARG_METRIC, ARG_FROM, ARG_TO, ARG_LIMIT, ARG_FORMAT, ARG_URL };
+enum {
+    ARG_HELP = 256,
+    ARG_VERSION,
+    ARG_ACCEPT_GAP,
+    ARG_DEVICE,
+    ARG_METRIC,
+    ARG_FROM,
+    ARG_TO,
+    ARG_LIMIT,
+    ARG_FORMAT,
+    ARG_URL,
+    ARG_WIDTH,
+    ARG_HEIGHT
+};
 
 static const struct option long_options[] = {
-    {"config", required_argument, NULL, 'c'},      {"help", no_argument, NULL, ARG_HELP},
-    {"version", no_argument, NULL, ARG_VERSION},   {"accept-gap", no_argument, NULL, ARG_ACCEPT_GAP},
+    {"config", required_argument, NULL, 'c'},        {"help", no_argument, NULL, ARG_HELP},
+    {"version", no_argument, NULL, ARG_VERSION},     {"accept-gap", no_argument, NULL, ARG_ACCEPT_GAP},
     {"device", required_argument, NULL, ARG_DEVICE}, {"metric", required_argument, NULL, ARG_METRIC},
-    {"from", required_argument, NULL, ARG_FROM},   {"to", required_argument, NULL, ARG_TO},
-    {"limit", required_argument, NULL, ARG_LIMIT}, {"format", required_argument, NULL, ARG_FORMAT},
-    {"url", required_argument, NULL, ARG_URL},     {NULL, 0, NULL, 0},
+    {"from", required_argument, NULL, ARG_FROM},     {"to", required_argument, NULL, ARG_TO},
+    {"limit", required_argument, NULL, ARG_LIMIT},   {"format", required_argument, NULL, ARG_FORMAT},
+    {"url", required_argument, NULL, ARG_URL},       {"width", required_argument, NULL, ARG_WIDTH},
+    {"height", required_argument, NULL, ARG_HEIGHT}, {NULL, 0, NULL, 0},
 };
 
 /* Returns -1 to go on, or the status to end with. */
@@ -386,6 +475,12 @@ static int take_argument(struct arguments *arguments, int option)
         return -1;
     case ARG_URL:
         arguments->url = optarg;
+        return -1;
+    case ARG_WIDTH:
+        arguments->width = optarg;
+        return -1;
+    case ARG_HEIGHT:
+        arguments->height = optarg;
         return -1;
     default:
         fputs(usage, stderr);

@@ -411,7 +411,7 @@ static const struct option_spec specs[] = {
      .type = OPTION_PATH,
      .flags = OPTION_MOSQUITTO,
      .offset = OFF(persistence_location),
-     .text = "/var/lib/tidegate",
+     .text = "/var/lib/tidegate/broker",
      .doc = "The data directory; made when missing. One broker at a time.",
      .mosquitto = "mosquitto's default is the working directory."},
     {.name = "log_max_size",
@@ -469,11 +469,12 @@ static const struct option_spec specs[] = {
     {.name = "telemetry_partitions",
      .type = OPTION_INT,
      .offset = OFF(telemetry_partitions),
-     .text = "8",
+     .text = "4",
      .min = 1,
      .max = 4096,
      .unit = "partitions",
-     .doc = "Partitions of the telemetry: murmur2(device) modulo this number. The sink must be given the same number."},
+     .doc = "Each telemetry record carries murmur2(device) modulo this number, for whoever reads the log in parallel. tidegate-sink "
+            "divides by its own `partitions` and stores the same rows whether the two agree or not."},
 
     /* ---- operation ---- */
     {.name = "shards",
