@@ -35,8 +35,8 @@ enum op_type {
     OP_ROUTE_RETAINED, /* route -> publisher's shard: the value of that number is in (or superseded)              */
     OP_RETAINED_VALUE, /* route -> session's home: one retained message for filter `count` of the request        */
     OP_RETAINED_END,   /* route -> session's home: no more for this request                                       */
-    OP_ROUTE_ASK,      /* route -> shard: have you passed the present retained number? (so that removals can be forgotten) */
-    OP_ROUTE_PASS,     /* shard -> route: no OP_ROUTE_RETAIN with a number below `retain.hold` comes from me any more  */
+    OP_ROUTE_ASK,      /* route -> shard: answer behind everything you have sent; `count` is the round                   */
+    OP_ROUTE_PASS,     /* shard -> route: the answer: no OP_ROUTE_RETAIN with a number below `retain.hold` comes any more   */
     OP_LOG_BLOCK,      /* shard -> log: a sealed block, taken; comes back by OP_LOG_DURABLE                        */
     OP_LOG_DURABLE,    /* log -> shard: own blocks up to `durable_blocks` are durable; `blocks` returned           */
     OP_LOG_FAILED,     /* log -> shard: the log is failed for good; nothing is acknowledged from here on           */
@@ -63,7 +63,7 @@ struct op {
         struct delivery *delivery;     /* OP_DELIVER */
         struct route_request *request; /* OP_ROUTE_REQUEST, and filled in OP_ROUTE_REPLY */
         struct {
-            struct msg *msg; /* shared (ref); payload of 0 bytes clears */
+            struct msg *msg; /* shared (ref); payload of 0 bytes clears; NULL: a number was drawn for nothing */
             uint64_t hold;   /* the shard's own ticket, comes back in OP_ROUTE_RETAINED */
         } retain;            /* OP_ROUTE_RETAIN, OP_ROUTE_RETAINED (msg NULL; flag: refused, the store of retained values is full) */
         struct {

@@ -327,6 +327,19 @@ static void give_held(struct shard *shard, struct msg *msg, struct span held, ui
     ack_gate_put(&shard->gate, &item, held, shard_log_filling(&shard->log));
 }
 
+/* The number is drawn before the tree is asked, in one order with everything: a subscription that the route actor adds and then finds no
+ * number outstanding is in the tree for every later PUBLISH (route_actor.c). */
+static uint64_t draw_retained_number(struct shard *shard)
+{
+    return atomic_fetch_add_explicit(shard->config.retained_counter, 1, memory_order_seq_cst) + 1;
+}
+
+/* A number that was drawn for nothing: the route actor counts them. */
+static void post_retain_void(struct shard *shard)
+{
+    shard_post(shard, ACTOR_ROUTE, &(struct op){.type = OP_ROUTE_RETAIN, .from = shard->config.index});
+}
+
 static void post_retain(struct shard *shard, struct msg *msg)
 {
     shard->retained_asked++;
@@ -376,17 +389,19 @@ static enum publish_outcome publish(struct shard *shard, struct publish_in *in, 
         break;
     }
     in->source.receive_wall_ns = shard_receive_time(shard);
+    uint64_t retained_number = in->source.retain ? draw_retained_number(shard) : 0;
     struct msg *msg = msg_new(&in->source);
     if (!msg || !find_recipients(shard, in)) {
         if (in->wants_record)
             count_telemetry(shard, &shard->stats.telemetry_refused_no_memory);
+        if (retained_number)
+            post_retain_void(shard);
         msg_unref(msg);
         return PUBLISH_REFUSED;
     }
     uint64_t random[2] = {shard_random(shard), shard_random(shard)};
     memcpy(msg->correlation_id, random, sizeof msg->correlation_id);
-    if (in->source.retain)
-        msg->retained_number = atomic_fetch_add_explicit(shard->config.retained_counter, 1, memory_order_relaxed) + 1;
+    msg->retained_number = retained_number;
 
     *done = (struct publish_done){.is_matched = scratch->list.count > 0 || in->rule};
     if (in->wants_record) {
@@ -409,6 +424,8 @@ static enum publish_outcome publish(struct shard *shard, struct publish_in *in, 
         }
         if (!has_room && in->source.qos > 0) {
             msg_unref(msg);
+            if (retained_number)
+                post_retain_void(shard);
             return PUBLISH_NO_ROOM;
         }
         if (!has_room)

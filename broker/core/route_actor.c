@@ -1,5 +1,11 @@
 /* Requests are answered at once; what may be long, the scan of the retained topics for a new subscription, becomes a job that runs a slice
- * at a time, round robin, between other work. A job whose receiver's ring is full keeps the value in its hand and waits. */
+ * at a time, round robin, between other work. A job whose receiver's ring is full keeps the value in its hand and waits.
+ *
+ * A retained PUBLISH may have asked the tree before a subscription was added and arrive here after: neither the tree nor the scan has it.
+ * So a job stays open until nothing like that can come any more, and what comes meanwhile goes to it: (1) a shard draws the PUBLISH's
+ * number, then asks the tree, then posts it, all in one step, and numbers are drawn in one order with our fence; (2) if after adding the
+ * subscription all numbers drawn so far have arrived here, every later PUBLISH finds the subscription in the tree; (3) otherwise each shard
+ * is asked once (a round), and what it sends behind its answer has found the subscription in the tree. */
 #include "broker/core/route_actor.h"
 
 #include <stdlib.h>
@@ -7,6 +13,7 @@
 #include "broker/core/msg.h"
 #include "broker/core/op_backlog.h"
 #include "broker/core/route_stats.h"
+#include "broker/mqtt/topic.h"
 #include "broker/route/retained.h"
 #include "broker/route/topic_tree.h"
 #include "common/check.h"
@@ -29,6 +36,8 @@ struct scan_job {
     uint32_t filter_index;
     struct retained_scan *scan; /* of filters[filter_index]; NULL = not begun */
     struct msg *in_hand;        /* shared (ref): found its receiver's ring full */
+    uint32_t round;             /* shards that have not answered it may still send what the tree did not know */
+    bool settled;               /* no such thing can come */
 };
 
 struct route_actor {
@@ -39,9 +48,13 @@ struct route_actor {
     void *io_arg;
     struct op_backlog backlog;
     struct list_node jobs;
-    uint64_t passed[ACTOR_SHARDS_MAX]; /* no retained number below this comes from that shard any more */
-    bool asked[ACTOR_SHARDS_MAX];
-    uint16_t shard_count; /* shards heard of so far */
+    _Atomic uint64_t *retained_counter;
+    uint64_t retained_arrived;           /* numbers that came here, also those drawn for nothing */
+    uint64_t passed[ACTOR_SHARDS_MAX];   /* no retained number below this comes from that shard any more */
+    uint32_t answered[ACTOR_SHARDS_MAX]; /* newest round that the shard has answered */
+    uint32_t round;                      /* newest begun; rounds are compared by difference and may wrap */
+    uint16_t answers_missing;
+    uint16_t shard_count;
     int64_t next_ask_ns, next_sweep_ns;
     struct route_stats stats;
 };
@@ -74,15 +87,16 @@ static struct span filter_span(const struct route_request *request, const struct
     return span_of(request->text + filter->offset, filter->size);
 }
 
-struct route_actor *route_actor_new(struct topic_tree *tree, uint64_t hash_key, uint16_t shard_count, const struct route_limits *limits,
-                                    const struct route_io *io, void *io_arg)
+struct route_actor *route_actor_new(struct topic_tree *tree, _Atomic uint64_t *retained_counter, uint64_t hash_key, uint16_t shard_count,
+                                    const struct route_limits *limits, const struct route_io *io, void *io_arg)
 {
     CHECK(shard_count > 0);
     CHECK(shard_count <= ACTOR_SHARDS_MAX);
     struct route_actor *actor = calloc(1, sizeof *actor);
     if (!actor)
         return NULL;
-    *actor = (struct route_actor){.tree = tree, .limits = *limits, .io = io, .io_arg = io_arg, .shard_count = shard_count};
+    *actor = (struct route_actor){
+        .tree = tree, .retained_counter = retained_counter, .limits = *limits, .io = io, .io_arg = io_arg, .shard_count = shard_count};
     actor->retained = retained_new(hash_key, &(struct retained_limits){limits->retained_messages_max, limits->retained_bytes_max},
                                    &(struct retained_callbacks){retained_ref, retained_unref});
     if (!actor->retained) {
@@ -177,6 +191,13 @@ static struct route_request *request_copy(const struct route_request *request)
     return copy;
 }
 
+/* Whether every retained number drawn so far has arrived; to be asked after the tree was changed. */
+static bool is_settled(const struct route_actor *actor)
+{
+    atomic_thread_fence(memory_order_seq_cst);
+    return atomic_load_explicit(actor->retained_counter, memory_order_seq_cst) == actor->retained_arrived;
+}
+
 /* Plan the scans of a SUBSCRIBE that has been entered. NULL when no retained value is to be looked for. */
 static struct scan_job *job_new(struct route_actor *actor, const struct route_request *request)
 {
@@ -185,13 +206,16 @@ static struct scan_job *job_new(struct route_actor *actor, const struct route_re
         wanted |= filter_wants_retained(&request->filters[i]);
     struct retained_stats retained;
     retained_get_stats(actor->retained, &retained);
-    if (!wanted || retained.messages == 0) /* with none, there is nothing to look for */
+    bool settled = is_settled(actor);
+    if (!wanted || (retained.messages == 0 && settled)) /* with none, there is nothing to look for */
         return NULL;
     struct scan_job *job = calloc(1, sizeof *job);
     struct route_request *copy = request_copy(request);
     CHECK_MSG(job, "out of memory for a retained scan");
     CHECK_MSG(copy, "out of memory for a retained scan");
     job->request = copy;
+    job->round = actor->round + 1;
+    job->settled = settled;
     list_node_init(&job->node);
     return job;
 }
@@ -243,9 +267,33 @@ static void on_forget_session(struct route_actor *actor, struct route_request *r
     route_request_free(request);
 }
 
+static bool job_awaits(const struct route_actor *actor, const struct scan_job *job, actor_id shard)
+{
+    return !job->settled && (int32_t)(actor->answered[shard] - job->round) < 0;
+}
+
+/* A value that `from` may have published without knowing of the jobs' subscriptions. Those whose scan is still to come will find it there.
+ */
+static void give_to_jobs(struct route_actor *actor, struct msg *msg, actor_id from)
+{
+    LIST_EACH(node, &actor->jobs)
+    {
+        const struct scan_job *job = LIST_ENTRY(node, struct scan_job, node);
+        const struct route_request *request = job->request;
+        bool is_scanning = job->scan != NULL;
+        for (uint32_t i = 0; job_awaits(actor, job, from) && i < job->filter_index + is_scanning; i++)
+            if (filter_wants_retained(&request->filters[i]) &&
+                topic_matches_filter(filter_span(request, &request->filters[i]), msg_topic(msg)))
+                send_retained(actor, OP_RETAINED_VALUE, msg_ref(msg), request, i);
+    }
+}
+
 static void on_retain(struct route_actor *actor, const struct op *op)
 {
     struct msg *msg = op->retain.msg;
+    actor->retained_arrived++;
+    if (!msg)
+        return;
     enum retained_result result =
         msg->payload_size == 0
             ? retained_remove(actor->retained, msg_topic(msg), msg->retained_number) /* [MQTT-3.3.1-6], [MQTT-3.3.1-7] */
@@ -257,6 +305,8 @@ static void on_retain(struct route_actor *actor, const struct op *op)
     counter_add(&actor->stats.retained_refused, refused);
     struct op reply = {.type = OP_ROUTE_RETAINED, .flag = refused, .from = ACTOR_ROUTE, .retain = {.hold = op->retain.hold}};
     op_backlog_post(&actor->backlog, post, actor, op->from, &reply);
+    if (result == RETAINED_STORED)
+        give_to_jobs(actor, msg, op->from);
     msg_unref(msg);
 }
 
@@ -280,8 +330,11 @@ static void on_request(struct route_actor *actor, struct route_request *request)
 static void on_pass(struct route_actor *actor, const struct op *op)
 {
     CHECK(op->from < actor->shard_count);
+    CHECK(op->count == actor->round);
+    CHECK(actor->answers_missing > 0);
     actor->passed[op->from] = op->retain.hold;
-    actor->asked[op->from] = false;
+    actor->answered[op->from] = op->count;
+    actor->answers_missing--;
     uint64_t least = UINT64_MAX;
     for (uint16_t shard = 0; shard < actor->shard_count; shard++)
         if (actor->passed[shard] < least)
@@ -341,6 +394,9 @@ static bool job_step(struct route_actor *actor, struct scan_job *job, wall_ns no
     while (job->filter_index < request->filter_count && !filter_wants_retained(&request->filters[job->filter_index]))
         job->filter_index++;
     if (job->filter_index == request->filter_count) {
+        for (uint16_t shard = 0; shard < actor->shard_count; shard++)
+            if (job_awaits(actor, job, shard))
+                return false;
         send_retained(actor, OP_RETAINED_END, NULL, request, 0);
         job_free(actor, job);
         return true;
@@ -362,16 +418,22 @@ static bool job_step(struct route_actor *actor, struct scan_job *job, wall_ns no
     return true;
 }
 
+/* A round of questions: while removals are remembered once a second, and whenever a job needs one that has not begun. */
 static void ask_shards(struct route_actor *actor, wall_ns now, const struct retained_stats *retained)
 {
-    if (retained->tombstones == 0 || now < actor->next_ask_ns)
+    bool wanted = retained->tombstones > 0 && now >= actor->next_ask_ns;
+    LIST_EACH(node, &actor->jobs)
+    {
+        const struct scan_job *job = LIST_ENTRY(node, struct scan_job, node);
+        wanted |= !job->settled && job->round == actor->round + 1;
+    }
+    if (!wanted || actor->answers_missing)
         return;
     actor->next_ask_ns = now + FORGET_SPACING_NS;
+    actor->round++;
     for (uint16_t shard = 0; shard < actor->shard_count; shard++) {
-        if (actor->asked[shard])
-            continue;
-        struct op op = {.type = OP_ROUTE_ASK, .from = ACTOR_ROUTE};
-        actor->asked[shard] = true;
+        struct op op = {.type = OP_ROUTE_ASK, .from = ACTOR_ROUTE, .count = actor->round};
+        actor->answers_missing++;
         op_backlog_post(&actor->backlog, post, actor, shard, &op);
     }
 }

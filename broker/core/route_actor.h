@@ -6,6 +6,7 @@
 #ifndef TIDEGATE_BROKER_CORE_ROUTE_ACTOR_H
 #define TIDEGATE_BROKER_CORE_ROUTE_ACTOR_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -55,10 +56,10 @@ struct route_limits {
 struct route_actor;
 struct route_stats; /* broker/core/route_stats.h */
 
-/* tree: its only writer from here on. hash_key: random. shard_count: shards that send. limits copied; io borrowed for life. NULL when
- * memory is short. */
-struct route_actor *route_actor_new(struct topic_tree *tree, uint64_t hash_key, uint16_t shard_count, const struct route_limits *limits,
-                                    const struct route_io *io, void *io_arg);
+/* tree: its only writer from here on. retained_counter: the process-wide one of shard_config, read only. hash_key: random. shard_count:
+ * shards that send. limits copied; io borrowed for life. NULL when memory is short. */
+struct route_actor *route_actor_new(struct topic_tree *tree, _Atomic uint64_t *retained_counter, uint64_t hash_key, uint16_t shard_count,
+                                    const struct route_limits *limits, const struct route_io *io, void *io_arg);
 void route_actor_free(struct route_actor *actor);
 struct route_stats *route_actor_stats(struct route_actor *actor);
 void route_actor_on_op(struct route_actor *actor, const struct op *op);

@@ -206,10 +206,11 @@ static void on_retained(struct shard *shard, const struct op *op)
 }
 
 /* Numbers are drawn and posted in one step, so everything below the next one is on its way before this answer. */
-static void on_ask(struct shard *shard)
+static void on_ask(struct shard *shard, uint32_t round)
 {
     uint64_t next = atomic_load_explicit(shard->config.retained_counter, memory_order_relaxed) + 1;
-    shard_post(shard, ACTOR_ROUTE, &(struct op){.type = OP_ROUTE_PASS, .from = shard->config.index, .retain = {.hold = next}});
+    shard_post(shard, ACTOR_ROUTE,
+               &(struct op){.type = OP_ROUTE_PASS, .from = shard->config.index, .count = round, .retain = {.hold = next}});
 }
 
 void shard_on_op(struct shard *shard, const struct op *op)
@@ -232,7 +233,7 @@ void shard_on_op(struct shard *shard, const struct op *op)
         subscribe_on_retained_end(shard, op);
         return;
     case OP_ROUTE_ASK:
-        on_ask(shard);
+        on_ask(shard, op->count);
         return;
     case OP_LOG_DURABLE:
         shard_log_on_durable(shard, op);

@@ -33,7 +33,8 @@ static void hand_over(struct shard *shard, struct log_block *block, uint32_t con
 {
     log_block_seal(shard->log.pool, block);
     counter_inc(&shard->stats.log_blocks);
-    shard_post(shard, ACTOR_LOG, &(struct op){.type = OP_LOG_BLOCK, .from = shard->config.index, .count = connection_count, .block = block});
+    shard_post(shard, ACTOR_LOG,
+               &(struct op){.type = OP_LOG_BLOCK, .from = shard->config.index, .count = connection_count, .block = block});
 }
 
 static void seal_filling(struct shard *shard)

@@ -53,8 +53,8 @@ static void *route_thread_main(void *arg)
     }
 }
 
-enum err route_thread_start(struct route_thread **thread_out, struct exchange *exchange, struct topic_tree *tree, uint64_t hash_key,
-                            uint16_t shard_count, const struct route_limits *limits)
+enum err route_thread_start(struct route_thread **thread_out, struct exchange *exchange, struct topic_tree *tree,
+                            _Atomic uint64_t *retained_counter, uint64_t hash_key, uint16_t shard_count, const struct route_limits *limits)
 {
     struct route_thread *thread = calloc(1, sizeof *thread);
     if (!thread)
@@ -65,7 +65,7 @@ enum err route_thread_start(struct route_thread **thread_out, struct exchange *e
         free(thread);
         return err;
     }
-    thread->actor = route_actor_new(tree, hash_key, shard_count, limits, &route_thread_io, thread);
+    thread->actor = route_actor_new(tree, retained_counter, hash_key, shard_count, limits, &route_thread_io, thread);
     if (thread->actor) {
         exchange_set_wake(exchange, ACTOR_ROUTE, bell_ring, &thread->bell);
         if (pthread_create(&thread->thread, NULL, route_thread_main, thread) == 0) {

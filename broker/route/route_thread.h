@@ -10,8 +10,9 @@
 struct route_thread;
 
 /* tree and exchange borrowed for life. Returns 0 or ERR_NOMEM. Thread: main. */
-enum err route_thread_start(struct route_thread **thread_out, struct exchange *exchange, struct topic_tree *tree, uint64_t hash_key,
-                            uint16_t shard_count, const struct route_limits *limits) must_check;
+enum err route_thread_start(struct route_thread **thread_out, struct exchange *exchange, struct topic_tree *tree,
+                            _Atomic uint64_t *retained_counter, uint64_t hash_key, uint16_t shard_count,
+                            const struct route_limits *limits) must_check;
 /* After all shards have stopped. NULL is fine. */
 void route_thread_stop(struct route_thread *thread);
 struct route_stats *route_thread_stats(struct route_thread *thread);

@@ -229,7 +229,9 @@ bool session_has_newer(const struct session *sess, uint64_t topic_hash, const st
     const struct newer_topic *cell = newer_cell(sess->rare, topic_hash | 1);
     if (cell->topic_hash == 0)
         return false;
-    return cell->retained_number > retained->retained_number || cell->receive_wall_ns > retained->receive_wall_ns;
+    /* The same one counts too: it came live. */
+    bool came_live = retained->retained_number && cell->retained_number >= retained->retained_number;
+    return came_live || cell->receive_wall_ns > retained->receive_wall_ns;
 }
 
 struct pending_request *session_find_pending(const struct session *sess, uint64_t id)

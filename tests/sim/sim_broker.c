@@ -219,7 +219,8 @@ static bool make_actors(struct sim *sim, struct sim_broker *broker)
     broker->store_io.post = store_post;
     broker->tree = topic_tree_new(sim->seed);
     CHECK(broker->tree);
-    broker->route = route_actor_new(broker->tree, sim->seed, sim->config.shard_count, &limits, &broker->route_io, broker);
+    broker->route =
+        route_actor_new(broker->tree, &broker->retained_counter, sim->seed, sim->config.shard_count, &limits, &broker->route_io, broker);
     broker->store = store_actor_new(&broker->store_io, broker);
     CHECK(broker->route);
     CHECK(broker->store);
