@@ -237,6 +237,12 @@ static bool is_unset_string(const struct option_spec *spec, const void *base)
     return !text;
 }
 
+/* Neither set nor with a default: its zero need not be a value that could be written. */
+static bool is_unset_number(const struct option_spec *spec, const struct assignment *assignment)
+{
+    return !assignment && !spec->text && (spec->type == OPTION_INT || spec->type == OPTION_SIZE || spec->type == OPTION_DURATION);
+}
+
 static void dump_value(struct dumper *dumper, const struct option_spec *spec, int listener_index)
 {
     if (spec->type == OPTION_LISTENER || spec->type == OPTION_INCLUDE_DIR)
@@ -246,12 +252,12 @@ static void dump_value(struct dumper *dumper, const struct option_spec *spec, in
         return;
     }
     const void *base = options_base(dumper->options, spec, listener_index);
-    if (is_unset_string(spec, base)) {
+    int block = listener_index >= 0 ? dumper->options->listener_blocks[listener_index] : BLOCK_DEFAULT;
+    const struct assignment *assignment = options_resolve(dumper->options, spec, block);
+    if (is_unset_string(spec, base) || is_unset_number(spec, assignment)) {
         buf_printf(dumper->out, "# %s is not set\n", spec->name);
         return;
     }
-    int block = listener_index >= 0 ? dumper->options->listener_blocks[listener_index] : BLOCK_DEFAULT;
-    const struct assignment *assignment = options_resolve(dumper->options, spec, block);
     if (assignment)
         dump_origin(dumper, assignment->source, assignment->file, assignment->line);
     else
