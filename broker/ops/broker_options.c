@@ -405,8 +405,10 @@ static const struct option_spec specs[] = {
      .offset = OFF(persistence),
      .text = "true",
      .section = "Data",
-     .doc = "true: what a PUBLISH causes is durable before it is acknowledged. false: nothing is written, telemetry rules are an error.",
-     .mosquitto = "mosquitto's default is false, and true writes at intervals, after acknowledging."},
+     .doc = "true: telemetry of QoS 1 and 2 is durable before it is acknowledged. Sessions, queues and retained messages are in memory and "
+            "end with the process. false: nothing is written, telemetry rules are an error.",
+     .mosquitto =
+         "mosquitto's default is false; its true writes sessions, queues and retained messages at intervals, after acknowledging."},
     {.name = "persistence_location",
      .type = OPTION_PATH,
      .flags = OPTION_MOSQUITTO,
@@ -574,10 +576,14 @@ static const struct option_foreign foreign[] = {
     {"dhparamfile", true, "key exchange is ECDHE on P-256"},
     {"tls_engine", false, "engines are not supported"},
     {"tls_keyform", false, "engines are not supported"},
-    {"user", true, "start it as the user it shall run as (the service unit does)"},
+    {"user", true, "start it as the user it shall run as"},
     {"sys_interval", true, "figures are at /metrics"},
-    {"autosave_interval", true, "everything acknowledged is on disk before the acknowledgement; there is nothing to save at intervals"},
-    {"autosave_on_changes", true, "everything acknowledged is on disk before the acknowledgement; there is nothing to save at intervals"},
+    {"autosave_interval", true,
+     "telemetry is on disk before its acknowledgement, sessions and retained messages are in memory; there is nothing to save at "
+     "intervals"},
+    {"autosave_on_changes", true,
+     "telemetry is on disk before its acknowledgement, sessions and retained messages are in memory; there is nothing to save at "
+     "intervals"},
     {"persistence_file", true, "the data directory holds several files"},
     {"log_timestamp", true, "log lines always have a time"},
     {"log_timestamp_format", true, "log lines have RFC 3339 times"},
