@@ -29,6 +29,7 @@ struct log_thread {
     struct bell bell;
     struct op_backlog backlog;
     struct log_block *pending[LOG_WRITER_BATCH_MAX]; /* in the order found */
+    actor_id pending_from[LOG_WRITER_BATCH_MAX];     /* whose they are: a block that was given back is not looked into again */
     size_t pending_count;
     uint64_t pending_bytes;
     mono_ns pending_since_ns;
@@ -65,6 +66,7 @@ static void log_thread_on_op(void *arg, const struct op *op)
     CHECK(op->type == OP_LOG_BLOCK);
     CHECK(thread->pending_count < LOG_WRITER_BATCH_MAX);
     op->block->next = NULL;
+    thread->pending_from[thread->pending_count] = op->from;
     thread->pending[thread->pending_count++] = op->block;
     thread->pending_bytes += op->block->size;
     /* A shard that does not say counts as one connection for each record. */
@@ -89,9 +91,9 @@ static void log_thread_tell_durable(struct log_thread *thread)
     for (actor_id shard = 0; shard < thread->config.shard_count; shard++) {
         struct log_block *first = NULL, **last = &first, *newest = NULL;
         for (size_t i = 0; i < thread->pending_count; i++) {
-            struct log_block *block = thread->pending[i];
-            if (block->shard != shard)
+            if (thread->pending_from[i] != shard)
                 continue;
+            struct log_block *block = thread->pending[i];
             *last = block;
             last = &block->next;
             newest = block;
