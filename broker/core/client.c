@@ -205,7 +205,7 @@ void client_send(struct shard *shard, struct client *client, const struct packet
 
 void client_send_ack(struct shard *shard, struct client *client, enum mqtt_packet_type type, uint16_t packet_id, enum mqtt_reason reason)
 {
-    bool is_last = type == MQTT_PUBACK || (type == MQTT_PUBREC && reason >= MQTT_REASON_UNSPECIFIED_ERROR);
+    bool is_last = type == MQTT_PUBACK || (type == MQTT_PUBREC && (reason >= MQTT_REASON_UNSPECIFIED_ERROR || !client->is_strict));
     if (is_last && client->receive_held > 0)
         client->receive_held--;
     if (client->block == BLOCK_QUOTA)
@@ -244,7 +244,7 @@ void client_answer(struct shard *shard, struct client *client, enum mqtt_packet_
 /* Reading stops while packets cannot be handled or the other direction is clogged. */
 static void update_reading(struct shard *shard, struct client *client)
 {
-    bool pause = client->is_choked || client->block == BLOCK_ROOM || client->block == BLOCK_QUOTA || client->block == BLOCK_LARGE;
+    bool pause = shard->is_draining || client->is_choked || client->block == BLOCK_ROOM || client->block == BLOCK_QUOTA || client->block == BLOCK_LARGE;
     if (client->block == BLOCK_FAIR && client->partial && client->partial->size - client->partial->start > FAIR_PAUSE_BYTES)
         pause = true;
     if (pause == client->is_paused)
@@ -256,6 +256,8 @@ static void update_reading(struct shard *shard, struct client *client)
         counter_inc(&shard->stats.publish_paused);
     shard->io->read_pause(shard->io_arg, client->conn, pause);
 }
+
+void client_stop_reading(struct shard *shard, struct client *client) { update_reading(shard, client); }
 
 void client_flush(struct shard *shard, struct client *client)
 {
@@ -272,6 +274,8 @@ void client_flush(struct shard *shard, struct client *client)
             break;
         }
         CHECK((size_t)taken <= total);
+        if (client->is_choked && taken > 0)
+            hear(shard, client); /* it takes what we have: all that we can know of one that we do not read */
         counter_add(&shard->stats.sent_bytes, (uint64_t)taken);
         outbox_consume(&client->outbox, &shard->outboxes, (size_t)taken);
         client->is_waiting_writable = (size_t)taken < total;
@@ -445,7 +449,7 @@ static void apply_connect(struct shard *shard, struct client *client, const stru
     client->receive_max = props->present & MQTT_PROPERTY_BIT(RECEIVE_MAXIMUM) ? props->receive_maximum : UINT16_MAX;
     client->send_quota = client->receive_max;
     client->packet_size_max = props->present & MQTT_PROPERTY_BIT(MAXIMUM_PACKET_SIZE) ? props->maximum_packet_size : UINT32_MAX;
-    client->no_problem_info = (props->present & MQTT_PROPERTY_BIT(REQUEST_PROBLEM_INFORMATION)) && !props->request_problem_information;
+    client->is_strict = client->version == MQTT_V5 && shard->config.limits.receive_maximum_strict;
     client->keep_alive_s = connect->keep_alive_s;
     uint16_t max_s = listener->max_keepalive_s;
     if (connect->version == MQTT_V5 && max_s > 0 && (client->keep_alive_s == 0 || client->keep_alive_s > max_s))
@@ -766,10 +770,10 @@ void client_on_bytes(struct shard *shard, struct client *client, const uint8_t *
 {
     counter_add(&shard->stats.received_bytes, size);
     hear(shard, client);
-    if (client->partial || client->block != BLOCK_NONE) {
+    if (client->partial || client->block != BLOCK_NONE || shard->is_draining) {
         if (!partial_append(shard, client, data, size))
             return;
-        if (client->block == BLOCK_NONE)
+        if (client->block == BLOCK_NONE && !shard->is_draining)
             handle_partial(shard, client);
         else
             update_reading(shard, client);
@@ -798,8 +802,8 @@ void client_on_timer(struct shard *shard, struct client *client)
         drop_connecting(shard, client, &shard->stats.refused_timeout);
         return;
     }
-    if (client->is_paused)
-        hear(shard, client); /* we do not listen: LOG 7 */
+    if (client->is_paused && !client->is_choked)
+        hear(shard, client); /* we do not listen: LOG 7. One that takes nothing is not alive, though. */
     int64_t deadline_ms = (int64_t)client->heard_tick * CLIENT_TICK_MS + KEEP_ALIVE_MS(client->keep_alive_s);
     if (shard->now_ms < deadline_ms)
         timer_wheel_add(&shard->client_timers, &client->timer, (uint64_t)deadline_ms);

@@ -14,7 +14,8 @@
  *
  *   BLOCK_FAIR   it had its publishes of this turn                               next turn
  *   BLOCK_ROOM   log, gate or a ring has no room for its PUBLISH                 when there is room again
- *   BLOCK_QUOTA  it has receive_maximum unanswered PUBLISHes, not strict         when the gate releases one
+ *   BLOCK_QUOTA  it has receive_maximum unanswered PUBLISHes, not strict         when the gate releases one (a PUBREC is an answer: the
+ *                                                                                PUBREL may stand behind what is not read)
  *   BLOCK_LARGE  its large record is on its way into blocks                      when its last block is sealed
  *
  * Nothing in the sending direction ever closes a client while its packets are handled: shortage of memory marks it `is_doomed`, and the end
@@ -56,7 +57,7 @@ struct client {
     struct client_extra *extra; /* NULL = none */
     uint32_t packet_size_max;   /* the client's Maximum Packet Size; UINT32_MAX = none */
     uint32_t gate_held;         /* answers of this connection in the gate */
-    uint32_t receive_held;      /* QoS > 0 from it that are not answered */
+    uint32_t receive_held;      /* QoS > 0 from it that are not answered; of a strict one, QoS 2 until PUBREL */
     uint32_t heard_tick;        /* mono, the last bytes, in CLIENT_TICK_MS */
     uint32_t outbox_counted;    /* bytes of its outbox in the shard's queue statistics */
     uint16_t turn;              /* of `publishes`, low bits */
@@ -72,7 +73,7 @@ struct client {
     bool is_choked;             /* its outbox is past the bound: not read until half is gone */
     bool is_waiting_writable;   /* the last write stopped: the driver will tell */
     bool is_doomed;             /* close at the end of the turn */
-    bool no_problem_info;       /* Request Problem Information 0 */
+    bool is_strict;             /* exceeding the receive maximum closes it: it speaks MQTT 5 and was told */
 };
 
 _Static_assert(sizeof(struct client) <= 160, "a connection's memory: one size class of the allocator");
@@ -81,6 +82,8 @@ struct client *client_new(struct shard *shard, void *conn, const struct client_o
 void client_on_bytes(struct shard *shard, struct client *client, const uint8_t *data, size_t size);
 void client_on_writable(struct shard *shard, struct client *client);
 void client_on_timer(struct shard *shard, struct client *client);
+/* Draining: nothing more is read or handled. */
+void client_stop_reading(struct shard *shard, struct client *client);
 /* Handle what waits in `partial` and read again; for a blocked client whose cause has gone. */
 void client_resume(struct shard *shard, struct client *client);
 

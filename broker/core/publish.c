@@ -495,7 +495,7 @@ static enum client_step on_repeated(struct shard *shard, struct client *client, 
 {
     if (id->wait_block == WAIT_UNKNOWN)
         return block(shard, client, BLOCK_ROOM);
-    if (!id->is_counted) {
+    if (!id->is_counted || !client->is_strict) {
         id->is_counted = true;
         client->receive_held++;
     }
@@ -548,7 +548,7 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
         if (id)
             return on_repeated(shard, client, packet, id);
         if (client->receive_held >= listener->receive_maximum) {
-            if (!shard->config.limits.receive_maximum_strict)
+            if (!client->is_strict)
                 return block(shard, client, BLOCK_QUOTA);
             client_close(shard, client, MQTT_REASON_RECEIVE_MAXIMUM_EXCEEDED, &shard->stats.closed_protocol_error); /* [MQTT-3.3.4-7] */
             return CLIENT_GONE;
@@ -644,7 +644,7 @@ enum client_step publish_on_pubrel(struct shard *shard, struct client *client, u
     enum mqtt_reason reason = id ? MQTT_REASON_SUCCESS : MQTT_REASON_PACKET_IDENTIFIER_NOT_FOUND;
     uint64_t wait_block = id ? id->wait_block : 0;
     if (id) {
-        if (id->is_counted && client->receive_held > 0)
+        if (client->is_strict && id->is_counted && client->receive_held > 0)
             client->receive_held--;
         close_inbound(sess, packet_id);
     }

@@ -302,12 +302,14 @@ void shard_turn_end(struct shard *shard)
 {
     CHECK(shard->in_turn);
     uint64_t now_ms = (uint64_t)shard->now_ms;
-    if (!list_is_empty(&shard->ready)) {
-        shard->turn++; /* a new allowance of publishes */
-        resume_all(shard, &shard->ready);
+    if (!shard->is_draining) {
+        if (!list_is_empty(&shard->ready)) {
+            shard->turn++; /* a new allowance of publishes */
+            resume_all(shard, &shard->ready);
+        }
+        if (!list_is_empty(&shard->blocked) && shard_has_room(shard))
+            resume_all(shard, &shard->blocked);
     }
-    if (!list_is_empty(&shard->blocked) && shard_has_room(shard))
-        resume_all(shard, &shard->blocked);
     if (timer_wheel_advance(&shard->client_timers, now_ms, SHARD_TIMERS_PER_TURN, on_client_timer, shard))
         shard->is_work_left = true;
     if (timer_wheel_advance(&shard->session_timers, now_ms, SHARD_TIMERS_PER_TURN, on_session_timer, shard))
@@ -321,7 +323,7 @@ void shard_turn_end(struct shard *shard)
     write_all(shard);
     deliver_post_batches(shard); /* closing may have said wills */
     refresh_gauges(shard);
-    if (!list_is_empty(&shard->ready) || shard->log.block)
+    if ((!list_is_empty(&shard->ready) && !shard->is_draining) || shard->log.block)
         shard->is_work_left = true;
     shard->in_turn = false;
     epoch_end(shard->reader);
@@ -352,8 +354,12 @@ bool shard_drain(struct shard *shard, bool force)
     for (uint32_t slot = 0; slot < shard->sessions.slot_count; slot++) {
         struct session *sess = session_table_at(&shard->sessions, slot);
         struct client *client = sess ? sess->client : NULL;
-        if (client && (force || client->gate_held == 0))
+        if (!client)
+            continue;
+        if (force || (client->gate_held == 0 && client->block != BLOCK_LARGE))
             client_close(shard, client, MQTT_REASON_SERVER_SHUTTING_DOWN, &shard->stats.closed_shutdown);
+        else
+            client_stop_reading(shard, client); /* or what it sends meanwhile would be waited for, too, and so on */
     }
     return gauge_get(&shard->stats.connections) == 0 && shard_log_is_quiet(&shard->log) && shard->backlog.count == 0 &&
            (force || ack_gate_is_empty(&shard->gate));

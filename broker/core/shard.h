@@ -82,7 +82,7 @@ struct shard_limits {
     bool queue_qos0_messages;        /* QoS 0 for offline sessions */
     bool allow_zero_length_clientid;
     bool allow_duplicate_messages; /* overlapping subscriptions: a copy each instead of one merged */
-    bool receive_maximum_strict;   /* true: 0x93 and close; false: stop reading */
+    bool receive_maximum_strict;   /* true: 0x93 and close, for MQTT 5 (who was not told is only not read); false: stop reading */
 };
 
 struct shard_config {
@@ -122,8 +122,8 @@ void shard_on_writable(struct shard *shard, struct client *client);
 void shard_on_closed(struct shard *shard, struct client *client, const char *reason);
 void shard_on_op(struct shard *shard, const struct op *op);
 
-/* Begin the end: DISCONNECT 0x8B to v5 clients, close all after what is held is released or `force`. True when no connection is left and
- * everything logged is durable. Call once a turn until then. */
+/* Begin the end: nothing more is read, DISCONNECT 0x8B to v5 clients, close all after what is held is released or `force`. True when no
+ * connection is left and everything logged is durable. Call once a turn until then. */
 bool shard_drain(struct shard *shard, bool force);
 
 #endif

@@ -710,6 +710,35 @@ static void receive_maximum_may_just_stop_reading(void **state)
     rig_free(rig);
 }
 
+/* Nobody told it of a receive maximum: it is slowed down, never closed. */
+static void old_versions_are_not_held_to_the_receive_maximum(void **state)
+{
+    struct rig *rig = RIG(.listener = {.receive_maximum = 2}, .limits = {.receive_maximum_strict = true});
+    struct rig_client *client = rig_connect(rig, "a", MQTT_V311, true);
+    for (uint8_t qos = 1; qos <= 2; qos++) {
+        rig_log_hold(rig, true);
+        for (uint16_t id = 1; id <= 5; id++)
+            rig_publish(client, "t/car/x", "1", qos, id);
+        rig_settle(rig);
+        assert_false(rig_is_closed(client));
+        assert_true(rig_is_paused(client));
+        assert_int_equal(RIG_COUNTER(rig, telemetry_logged), qos == 1 ? 2 : 7);
+        rig_log_hold(rig, false);
+        rig_settle(rig);
+        for (uint16_t id = 1; id <= 5; id++) /* of QoS 2: though their PUBRELs stand behind the last of them */
+            expect_ack(client, qos == 1 ? MQTT_PUBACK : MQTT_PUBREC, id, 0);
+        assert_false(rig_is_paused(client));
+    }
+    rig_publish(client, "t/car/x", "1", 2, 3); /* repeated */
+    for (uint16_t id = 1; id <= 5; id++)
+        rig_send_ack(client, MQTT_PUBREL, id);
+    rig_settle(rig);
+    expect_ack(client, MQTT_PUBREC, 3, 0);
+    for (uint16_t id = 1; id <= 5; id++)
+        expect_ack(client, MQTT_PUBCOMP, id, 0);
+    rig_free(rig);
+}
+
 static void limits_of_the_listener_hold(void **state) /* 3.2.2-11, 3.2.2-14, 3.2.2-15 */
 {
     struct rig *rig = RIG(.listener = {.max_qos = 1, .max_packet_size = 100}, .is_retain_refused = true);
@@ -1171,6 +1200,34 @@ static void slow_socket_drops_qos0_and_is_not_read(void **state)
     for (int i = 0; i < 6; i++)
         expect_publish(other, "x", "one", 1, 0); /* none of QoS 1 is lost */
     expect_nothing(other);
+    rig_free(rig);
+}
+
+static void keep_alive_ends_who_takes_nothing(void **state)
+{
+    struct rig *rig = RIG(.limits = {.outbox_bytes_max = 1000});
+    struct rig_client *client = v5(rig, "p");
+    struct packet connect = rig_connect_packet("s", MQTT_V5, true);
+    connect.connect.keep_alive_s = 10;
+    struct rig_client *other = rig_connect_with(rig, &connect);
+    expect_connack(other, false, 0);
+    rig_subscribe(other, 1, "x", 1);
+    rig_write_max(other, 0);
+    char payload[2001];
+    memset(payload, 'p', sizeof payload), payload[2000] = 0;
+    rig_publish(client, "x", payload, 0, 0);
+    rig_publish(client, "x", payload, 1, 1);
+    rig_settle(rig);
+    assert_true(rig_is_paused(other));
+    rig_advance(rig, 14000);
+    rig_write_max(other, 1); /* slow, but there; the socket is full again at once */
+    rig_step(rig);
+    rig_write_max(other, 0);
+    rig_advance(rig, 14000);
+    assert_false(rig_is_closed(other));
+    rig_advance(rig, 2000);
+    assert_true(rig_is_closed(other));
+    assert_int_equal(RIG_COUNTER(rig, closed_keep_alive), 1);
     rig_free(rig);
 }
 
@@ -1931,6 +1988,31 @@ static void drain_waits_for_promises(void **state)
     rig_free(rig);
 }
 
+/* A client that never pauses must not hold the end up. */
+static void drain_reads_nothing_more(void **state)
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "car");
+    rig_log_hold(rig, true);
+    rig_publish(client, "t/car/x", "1", 1, 1);
+    rig_settle(rig);
+    assert_false(rig_drain(rig, false));
+    assert_true(rig_is_paused(client));
+    rig_publish(client, "t/car/x", "2", 1, 2); /* was read before the pause came to pass */
+    rig_settle(rig);
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    expect_ack(client, MQTT_PUBACK, 1, 0);
+    rig_publish(client, "t/car/x", "3", 1, 3);
+    rig_settle(rig);
+    rig_drain(rig, false);
+    expect_disconnect(client, 0x8b); /* and no PUBACK of what came later */
+    assert_int_equal(rig_record_count(rig), 1);
+    rig_settle(rig);
+    assert_true(rig_drain(rig, false));
+    rig_free(rig);
+}
+
 /* Clients that do anything, among small limits: nothing crashes, and the books balance at every step (the rig checks). */
 static void random_clients_keep_the_books(void **state)
 {
@@ -2061,6 +2143,7 @@ int main(void)
         TEST(unknown_pubrel_is_answered),
         TEST(server_receive_maximum_is_enforced),
         TEST(receive_maximum_may_just_stop_reading),
+        TEST(old_versions_are_not_held_to_the_receive_maximum),
         TEST(limits_of_the_listener_hold),
         TEST(topic_aliases_work_and_end),
         TEST(properties_go_along_unaltered),
@@ -2077,6 +2160,7 @@ int main(void)
         TEST(queue_goes_through_the_store_in_order),
         TEST(qos0_waits_only_when_configured),
         TEST(slow_socket_drops_qos0_and_is_not_read),
+        TEST(keep_alive_ends_who_takes_nothing),
         TEST(nothing_stalls_behind_a_full_outbox),
         TEST(large_payloads_go_by_reference),
         TEST(messages_expire),
@@ -2106,6 +2190,7 @@ int main(void)
         TEST(any_cut_gives_the_same),
         TEST(partial_packets_have_a_budget),
         TEST(drain_waits_for_promises),
+        TEST(drain_reads_nothing_more),
         TEST(random_clients_keep_the_books),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
