@@ -244,7 +244,8 @@ void client_answer(struct shard *shard, struct client *client, enum mqtt_packet_
 /* Reading stops while packets cannot be handled or the other direction is clogged. */
 static void update_reading(struct shard *shard, struct client *client)
 {
-    bool pause = shard->is_draining || client->is_choked || client->block == BLOCK_ROOM || client->block == BLOCK_QUOTA || client->block == BLOCK_LARGE;
+    bool pause = shard->is_draining || client->is_choked || client->block == BLOCK_ROOM || client->block == BLOCK_QUOTA ||
+                 client->block == BLOCK_LARGE;
     if (client->block == BLOCK_FAIR && client->partial && client->partial->size - client->partial->start > FAIR_PAUSE_BYTES)
         pause = true;
     if (pause == client->is_paused)

@@ -9,22 +9,25 @@
 #include "common/check.h"
 #include "common/hash.h"
 
-#define PENDING_MAX 256 /* requests of one session that are not answered; more wait unprocessed */
+#define PENDING_MAX 256           /* requests of one session that are not answered; more wait unprocessed */
+#define PENDING_FILTERS_MAX 16384 /* filters in them; one request may go beyond it */
 #define CODES_ON_STACK 64
 
 static bool has_room(const struct shard *shard, const struct session *sess)
 {
     if (shard->backlog.count > 0)
         return false;
-    uint32_t count = 0;
-    for (const struct pending_request *request = sess->rare ? sess->rare->pending : NULL; request; request = request->next)
+    uint32_t count = 0, filter_count = 0;
+    for (const struct pending_request *request = sess->rare ? sess->rare->pending : NULL; request; request = request->next) {
         count++;
-    return count < PENDING_MAX;
+        filter_count += request->asked_count;
+    }
+    return count < PENDING_MAX && filter_count < PENDING_FILTERS_MAX;
 }
 
 /* One reason for all filters; when the request cannot even be made. */
 static enum client_step answer_all(struct shard *shard, struct client *client, enum mqtt_packet_type type, uint16_t packet_id,
-                                   uint32_t filter_count)
+                                   uint32_t filter_count, enum mqtt_reason reason)
 {
     uint8_t stack[CODES_ON_STACK];
     uint8_t *codes = filter_count <= CODES_ON_STACK ? stack : malloc(filter_count);
@@ -32,7 +35,7 @@ static enum client_step answer_all(struct shard *shard, struct client *client, e
         client_close(shard, client, MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.closed_no_memory);
         return CLIENT_GONE;
     }
-    memset(codes, MQTT_REASON_UNSPECIFIED_ERROR, filter_count);
+    memset(codes, reason, filter_count);
     struct packet packet = {.type = type, .suback = {.packet_id = packet_id, .codes = span_of(codes, filter_count)}};
     client_send(shard, client, &packet);
     counter_add(&shard->stats.subscribes_refused, type == MQTT_SUBACK ? filter_count : 0);
@@ -41,14 +44,19 @@ static enum client_step answer_all(struct shard *shard, struct client *client, e
     return CLIENT_NEXT;
 }
 
-static struct pending_request *pending_new(struct shard *shard, struct session *sess, uint32_t filter_count)
+static struct pending_request *pending_new(struct shard *shard, struct session *sess, uint32_t asked_count, uint32_t filter_count)
 {
     struct session_rare *rare = session_rare_get(sess);
     struct pending_request *pending = rare ? malloc(sizeof *pending + filter_count * sizeof pending->filters[0]) : NULL;
     if (!pending)
         return NULL;
     *pending = (struct pending_request){
-        .next = rare->pending, .id = ++shard->request_id, .connection = sess->connection, .filter_count = filter_count};
+        .next = rare->pending,
+        .id = ++shard->request_id,
+        .connection = sess->connection,
+        .asked_count = asked_count,
+        .filter_count = filter_count,
+    };
     rare->pending = pending;
     return pending;
 }
@@ -75,7 +83,7 @@ static uint8_t judge_filter(struct session *sess, const struct packet_subscripti
 {
     if (subscription->filter.is_shared)
         return MQTT_REASON_SHARED_SUBSCRIPTIONS_NOT_SUPPORTED;
-    enum err err = session_add_subscription(sess, subscription->text);
+    enum err err = subscription_list_add(&sess->subscriptions, subscription->text, sess->hash);
     return err == ERR_OK ? MQTT_REASON_SUCCESS : err == ERR_FULL ? MQTT_REASON_QUOTA_EXCEEDED : MQTT_REASON_UNSPECIFIED_ERROR;
 }
 
@@ -91,15 +99,17 @@ enum client_step subscribe_on_subscribe(struct shard *shard, struct client *clie
             return CLIENT_GONE;
         }
     }
+    if (packet->filter_count > SUBSCRIPTION_LIST_FILTERS_MAX)
+        return answer_all(shard, client, MQTT_SUBACK, packet->packet_id, packet->filter_count, MQTT_REASON_QUOTA_EXCEEDED);
     if (!has_room(shard, sess)) {
         client_set_block(shard, client, BLOCK_ROOM);
         return CLIENT_BLOCKED;
     }
     struct route_request *request = route_request_new(packet->filter_count, text_size);
-    struct pending_request *pending = request ? pending_new(shard, sess, packet->filter_count) : NULL;
+    struct pending_request *pending = request ? pending_new(shard, sess, packet->filter_count, packet->filter_count) : NULL;
     if (!pending) {
         route_request_free(request);
-        return answer_all(shard, client, MQTT_SUBACK, packet->packet_id, packet->filter_count);
+        return answer_all(shard, client, MQTT_SUBACK, packet->packet_id, packet->filter_count, MQTT_REASON_UNSPECIFIED_ERROR);
     }
     bool has_id = packet->properties.present & MQTT_PROPERTY_BIT(SUBSCRIPTION_IDENTIFIER);
     uint32_t index = 0, used = 0;
@@ -127,20 +137,24 @@ enum client_step subscribe_on_unsubscribe(struct shard *shard, struct client *cl
     struct span filter;
     for (struct span rest = packet->filters; packet_unsubscribe_next(&rest, &filter);)
         text_size += filter.size;
+    if (packet->filter_count > SUBSCRIPTION_LIST_FILTERS_MAX) { /* more than it can have; UNSUBACK knows no refusal before MQTT 5 */
+        client_close(shard, client, MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.closed_protocol_error);
+        return CLIENT_GONE;
+    }
     if (!has_room(shard, sess)) {
         client_set_block(shard, client, BLOCK_ROOM);
         return CLIENT_BLOCKED;
     }
     struct route_request *request = route_request_new(packet->filter_count, text_size);
-    struct pending_request *pending = request ? pending_new(shard, sess, 0) : NULL;
+    struct pending_request *pending = request ? pending_new(shard, sess, packet->filter_count, 0) : NULL;
     if (!pending) {
         route_request_free(request);
-        return answer_all(shard, client, MQTT_UNSUBACK, packet->packet_id, packet->filter_count);
+        return answer_all(shard, client, MQTT_UNSUBACK, packet->packet_id, packet->filter_count, MQTT_REASON_UNSPECIFIED_ERROR);
     }
     uint32_t index = 0, used = 0;
     for (struct span rest = packet->filters; packet_unsubscribe_next(&rest, &filter); index++) {
         put_filter(request, index, &used, filter);
-        session_remove_subscription(sess, filter); /* byte by byte [MQTT-3.10.4-1] */
+        subscription_list_remove(&sess->subscriptions, filter); /* byte by byte [MQTT-3.10.4-1] */
     }
     counter_add(&shard->stats.unsubscribes, packet->filter_count);
     request_send(shard, sess, request, ROUTE_UNSUBSCRIBE, pending->id, packet->packet_id);
@@ -157,7 +171,7 @@ void subscribe_forget_session(struct shard *shard, struct session *sess)
         return; /* its entries stay and lead to a slot of another generation: dropped as session_gone */
     struct span filter;
     uint32_t index = 0, used = 0;
-    for (uint32_t offset = 0; session_next_subscription(sess, &offset, &filter); index++)
+    for (uint32_t offset = 0; subscription_list_next(list, &offset, &filter); index++)
         put_filter(request, index, &used, filter);
     request_send(shard, sess, request, ROUTE_FORGET_SESSION, ++shard->request_id, 0);
 }
@@ -191,7 +205,7 @@ static void settle_subscribe(struct shard *shard, struct session *sess, const st
         bool is_refused = filter->reason >= MQTT_REASON_UNSPECIFIED_ERROR;
         counter_inc(is_refused ? &shard->stats.subscribes_refused : &shard->stats.subscribes);
         if (is_refused && filter->is_new)
-            session_remove_subscription(sess, span_of(request->text + filter->offset, filter->size));
+            subscription_list_remove(&sess->subscriptions, span_of(request->text + filter->offset, filter->size));
     }
 }
 

@@ -33,7 +33,7 @@ void session_deinit(struct session *sess)
 {
     inflight_deinit(&sess->inflight);
     queue_deinit(&sess->queue);
-    free(sess->subscriptions);
+    subscription_list_free(sess->subscriptions);
     sess->subscriptions = NULL;
     if (!sess->rare)
         return;
@@ -66,72 +66,6 @@ void session_rare_trim(struct session *sess)
         return;
     free(rare);
     sess->rare = NULL;
-}
-
-bool session_next_subscription(const struct session *sess, uint32_t *offset, struct span *filter_out)
-{
-    const struct subscription_list *list = sess->subscriptions;
-    if (!list || *offset >= list->size)
-        return false;
-    uint16_t size = load_le16(list->bytes + *offset);
-    *filter_out = span_of(list->bytes + *offset + 2, size);
-    *offset += 2u + size;
-    return true;
-}
-
-bool session_has_subscription(const struct session *sess, struct span filter)
-{
-    struct span other;
-    for (uint32_t offset = 0; session_next_subscription(sess, &offset, &other);)
-        if (span_equal(other, filter))
-            return true;
-    return false;
-}
-
-enum err session_add_subscription(struct session *sess, struct span filter)
-{
-    CHECK(filter.size > 0);
-    CHECK(filter.size <= UINT16_MAX);
-    if (session_has_subscription(sess, filter))
-        return ERR_OK;
-    struct subscription_list *list = sess->subscriptions;
-    if (list && list->count >= SESSION_SUBSCRIPTIONS_MAX)
-        return ERR_FULL;
-    uint32_t need = (list ? list->size : 0) + 2 + (uint32_t)filter.size;
-    if (!list || list->capacity < need) {
-        /* The first filter gets exactly its room: most devices have one. */
-        uint32_t capacity = list ? need + need / 2 : need;
-        struct subscription_list *grown = realloc(list, sizeof *list + capacity);
-        if (!grown)
-            return ERR_NOMEM;
-        if (!list)
-            grown->count = grown->size = 0;
-        grown->capacity = capacity;
-        sess->subscriptions = list = grown;
-    }
-    store_le16(list->bytes + list->size, (uint16_t)filter.size);
-    memcpy(list->bytes + list->size + 2, filter.data, filter.size);
-    list->size = need;
-    list->count++;
-    return ERR_OK;
-}
-
-bool session_remove_subscription(struct session *sess, struct span filter)
-{
-    struct subscription_list *list = sess->subscriptions;
-    struct span other;
-    for (uint32_t offset = 0, start = 0; session_next_subscription(sess, &offset, &other); start = offset) {
-        if (!span_equal(other, filter))
-            continue;
-        memmove(list->bytes + start, list->bytes + offset, list->size - offset);
-        list->size -= offset - start;
-        if (--list->count == 0) {
-            free(list);
-            sess->subscriptions = NULL;
-        }
-        return true;
-    }
-    return false;
 }
 
 uint32_t session_pack_meta(struct session *sess, uint8_t qos, bool retain, const uint32_t *ids, uint32_t id_count)

@@ -21,24 +21,17 @@
 #include "broker/session/inbound_ids.h"
 #include "broker/session/inflight.h"
 #include "broker/session/queue.h"
+#include "broker/session/subscription_list.h"
 #include "broker/session/timer_wheel.h"
 #include "broker/session/will.h"
 #include "common/bytes.h"
 #include "common/err.h"
 
 #define SESSION_NEVER_EXPIRES UINT32_MAX
-#define SESSION_SUBSCRIPTIONS_MAX 16384 /* filters of one session; more are refused with 0x97 */
-#define SESSION_ID_SETS_MAX 1024        /* different combinations of subscription identifiers on messages under way */
-#define SESSION_NEWER_MAX 4096          /* topics remembered while retained values are on their way */
+#define SESSION_ID_SETS_MAX 1024 /* different combinations of subscription identifiers on messages under way */
+#define SESSION_NEWER_MAX 4096   /* topics remembered while retained values are on their way */
 
 struct client;
-
-/* The filters of a session, one after the other: 16 bits of size (little-endian) and the text as sent. */
-struct subscription_list {
-    uint32_t count;
-    uint32_t size, capacity; /* bytes */
-    uint8_t bytes[];
-};
 
 /* One filter of a SUBSCRIBE that is at the route actor, or whose retained values are still coming. */
 struct pending_filter {
@@ -48,8 +41,9 @@ struct pending_filter {
 struct pending_request {
     struct pending_request *next;
     uint64_t id;
-    uint32_t connection; /* session.connection when it was sent: its answer belongs to that connection alone */
-    uint32_t filter_count;
+    uint32_t connection;   /* session.connection when it was sent: its answer belongs to that connection alone */
+    uint32_t asked_count;  /* filters of the request */
+    uint32_t filter_count; /* of a SUBSCRIBE: the same; else 0 */
     struct pending_filter filters[];
 };
 
@@ -114,14 +108,6 @@ void session_deinit(struct session *sess);
 struct session_rare *session_rare_get(struct session *sess);
 /* Give it back when nothing is in it. */
 void session_rare_trim(struct session *sess);
-
-/* Remember a filter; fine when it is there. ERR_NOMEM, ERR_FULL (SESSION_SUBSCRIPTIONS_MAX). */
-enum err session_add_subscription(struct session *sess, struct span filter) must_check;
-/* Returns whether it was there. */
-bool session_remove_subscription(struct session *sess, struct span filter);
-bool session_has_subscription(const struct session *sess, struct span filter);
-/* Walk: *offset starts at 0; false at the end. */
-bool session_next_subscription(const struct session *sess, uint32_t *offset, struct span *filter_out);
 
 /* What goes beside a message for this session (session/queue.h): one identifier stands in it, several become a numbered set. */
 uint32_t session_pack_meta(struct session *sess, uint8_t qos, bool retain, const uint32_t *ids, uint32_t id_count);

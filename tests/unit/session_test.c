@@ -1,4 +1,4 @@
-/* What a session remembers beside its queues: filters, identifiers of messages, newer topics, requests under way. */
+/* What a session remembers beside its queues and filters: identifiers of messages, newer topics, requests under way. */
 #include "broker/session/session.h"
 
 #include <setjmp.h>
@@ -8,57 +8,6 @@
 #include <stdlib.h>
 
 #include <cmocka.h>
-
-#include <stdio.h>
-
-#include "tests/lib/check_random.h"
-
-static void filters_are_a_set(void **state)
-{
-    (void)state;
-    struct check_random random;
-    check_random_init(&random, check_random_seed(19));
-    struct session sess = {0};
-    bool model[50] = {0};
-    for (int step = 0; step < 5000; step++) {
-        unsigned index = (unsigned)check_random_below(&random, 50);
-        char text[64];
-        snprintf(text, sizeof text, "%.*s%u/#", (int)(index % 20), "a/b/c/d/e/f/g/h/i/j/", index);
-        struct span filter = span_of_string(text);
-        assert_int_equal(session_has_subscription(&sess, filter), model[index]);
-        if (check_random_chance(&random, 1, 2)) {
-            assert_int_equal(session_add_subscription(&sess, filter), 0);
-            model[index] = true;
-        } else {
-            assert_int_equal(session_remove_subscription(&sess, filter), model[index]);
-            model[index] = false;
-        }
-        uint32_t count = 0, seen = 0, offset = 0;
-        for (int i = 0; i < 50; i++)
-            count += model[i];
-        struct span each;
-        while (session_next_subscription(&sess, &offset, &each))
-            seen++;
-        assert_int_equal(seen, count);
-        assert_int_equal(sess.subscriptions ? sess.subscriptions->count : 0, count);
-    }
-    session_deinit(&sess);
-}
-
-static void filters_are_bounded(void **state)
-{
-    (void)state;
-    struct session sess = {0};
-    uint16_t number = 0;
-    /* Straight into the list: the search for an equal one is linear. */
-    for (uint32_t i = 0; i < 10; i++, number++)
-        assert_int_equal(session_add_subscription(&sess, span_of(&number, 2)), 0);
-    sess.subscriptions->count = SESSION_SUBSCRIPTIONS_MAX;
-    assert_int_equal(session_add_subscription(&sess, span_of(&number, 2)), ERR_FULL);
-    number = 3;
-    assert_int_equal(session_add_subscription(&sess, span_of(&number, 2)), ERR_OK); /* there already */
-    session_deinit(&sess);
-}
 
 static void identifiers_are_packed(void **state)
 {
@@ -125,8 +74,6 @@ static void numbers_are_never_zero_and_differ(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(filters_are_a_set),
-        cmocka_unit_test(filters_are_bounded),
         cmocka_unit_test(identifiers_are_packed),
         cmocka_unit_test(stale_values_are_known),
         cmocka_unit_test(numbers_are_never_zero_and_differ),

@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "broker/session/subscription_list.h"
 #include "tests/lib/check_random.h"
 #include "tests/lib/shard_rig.h"
 
@@ -1473,6 +1474,42 @@ static void suback_has_a_code_for_each_filter(void **state) /* 3.8.4-1, -2, -5, 
     rig_free(rig);
 }
 
+/* More filters than a session may have, in one packet: refused as a whole, and nobody waits for it. */
+static void filters_in_a_packet_are_bounded(void **state)
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "a"), *old = rig_connect(rig, "b", MQTT_V311, true);
+    enum { COUNT = SUBSCRIPTION_LIST_FILTERS_MAX + 1 };
+    uint8_t *filters = malloc(COUNT * 8u);
+    size_t size = 0;
+    for (unsigned i = 0; i < COUNT; i++, size += 8) {
+        filters[size] = 0, filters[size + 1] = 5;
+        snprintf((char *)filters + size + 2, 6, "%05u", i);
+        filters[size + 7] = 0; /* options */
+    }
+    struct packet packet = {.type = MQTT_SUBSCRIBE,
+                            .subscribe = {.packet_id = 1, .filters = span_of(filters, size), .filter_count = COUNT}};
+    rig_send(client, &packet);
+    rig_send(old, &packet);
+    rig_settle(rig);
+    const struct packet *answer = expect(client, MQTT_SUBACK);
+    assert_int_equal(answer->suback.codes.size, COUNT);
+    assert_int_equal(answer->suback.codes.data[COUNT - 1], 0x97);
+    assert_int_equal(expect(old, MQTT_SUBACK)->suback.codes.data[0], 0x80);
+    packet.subscribe.filters.size -= 8; /* as many as it may have */
+    packet.subscribe.filter_count--;
+    rig_send(client, &packet);
+    rig_settle(rig);
+    answer = expect(client, MQTT_SUBACK);
+    assert_int_equal(answer->suback.codes.size, COUNT - 1);
+    assert_int_equal(answer->suback.codes.data[COUNT - 2], 0);
+    rig_send_subscribe(client, 2, "one more", 0, 0);
+    rig_settle(rig);
+    expect_suback(client, 2, 0x97);
+    free(filters);
+    rig_free(rig);
+}
+
 static void resubscribing_replaces(void **state) /* 3.8.4-3 */
 {
     struct rig *rig = RIG();
@@ -2171,6 +2208,7 @@ int main(void)
         TEST(retained_full_is_told),
         TEST(retained_expires),
         TEST(suback_has_a_code_for_each_filter),
+        TEST(filters_in_a_packet_are_bounded),
         TEST(resubscribing_replaces),
         TEST(unsubscribing_ends_it),
         TEST(subscription_works_at_suback),
