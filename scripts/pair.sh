@@ -19,8 +19,11 @@ pair_spawn() { # LOG COMMAND...
     setsid "$@" </dev/null >>"$pair_log" 2>&1 &
 }
 
-pair_lines() { # PROGRAM LOG FROM_LINE
-    echo "$1 ended. Its last log lines ($2):" >&2
+pair_ended() { # PROGRAM LOG FROM_LINE PID
+    pair_code=0
+    wait "$4" || pair_code=$?
+    if [ $pair_code -gt 128 ]; then pair_how="was killed by signal $((pair_code - 128))"; else pair_how="ended with status $pair_code"; fi
+    echo "$1 $pair_how. Its last log lines ($2):" >&2
     tail -n "+$(($3 + 1))" "$2" | tail -n 12 | sed 's/^/    /' >&2
     if tail -n "+$(($3 + 1))" "$2" | grep -q 'Address already in use'; then
         if [ "$1" = tidegate-broker ]; then
@@ -39,11 +42,13 @@ pair_lives() { # PID: not ended (kill -0 alone takes a zombie for alive)
 
 pair_check() {
     if [ -n "$broker_pid" ] && ! pair_lives "$broker_pid"; then
-        pair_lines tidegate-broker "$pair_data/broker.log" "$pair_broker_from"
+        pair_ended tidegate-broker "$pair_data/broker.log" "$pair_broker_from" "$broker_pid"
+        broker_pid=""
         return 1
     fi
     if [ -n "$sink_pid" ] && ! pair_lives "$sink_pid"; then
-        pair_lines tidegate-sink "$pair_data/sink.log" "$pair_sink_from"
+        pair_ended tidegate-sink "$pair_data/sink.log" "$pair_sink_from" "$sink_pid"
+        sink_pid=""
         return 1
     fi
 }
