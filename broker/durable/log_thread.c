@@ -85,19 +85,23 @@ static void log_thread_collect(struct log_thread *thread)
     queue_stats_set(&thread->stats.pending, thread->pending_count, thread->pending_bytes, thread->pending_since_ns);
 }
 
-/* Give the blocks back to their shards with the news. */
+/* Give the blocks back to their shards with the news. What has been given back is another's: it is not looked at again. */
 static void log_thread_tell_durable(struct log_thread *thread)
 {
     for (actor_id shard = 0; shard < thread->config.shard_count; shard++) {
         struct log_block *first = NULL, **last = &first, *newest = NULL;
+        size_t left = 0;
         for (size_t i = 0; i < thread->pending_count; i++) {
-            if (thread->pending_from[i] != shard)
-                continue;
             struct log_block *block = thread->pending[i];
+            if (block->shard != shard) {
+                thread->pending[left++] = block;
+                continue;
+            }
             *last = block;
             last = &block->next;
             newest = block;
         }
+        thread->pending_count = left;
         if (!newest)
             continue;
         *last = NULL;
@@ -107,7 +111,7 @@ static void log_thread_tell_durable(struct log_thread *thread)
         op.durable.blocks = first;
         log_thread_post(thread, shard, &op);
     }
-    thread->pending_count = 0;
+    CHECK(thread->pending_count == 0);
     thread->pending_bytes = 0;
     thread->waiting_last = thread->waiting;
     thread->waiting = 0;
