@@ -21,12 +21,14 @@
 #define PROCESS_THREAD_COUNT_MAX 256
 
 enum family_type { FAMILY_COUNTER, FAMILY_GAUGE, FAMILY_HISTOGRAM };
-enum cell_type { CELL_COUNTER, CELL_GAUGE, CELL_READ, CELL_HISTOGRAM, CELL_QUEUE_MESSAGES, CELL_QUEUE_BYTES, CELL_QUEUE_OLDEST };
+enum cell_type { CELL_COUNTER, CELL_GAUGE, CELL_READ, CELL_TRACE, CELL_HISTOGRAM, CELL_QUEUE_MESSAGES, CELL_QUEUE_BYTES, CELL_QUEUE_OLDEST };
 
 struct cell {
     enum cell_type type;
     const void *from; /* the counter, gauge, histogram or queue_stats; of a callback: its argument */
     metrics_read_fn read;
+    metrics_trace_fn trace;
+    const char *label_name; /* of a trace */
 };
 
 struct series {
@@ -231,37 +233,45 @@ static void register_cell(struct metrics_registry *registry, enum family_type ty
 
 void metrics_register_counter(struct metrics_registry *registry, const struct counter *cell, const struct metric *metric)
 {
-    register_cell(registry, FAMILY_COUNTER, METRICS_COUNT, (struct cell){CELL_COUNTER, cell, NULL}, metric);
+    register_cell(registry, FAMILY_COUNTER, METRICS_COUNT, (struct cell){.type = CELL_COUNTER, .from = cell}, metric);
 }
 
 void metrics_register_gauge(struct metrics_registry *registry, const struct gauge *cell, const struct metric *metric)
 {
-    register_cell(registry, FAMILY_GAUGE, METRICS_COUNT, (struct cell){CELL_GAUGE, cell, NULL}, metric);
+    register_cell(registry, FAMILY_GAUGE, METRICS_COUNT, (struct cell){.type = CELL_GAUGE, .from = cell}, metric);
 }
 
 void metrics_register_gauge_fn(struct metrics_registry *registry, metrics_read_fn read, void *arg, const struct metric *metric)
 {
-    register_cell(registry, FAMILY_GAUGE, METRICS_COUNT, (struct cell){CELL_READ, arg, read}, metric);
+    register_cell(registry, FAMILY_GAUGE, METRICS_COUNT, (struct cell){.type = CELL_READ, .from = arg, .read = read}, metric);
 }
 
 void metrics_register_counter_fn(struct metrics_registry *registry, metrics_read_fn read, void *arg, const struct metric *metric)
 {
-    register_cell(registry, FAMILY_COUNTER, METRICS_COUNT, (struct cell){CELL_READ, arg, read}, metric);
+    register_cell(registry, FAMILY_COUNTER, METRICS_COUNT, (struct cell){.type = CELL_READ, .from = arg, .read = read}, metric);
+}
+
+void metrics_register_trace(struct metrics_registry *registry, metrics_trace_fn read, void *arg, const char *label_name,
+                            const struct metric *metric)
+{
+    CHECK_MSG(is_name(label_name, true), "label %s", label_name);
+    register_cell(registry, FAMILY_GAUGE, METRICS_COUNT, (struct cell){.type = CELL_TRACE, .from = arg, .trace = read, .label_name = label_name},
+                  metric);
 }
 
 void metrics_register_histogram(struct metrics_registry *registry, const struct histogram *cell, enum metrics_unit unit,
                                 const struct metric *metric)
 {
-    register_cell(registry, FAMILY_HISTOGRAM, unit, (struct cell){CELL_HISTOGRAM, cell, NULL}, metric);
+    register_cell(registry, FAMILY_HISTOGRAM, unit, (struct cell){.type = CELL_HISTOGRAM, .from = cell}, metric);
 }
 
 void metrics_register_queue(struct metrics_registry *registry, const char *queue_name, const struct queue_stats *stats)
 {
-    register_cell(registry, FAMILY_GAUGE, METRICS_COUNT, (struct cell){CELL_QUEUE_MESSAGES, stats, NULL},
+    register_cell(registry, FAMILY_GAUGE, METRICS_COUNT, (struct cell){.type = CELL_QUEUE_MESSAGES, .from = stats},
                   METRIC("tidegate_queue_messages", "Messages waiting in a queue.", {"queue", queue_name}));
-    register_cell(registry, FAMILY_GAUGE, METRICS_COUNT, (struct cell){CELL_QUEUE_BYTES, stats, NULL},
+    register_cell(registry, FAMILY_GAUGE, METRICS_COUNT, (struct cell){.type = CELL_QUEUE_BYTES, .from = stats},
                   METRIC("tidegate_queue_bytes", "Bytes of the messages waiting in a queue.", {"queue", queue_name}));
-    register_cell(registry, FAMILY_GAUGE, METRICS_COUNT, (struct cell){CELL_QUEUE_OLDEST, stats, NULL},
+    register_cell(registry, FAMILY_GAUGE, METRICS_COUNT, (struct cell){.type = CELL_QUEUE_OLDEST, .from = stats},
                   METRIC("tidegate_queue_oldest_seconds", "Age of the oldest message waiting in a queue, 0 when it is empty.",
                          {"queue", queue_name}));
 }
@@ -316,6 +326,11 @@ static double cell_value(const struct cell *cell, mono_ns now)
         return (double)gauge_get(cell->from);
     case CELL_READ:
         return cell->read((void *)(uintptr_t)cell->from);
+    case CELL_TRACE: {
+        double value;
+        char text[METRICS_TEXT_SIZE];
+        return cell->trace((void *)(uintptr_t)cell->from, &value, text) ? value : 0;
+    }
     case CELL_HISTOGRAM:
         return (double)histogram_count(cell->from);
     case CELL_QUEUE_MESSAGES:
@@ -423,6 +438,19 @@ static void put_histogram_series(struct buf *out, const struct family *family, c
     free(values);
 }
 
+static void put_trace(struct buf *out, const struct family *family, const struct series *series, const struct cell *cell)
+{
+    double value;
+    char text[METRICS_TEXT_SIZE] = "";
+    if (!cell->trace((void *)(uintptr_t)cell->from, &value, text))
+        return;
+    buf_printf(out, "%s{%s%s%s=\"", family->name, series->labels, series->labels[0] ? "," : "", cell->label_name);
+    put_escaped(out, text, true);
+    buf_put_string(out, "\"} ");
+    put_value(out, value);
+    buf_put_byte(out, '\n');
+}
+
 static void put_family(struct buf *out, const struct family *family, mono_ns now)
 {
     static const char *const type_names[] = {"counter", "gauge", "histogram"};
@@ -438,6 +466,10 @@ static void put_family(struct buf *out, const struct family *family, mono_ns now
         /* a gauge without owner says nothing; a counter keeps what it had */
         if (family->type == FAMILY_GAUGE && series->cell_count == 0)
             continue;
+        if (series->cell_count > 0 && series->cells[0].type == CELL_TRACE) {
+            put_trace(out, family, series, &series->cells[0]);
+            continue;
+        }
         put_series_name(out, family->name, "", series->labels, NULL);
         put_value(out, series_value(family, series, now));
         buf_put_byte(out, '\n');

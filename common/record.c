@@ -360,3 +360,14 @@ const char *record_type_name(uint8_t type)
     };
     return type < sizeof names / sizeof *names && names[type] ? names[type] : "unknown";
 }
+
+void record_correlation_text(char text_out[RECORD_CORRELATION_TEXT_SIZE], const struct record *rec)
+{
+    static const char digits[] = "0123456789abcdef";
+    size_t size = rec->has_correlation ? RECORD_CORRELATION_SIZE : 0;
+    for (size_t i = 0; i < size; i++) {
+        text_out[2 * i] = digits[rec->correlation[i] >> 4];
+        text_out[2 * i + 1] = digits[rec->correlation[i] & 15];
+    }
+    text_out[2 * size] = '\0';
+}

@@ -22,6 +22,7 @@
 #define RECORD_SIZE_MAX ((size_t)320 << 20)
 #define RECORD_SIZE_MIN 5
 #define RECORD_CORRELATION_SIZE 16
+#define RECORD_CORRELATION_TEXT_SIZE (2 * RECORD_CORRELATION_SIZE + 1)
 
 /* What a record says. A reader passes over a type that it does not know when the number is below 128, and stops with ERR_VERSION from 128
  * on. Only PUBLISH and PARTITIONS are written so far; the other numbers are taken. */
@@ -133,6 +134,9 @@ must_check enum err record_recipient_next(struct record_recipient *recipient_out
 
 /* Take the first subscription identifier off `ids`. Returns 0, ERR_AGAIN at the end, ERR_CORRUPT. */
 must_check enum err record_id_next(uint32_t *id_out, struct span *ids);
+
+/* The correlation id as hexadecimal digits, "" when the record has none. */
+void record_correlation_text(char text_out[RECORD_CORRELATION_TEXT_SIZE], const struct record *rec);
 
 /* The type's name in lower case ("publish"), "unknown" for others. Static storage. */
 const char *record_type_name(uint8_t type);
