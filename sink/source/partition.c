@@ -13,10 +13,11 @@ struct metric_scratch {
     size_t capacity;
 };
 
-enum flush_phase { FLUSH_NONE, FLUSH_SEALED, FLUSH_WRITTEN, FLUSH_COMMITTED };
+enum flush_step { FLUSH_SEALED, FLUSH_WRITTEN, FLUSH_COMMITTED };
 
 struct flush {
-    enum flush_phase phase;
+    bool is_under_way; /* [state] */
+    enum flush_step step; /* [commit], while under way */
     struct head *sealed; /* NULL: only the position and the quarantine */
     uint64_t number;
     uint64_t arrival_next;
@@ -43,7 +44,9 @@ struct partition {
     struct partition_record_id resume_id; /* a record that met a full head goes on at this row */
     size_t resume_row;
     unsigned compaction_count; /* under way */
-    bool is_compaction_off;    /* a commit of one failed: its file may be in one manifest, and stays until the next start */
+    struct manifest_segment undecided; /* output of a compaction whose commit failed: one of the manifests may name it, so its file stays and
+                                          no other begins until both are written again [commit + state] */
+    bool has_undecided;
     uint64_t generation; /* of the last attempt to store a manifest */
     bool is_failed;
     struct partition_stats stats;
@@ -125,6 +128,22 @@ static void orphans_on_name(void *context, const char *name)
     }
     orphans->names = names;
     strcpy(orphans->names[orphans->count++], name);
+}
+
+static void segments_on_name(void *context, const char *name)
+{
+    size_t *count = context;
+    *count += ends_with(name, ".seg");
+}
+
+/* A manifest is committed before the first segment is written: segments without one mean that it was removed, and must not go as orphans. */
+static enum err segments_check_none(struct partition *part, struct errmsg *msg)
+{
+    size_t count = 0;
+    enum err err = fs_list(part->fs, part->directory, &count, segments_on_name);
+    if (!err && count > 0)
+        return err_set(msg, ERR_CORRUPT, "%s: %zu segments, but neither manifest.0 nor manifest.1", part->directory, count);
+    return err ? err_set(msg, err, "%s: %s", part->directory, err_text(err)) : ERR_OK;
 }
 
 /* What a crash left behind: files aside, segments whose commit never came, inputs of compactions. They must go before their names are used again. */
@@ -214,6 +233,8 @@ static enum err manifest_begin(struct partition *part, const struct partition_op
     struct manifest_report report;
     enum err err = manifest_load(&part->committed, &report, part->fs, part->directory, options->partition_count, options->partition_index,
                                  msg);
+    if (!err && report.is_new)
+        err = segments_check_none(part, msg);
     if (err)
         return err;
     if (report.corrupt_count > 0) {
@@ -303,7 +324,7 @@ static void flush_clear(struct partition *part)
     segment_ref_unref(part->flush.segment);
     manifest_deinit(&part->flush.marks);
     manifest_deinit(&part->flush.next);
-    part->flush = (struct flush){.phase = FLUSH_NONE};
+    part->flush = (struct flush){.is_under_way = false};
 }
 
 void partition_close(struct partition *part)
@@ -373,7 +394,7 @@ struct log_cursor_value partition_later(const struct log_cursor_value *a, const 
 
 bool partition_is_empty(const struct partition *part)
 {
-    return part->flush.phase == FLUSH_NONE && part->oldest_ns == INT64_MAX && quarantine_is_empty(&part->quarantine) &&
+    return !part->flush.is_under_way && part->oldest_ns == INT64_MAX && quarantine_is_empty(&part->quarantine) &&
            part->resume_id.position.sequence == 0;
 }
 
@@ -391,16 +412,11 @@ struct log_cursor_value partition_position(const struct partition *part, const s
 
 static void reject_add(struct partition *part, enum reject reject, const struct record *rec, struct partition_record_id id, int64_t row)
 {
-    uint64_t not_kept = part->quarantine.not_kept_count;
     counter_inc(&part->stats.quarantined[reject]);
-    quarantine_add(&part->quarantine, reject, rec, id.broker_id, id.position, row);
-    counter_add(&part->stats.quarantine_not_kept, part->quarantine.not_kept_count - not_kept);
-    static const char digits[] = "0123456789abcdef";
-    char correlation[2 * RECORD_CORRELATION_SIZE + 1] = "";
-    for (size_t i = 0; rec->has_correlation && i < RECORD_CORRELATION_SIZE; i++) {
-        correlation[2 * i] = digits[rec->correlation[i] >> 4];
-        correlation[2 * i + 1] = digits[rec->correlation[i] & 15];
-    }
+    if (!quarantine_add(&part->quarantine, reject, rec, id.broker_id, id.position, row))
+        counter_inc(&part->stats.quarantine_not_kept);
+    char correlation[RECORD_CORRELATION_TEXT_SIZE];
+    record_correlation_text(correlation, rec);
     LOG_WARNING("not stored, kept in quarantine", LOG_TEXT("reason", reject_label(reject)), LOG_STR("device", rec->device),
                 LOG_STR("topic", rec->topic), LOG_TEXT("correlation", correlation), LOG_U64("epoch", id.position.epoch),
                 LOG_U64("sequence", id.position.sequence));
@@ -444,8 +460,10 @@ static size_t row_admit(struct partition *part, enum reject *reject_out, const s
         enum reject reject = series_admit_metric(part->series, &device, points[i].metric, now_ns);
         if (reject == REJECT_NONE)
             part->scratch.metrics[count++] = (struct head_metric){.name = points[i].metric, .value = points[i].value};
-        else if (*reject_out == REJECT_NONE)
+        else if (*reject_out == REJECT_NONE || reject == REJECT_NO_MEMORY)
             *reject_out = reject;
+        if (reject == REJECT_NO_MEMORY)
+            break;
     }
     return count;
 }
@@ -456,7 +474,7 @@ static bool row_never_fits(const struct partition *part, enum err err)
     struct head_stats stats;
     if (err == ERR_INVALID)
         return true;
-    if (err != ERR_FULL || part->flush.phase != FLUSH_NONE)
+    if (err != ERR_FULL || part->flush.is_under_way)
         return false;
     head_get_stats(part->head, &stats);
     return stats.row_count == 0;
@@ -473,6 +491,8 @@ static enum err row_add(struct partition *part, const struct record *rec, struct
         return ERR_NOMEM;
     enum reject reject;
     size_t count = row_admit(part, &reject, rec, row, points, now_ns);
+    if (reject == REJECT_NO_MEMORY)
+        return ERR_NOMEM; /* the whole row again, when there is memory */
     if (count > 0) {
         enum err err =
             head_add_row(part->head, rec->device, row->time_ns, part->scratch.metrics, count, part->live.arrival_next);
@@ -526,6 +546,8 @@ static enum err payload_add(struct partition *part, const struct record *rec, st
         reject = REJECT_CODEC;
     if (reject == REJECT_NONE)
         reject = payload_decode(part->decoder, &batch, &ignored, rec->payload, rec->received_ns);
+    if (reject == REJECT_NO_MEMORY)
+        return ERR_NOMEM;
     if (!is_resumed)
         ignored_add(part, &ignored);
     if (reject == REJECT_NONE)
@@ -575,13 +597,13 @@ int64_t partition_oldest_ns(const struct partition *part)
 
 bool partition_is_flushing(const struct partition *part)
 {
-    return part->flush.phase != FLUSH_NONE;
+    return part->flush.is_under_way;
 }
 
 bool partition_seal(struct partition *part, const struct log_cursor_value *read)
 {
     struct flush *flush = &part->flush;
-    if (flush->phase != FLUSH_NONE || part->quarantine.is_writing || partition_is_failed(part) || partition_is_empty(part))
+    if (flush->is_under_way || part->quarantine.is_writing || partition_is_failed(part) || partition_is_empty(part))
         return false;
     struct head_stats stats;
     head_get_stats(part->head, &stats);
@@ -596,7 +618,8 @@ bool partition_seal(struct partition *part, const struct log_cursor_value *read)
     flush->arrival_next = part->live.arrival_next;
     /* A record that met a full head is in the head in part: the position stays before it, and its rows come again after a crash. */
     flush->position = *read;
-    flush->phase = FLUSH_SEALED;
+    flush->step = FLUSH_SEALED;
+    flush->is_under_way = true;
     part->oldest_ns = INT64_MAX;
     partition_refresh_gauges(part);
     return true;
@@ -662,27 +685,45 @@ static enum err sealed_write(struct partition *part, struct errmsg *msg)
     return segment_ref_open(&flush->segment, part->fs, part->directory, &entry, msg);
 }
 
+/* After an error that is final nobody knows what is on disk: nothing more is written. */
+static enum err check_alive(const struct partition *part, struct errmsg *msg)
+{
+    return partition_is_failed(part) ? err_set(msg, ERR_CLOSED, "%s: has failed", part->directory) : ERR_OK;
+}
+
 enum err partition_flush_write(struct partition *part, struct errmsg *msg)
 {
     struct flush *flush = &part->flush;
-    if (flush->phase != FLUSH_SEALED)
+    enum err err = check_alive(part, msg);
+    if (err)
+        return err;
+    if (!flush->is_under_way || flush->step != FLUSH_SEALED)
         return ERR_OK;
-    enum err err = quarantine_write(&part->quarantine, msg);
+    err = quarantine_write(&part->quarantine, msg);
     if (!err && flush->sealed && !flush->segment)
         err = sealed_write(part, msg);
     if (err)
         return fail(part, err);
-    flush->phase = FLUSH_WRITTEN;
+    flush->step = FLUSH_WRITTEN;
     return ERR_OK;
+}
+
+enum err partition_quarantine_write(struct partition *part, struct errmsg *msg)
+{
+    enum err err = check_alive(part, msg);
+    return err ? err : fail(part, quarantine_write(&part->quarantine, msg));
 }
 
 enum err partition_flush_commit(struct partition *part, struct errmsg *msg)
 {
     struct flush *flush = &part->flush;
-    if (flush->phase != FLUSH_WRITTEN)
+    enum err err = check_alive(part, msg);
+    if (err)
+        return err;
+    if (!flush->is_under_way || flush->step != FLUSH_WRITTEN)
         return ERR_OK;
     manifest_deinit(&flush->next);
-    enum err err = manifest_copy(&flush->next, &part->committed);
+    err = manifest_copy(&flush->next, &part->committed);
     for (size_t i = 0; i < flush->marks.mark_count && !err; i++)
         err = manifest_raise_mark(&flush->next, flush->marks.marks[i].broker_id, flush->marks.marks[i].position);
     if (!err && flush->segment)
@@ -697,7 +738,7 @@ enum err partition_flush_commit(struct partition *part, struct errmsg *msg)
     }
     if (err)
         return fail(part, err);
-    flush->phase = FLUSH_COMMITTED;
+    flush->step = FLUSH_COMMITTED;
     return ERR_OK;
 }
 
@@ -730,10 +771,19 @@ static void manifest_swap(struct partition *part, struct manifest *next, struct 
     segment_gauges_refresh(part);
 }
 
+/* Remove the file of a segment that no manifest names. What stays goes at the next start. */
+static void segment_unlink(const struct partition *part, const struct manifest_segment *entry)
+{
+    char name[MANIFEST_SEGMENT_NAME_SIZE], path[FILE_PATH_MAX];
+    manifest_segment_name(name, entry);
+    if (!file_path(path, part->directory, name) && fs_unlink(part->fs, path))
+        LOG_NOTICE("could not remove a segment that is not needed", LOG_TEXT("file", path));
+}
+
 void partition_flush_publish(struct partition *part)
 {
     struct flush *flush = &part->flush;
-    if (flush->phase != FLUSH_COMMITTED)
+    if (!flush->is_under_way || flush->step != FLUSH_COMMITTED)
         return;
     counter_inc(&part->stats.flushes);
     if (flush->segment) {
@@ -742,6 +792,9 @@ void partition_flush_publish(struct partition *part)
     }
     manifest_swap(part, &flush->next, flush->segment);
     flush->segment = NULL;
+    if (part->has_undecided) /* both manifests are written anew, without it */
+        segment_unlink(part, &part->undecided);
+    part->has_undecided = false;
     quarantine_done(&part->quarantine);
     flush_clear(part);
     partition_refresh_gauges(part);
@@ -749,9 +802,16 @@ void partition_flush_publish(struct partition *part)
 
 enum err partition_flush(struct partition *part, const struct log_cursor_value *read, struct errmsg *msg)
 {
-    if (part->flush.phase == FLUSH_NONE)
+    enum err err = ERR_OK;
+    if (!part->flush.is_under_way && part->quarantine.is_writing) { /* taken between flushes, and not written yet */
+        err = partition_quarantine_write(part, msg);
+        if (err)
+            return err;
+        quarantine_done(&part->quarantine);
+    }
+    if (!part->flush.is_under_way)
         partition_seal(part, read);
-    enum err err = partition_flush_write(part, msg);
+    err = partition_flush_write(part, msg);
     if (!err)
         err = partition_flush_commit(part, msg);
     if (!err)
@@ -764,7 +824,7 @@ enum err partition_flush(struct partition *part, const struct log_cursor_value *
 struct partition_compaction *partition_compact_begin(struct partition *part, const struct compactor_options *options)
 {
     size_t count = part->committed.segment_count;
-    if (count < 2 || part->compaction_count > 0 || part->is_compaction_off || partition_is_failed(part))
+    if (count < 2 || part->compaction_count > 0 || part->has_undecided || partition_is_failed(part))
         return NULL;
     struct partition_compaction *compaction = calloc(1, sizeof *compaction);
     struct compactor_input *inputs = calloc(count, sizeof *inputs);
@@ -808,11 +868,6 @@ out:
     return compaction;
 }
 
-static void compaction_name(char name_out[MANIFEST_SEGMENT_NAME_SIZE], const struct partition_compaction *compaction)
-{
-    manifest_segment_name(name_out, &compaction->output);
-}
-
 enum err partition_compact_write(struct partition_compaction *compaction, struct errmsg *msg)
 {
     struct partition *part = compaction->part;
@@ -823,7 +878,7 @@ enum err partition_compact_write(struct partition_compaction *compaction, struct
         return ERR_NOMEM;
     for (size_t i = 0; i < compaction->input_count; i++)
         inputs[i] = compaction->inputs[i]->seg;
-    compaction_name(name, compaction);
+    manifest_segment_name(name, &compaction->output);
     enum err err = compactor_merge(inputs, compaction->input_count, part->fs, part->directory, name, compaction->output.level, &info,
                                    msg);
     free(inputs);
@@ -841,8 +896,11 @@ enum err partition_compact_write(struct partition_compaction *compaction, struct
 enum err partition_compact_commit(struct partition_compaction *compaction, struct errmsg *msg)
 {
     struct partition *part = compaction->part;
+    enum err err = check_alive(part, msg);
+    if (err)
+        return err;
     manifest_deinit(&compaction->next);
-    enum err err = manifest_copy(&compaction->next, &part->committed);
+    err = manifest_copy(&compaction->next, &part->committed);
     if (err)
         return err;
     for (size_t i = 0; i < compaction->input_count; i++) {
@@ -875,6 +933,7 @@ void partition_compact_publish(struct partition_compaction *compaction)
         segment_ref_doom(compaction->inputs[i]);
     counter_inc(&part->stats.compactions);
     counter_add(&part->stats.compacted_bytes, compaction->output.size);
+    counter_add(&part->stats.compacted_points, compaction->output.point_count);
     manifest_swap(part, &compaction->next, compaction->segment);
     compaction->segment = NULL;
     compaction_free(compaction);
@@ -883,14 +942,12 @@ void partition_compact_publish(struct partition_compaction *compaction)
 void partition_compact_abort(struct partition_compaction *compaction)
 {
     if (compaction->is_commit_tried) {
-        compaction->part->is_compaction_off = true;
+        compaction->part->undecided = compaction->output;
+        compaction->part->has_undecided = true;
     } else if (compaction->segment) {
         segment_ref_doom(compaction->segment);
     } else if (compaction->is_written) {
-        char name[MANIFEST_SEGMENT_NAME_SIZE], path[FILE_PATH_MAX];
-        compaction_name(name, compaction);
-        if (!file_path(path, compaction->part->directory, name) && fs_unlink(compaction->part->fs, path))
-            LOG_NOTICE("could not remove a segment that is not needed", LOG_TEXT("file", path));
+        segment_unlink(compaction->part, &compaction->output);
     }
     compaction_free(compaction);
 }
@@ -900,7 +957,7 @@ void partition_compact_abort(struct partition_compaction *compaction)
 struct partition_view *partition_view_take(const struct partition *part, struct span device, int64_t from_ns, int64_t to_ns)
 {
     const struct head *heads[2] = {part->flush.sealed, part->head};
-    uint64_t ranks[2] = {part->flush.number, part->committed.flush_next + (part->flush.phase != FLUSH_NONE)};
+    uint64_t ranks[2] = {part->flush.number, part->committed.flush_next + part->flush.is_under_way};
     size_t count = 0;
     struct segment_ref **refs = partition_hold_segments(part, &count);
     if (!refs)

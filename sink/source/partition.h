@@ -65,6 +65,7 @@ struct partition_stats {
     struct counter flushed_points;
     struct counter compactions;
     struct counter compacted_bytes;
+    struct counter compacted_points;
     struct counter corrupt_segments; /* that could not be opened at start */
     struct counter corrupt_slots;    /* manifests that did not hold at start */
     struct counter orphans_removed;
@@ -128,8 +129,10 @@ void partition_flush_publish(struct partition *part);
 /* All steps at once, for one thread. Returns 0 also when there was nothing to do. */
 must_check enum err partition_flush(struct partition *part, const struct log_cursor_value *read, struct errmsg *msg);
 
-/* Quarantined entries between flushes: when many have gathered, take them [state], write them [commit], done [state]. */
+/* Quarantined entries between flushes: when many have gathered, quarantine_take() them [state], write them [commit], quarantine_done() [state].
+ * The write's errors are those of a flush: after ERR_NOSPACE and ERR_NOMEM it may be tried again, any other is the end of the partition. */
 struct quarantine *partition_quarantine(struct partition *part);
+must_check enum err partition_quarantine_write(struct partition *part, struct errmsg *msg);
 
 /* A compaction under way: its inputs are held. */
 struct partition_compaction;

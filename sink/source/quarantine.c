@@ -11,8 +11,10 @@ enum err quarantine_init(struct quarantine *quarantine, struct fs *fs, const cha
     memset(quarantine, 0, sizeof *quarantine);
     quarantine->fs = fs;
     quarantine->file_size_max = bytes_max / 2;
-    buf_init(&quarantine->gathered, QUARANTINE_BUFFER_MAX);
-    buf_init(&quarantine->taken, QUARANTINE_BUFFER_MAX);
+    /* What is taken at once fits a file. */
+    size_t buffer_max = quarantine->file_size_max < QUARANTINE_BUFFER_MAX ? (size_t)quarantine->file_size_max : QUARANTINE_BUFFER_MAX;
+    buf_init(&quarantine->gathered, buffer_max);
+    buf_init(&quarantine->taken, buffer_max);
     return file_path(quarantine->dir, partition_dir, "quarantine");
 }
 
@@ -41,9 +43,9 @@ static void put_record(struct buf *out, const struct record *rec)
     buf_put_string(out, ",\"client\":");
     buf_put_json_string(out, rec->client_id);
     if (rec->has_correlation) {
-        buf_put_string(out, ",\"correlation\":\"");
-        put_hex(out, rec->correlation, sizeof rec->correlation);
-        buf_put_string(out, "\"");
+        char correlation[RECORD_CORRELATION_TEXT_SIZE];
+        record_correlation_text(correlation, rec);
+        buf_printf(out, ",\"correlation\":\"%s\"", correlation);
     }
     struct span kept = rec->payload;
     if (kept.size > QUARANTINE_PAYLOAD_MAX)
@@ -59,7 +61,7 @@ static void put_record(struct buf *out, const struct record *rec)
     }
 }
 
-void quarantine_add(struct quarantine *quarantine, enum reject reject, const struct record *rec, uint64_t broker_id,
+bool quarantine_add(struct quarantine *quarantine, enum reject reject, const struct record *rec, uint64_t broker_id,
                     struct log_position position, int64_t row)
 {
     struct buf *out = &quarantine->gathered;
@@ -71,11 +73,13 @@ void quarantine_add(struct quarantine *quarantine, enum reject reject, const str
     if (rec)
         put_record(out, rec);
     buf_put_string(out, "}\n");
-    if (!out->err)
-        return;
+    if (!out->err) {
+        quarantine->gathered_count++;
+        return true;
+    }
     out->size = size_before; /* a whole line or none */
     out->err = ERR_OK;
-    quarantine->not_kept_count++;
+    return false;
 }
 
 bool quarantine_take(struct quarantine *quarantine)
@@ -86,6 +90,8 @@ bool quarantine_take(struct quarantine *quarantine)
     quarantine->taken = quarantine->gathered;
     quarantine->gathered = swap;
     buf_clear(&quarantine->gathered);
+    quarantine->taken_count = quarantine->gathered_count;
+    quarantine->gathered_count = 0;
     quarantine->is_writing = true;
     return true;
 }
@@ -135,10 +141,6 @@ static enum err append(struct quarantine *quarantine)
         err = open_current(quarantine, path);
     if (!err && quarantine->file_used > 0 && quarantine->file_used + bytes.size > quarantine->file_size_max)
         err = rotate(quarantine, path);
-    if (!err && bytes.size > quarantine->file_size_max) {
-        quarantine->not_kept_count++;
-        return ERR_OK;
-    }
     if (!err)
         err = file_pwrite(quarantine->file, bytes.data, bytes.size, quarantine->file_used);
     if (!err)
@@ -159,5 +161,6 @@ enum err quarantine_write(struct quarantine *quarantine, struct errmsg *msg)
 void quarantine_done(struct quarantine *quarantine)
 {
     quarantine->is_writing = false;
+    quarantine->taken_count = 0;
     buf_clear(&quarantine->taken);
 }

@@ -4,7 +4,7 @@
  *      "client":"car42","correlation":"00ff...","broker":"00000000deadbeef","epoch":3,"sequence":4711,"size":52,"payload":"{...}"}
  *
  * A payload that is not UTF-8 stands as "payload_hex" instead; one longer than QUARANTINE_PAYLOAD_MAX is cut ("size" is the whole). Entries are
- * gathered in memory (at most QUARANTINE_BUFFER_MAX bytes; what comes on top is counted and not kept), taken at a flush and appended to
+ * gathered in memory (at most QUARANTINE_BUFFER_MAX bytes, or one file; what comes on top is counted and not kept), taken at a flush and appended to
  * quarantine/current.jsonl, synced; a file of half the bound becomes quarantine/previous.jsonl. Entries can be there twice after a crash, because the
  * records behind them are read again, and a crash can leave half a line; none is lost before the position passes it.
  *
@@ -30,7 +30,7 @@ struct quarantine {
     struct file *file;        /* current.jsonl, NULL until first needed */
     uint64_t file_used;       /* bytes */
     bool is_writing;          /* taken holds entries that are not yet synced */
-    uint64_t not_kept_count;  /* entries that did not fit the buffer */
+    uint64_t gathered_count, taken_count; /* entries in each */
 };
 
 /* bytes_max: of both files together. Returns 0 or ERR_TOOLARGE (path). */
@@ -38,9 +38,9 @@ must_check enum err quarantine_init(struct quarantine *quarantine, struct fs *fs
 /* What was not written is gone (its records are read again). */
 void quarantine_deinit(struct quarantine *quarantine);
 
-/* Keep one aside. rec may be NULL (a record that cannot be decoded); row: index in the message, -1 for the whole. Never fails: an entry that does
- * not fit is counted. */
-void quarantine_add(struct quarantine *quarantine, enum reject reject, const struct record *rec, uint64_t broker_id,
+/* Keep one aside. rec may be NULL (a record that cannot be decoded); row: index in the message, -1 for the whole. Returns
+ * false when the entry does not fit and is not kept. */
+bool quarantine_add(struct quarantine *quarantine, enum reject reject, const struct record *rec, uint64_t broker_id,
                     struct log_position position, int64_t row);
 
 static inline bool quarantine_is_empty(const struct quarantine *quarantine)
