@@ -16,6 +16,7 @@
 #define IDLE_MAX_NS (20 * NS_PER_MS)             /* ... to the interval in which the broker writes its durable end */
 #define OPEN_RETRY_NS (100 * NS_PER_MS)          /* while the broker is not there */
 #define SPACE_RETRY_NS (NS_PER_S)                /* while the disk is full */
+#define TRACE_WINDOW_NS (60 * NS_PER_S)          /* the slowest record is that of so long */
 #define CURSOR_INTERVAL_NS (NS_PER_S)            /* an idle sink moves its cursor at most so often */
 #define COMPACT_INTERVAL_NS (NS_PER_S)           /* between two looks for something to merge */
 #define COMPACT_RETRY_NS (60 * NS_PER_S)         /* after one failed */
@@ -25,6 +26,13 @@
 
 enum source_state { SOURCE_WAITING, SOURCE_READING, SOURCE_GAP, SOURCE_FAILED };
 
+/* One record, as the metrics name it. */
+struct trace {
+    char correlation[RECORD_CORRELATION_TEXT_SIZE];
+    int64_t latency_ns;
+    bool is_set;
+};
+
 /* A requested flush, for each partition. */
 enum request_step { REQUEST_DONE, REQUEST_SEAL, REQUEST_WAIT };
 
@@ -32,6 +40,7 @@ struct loop_stats {
     struct counter records;       /* read from the source, of any type */
     struct counter not_telemetry; /* records that no rule matched, or that are no PUBLISH */
     struct counter bad_records;
+    struct counter gap_records; /* gone from the log before they were read, and accepted so */
     struct counter skipped; /* telemetry of a partition that has failed; read again at the next start */
     struct counter cursor_commits;
     struct counter head_full; /* turns that waited for a flush */
@@ -54,6 +63,7 @@ struct sink_loop {
     size_t partition_count;
     struct sink_partition *current; /* the last config->partitions of them */
     struct queue_stats *head_queues; /* of each current one */
+    struct queue_stats *quarantine_queues; /* the same */
     enum request_step *requests;
 
     /* Of the ingest thread. */
@@ -62,6 +72,8 @@ struct sink_loop {
     bool is_source_open;
     struct source_item item;
     bool has_item;
+    struct trace batch_newest, batch_slowest;
+    mono_ns slowest_at; /* when the window of trace_slowest began */
     int64_t last_received_ns;
     uint64_t bytes_read;
     mono_ns dry_at; /* when the source last had nothing */
@@ -79,7 +91,8 @@ struct sink_loop {
     uint64_t flush_requested, flush_begun, flush_handled;
     enum source_state source_state;
     struct errmsg source_error;
-    enum err final_err;
+    struct trace newest, slowest;
+    size_t flush_at; /* where the flusher looks on */
 
     bool is_published; /* atomic: something was committed since the cursor was last looked at */
     int64_t watermark_ns; /* atomic */
@@ -177,6 +190,7 @@ static enum err open_one(struct sink_loop *loop, struct sink_partition *sp, uint
     if (err != ERR_CORRUPT && err != ERR_VERSION)
         return err ? err_set(msg, err, "%s", why.text) : ERR_OK;
     /* The others can work; this one pins the log from where it stood, so nothing is lost. */
+    sp->err = err;
     sp->error = why;
     sp->part = NULL;
     LOG_ERROR("partition left out", LOG_TEXT("directory", path), LOG_TEXT("detail", why.text));
@@ -221,8 +235,9 @@ static enum err open_all(struct sink_loop *loop, struct errmsg *msg)
     loop->partition_count = former + current_count;
     loop->partitions = calloc(loop->partition_count, sizeof *loop->partitions);
     loop->head_queues = calloc(current_count, sizeof *loop->head_queues);
+    loop->quarantine_queues = calloc(current_count, sizeof *loop->quarantine_queues);
     loop->requests = calloc(current_count, sizeof *loop->requests);
-    if (!loop->partitions || !loop->head_queues || !loop->requests)
+    if (!loop->partitions || !loop->head_queues || !loop->quarantine_queues || !loop->requests)
         return ERR_NOMEM;
     for (size_t i = 0; i < loop->partition_count; i++) {
         pthread_mutex_init(&loop->partitions[i].commit, NULL);
@@ -283,6 +298,26 @@ static double read_partitions_failed(void *arg)
     return (double)count;
 }
 
+static bool trace_read(struct sink_loop *loop, const struct trace *trace, double *value_out, char text_out[METRICS_TEXT_SIZE])
+{
+    pthread_mutex_lock(&loop->mutex);
+    bool is_set = trace->is_set;
+    *value_out = (double)trace->latency_ns / NS_PER_S;
+    snprintf(text_out, METRICS_TEXT_SIZE, "%s", trace->correlation);
+    pthread_mutex_unlock(&loop->mutex);
+    return is_set;
+}
+
+static bool read_newest(void *arg, double *value_out, char text_out[METRICS_TEXT_SIZE])
+{
+    return trace_read(arg, &((struct sink_loop *)arg)->newest, value_out, text_out);
+}
+
+static bool read_slowest(void *arg, double *value_out, char text_out[METRICS_TEXT_SIZE])
+{
+    return trace_read(arg, &((struct sink_loop *)arg)->slowest, value_out, text_out);
+}
+
 #define COUNTER(cell, name, ...) metrics_register_counter(metrics, &(cell), METRIC("tidegate_sink_" name, __VA_ARGS__))
 #define GAUGE(cell, name, ...) metrics_register_gauge(metrics, &(cell), METRIC("tidegate_sink_" name, __VA_ARGS__))
 
@@ -309,7 +344,8 @@ static void register_partition(struct metrics_registry *metrics, const struct pa
     COUNTER(stats->flushes, "flushes_total", "Heads committed.");
     COUNTER(stats->flushed_bytes, "written_bytes_total", "Bytes of segments written, by who wrote them.", {"by", "flush"});
     COUNTER(stats->compacted_bytes, "written_bytes_total", "Bytes of segments written, by who wrote them.", {"by", "compaction"});
-    COUNTER(stats->flushed_points, "flushed_points_total", "Values in flushed segments.");
+    COUNTER(stats->flushed_points, "written_points_total", "Values in segments written, by who wrote them.", {"by", "flush"});
+    COUNTER(stats->compacted_points, "written_points_total", "Values in segments written, by who wrote them.", {"by", "compaction"});
     COUNTER(stats->compactions, "compactions_total", "Merges of segments.");
     COUNTER(stats->corrupt_segments, "corrupt_segments_total", "Segments that could not be opened at the start.");
     COUNTER(stats->corrupt_slots, "corrupt_manifests_total", "Manifests that did not hold at the start, while their twin did.");
@@ -329,6 +365,7 @@ static void register_loop(struct sink_loop *loop)
     COUNTER(stats->not_telemetry, "other_records_total", "Records read that are not telemetry.");
     COUNTER(stats->bad_records, "bad_records_total", "Records that could not be decoded.");
     COUNTER(stats->skipped, "skipped_records_total", "Telemetry of a failed partition, to be read again at the next start.");
+    COUNTER(stats->gap_records, "gap_records_total", "Records that were gone from the log before they were read, and accepted as lost.");
     COUNTER(stats->cursor_commits, "cursor_commits_total", "Positions given back to the source.");
     COUNTER(stats->head_full, "head_full_total", "Times that reading waited for a flush.");
     COUNTER(stats->commit_failures, "commit_failures_total", "Flushes that failed, the ones tried again included.");
@@ -337,6 +374,9 @@ static void register_loop(struct sink_loop *loop)
                                METRIC("tidegate_sink_publish_to_queryable_seconds", "From receipt at the broker to visible in queries."));
     metrics_register_histogram(metrics, &stats->commit_latency, METRICS_NANOSECONDS,
                                METRIC("tidegate_sink_commit_seconds", "Writing and committing a flushed head."));
+#define TRACE "From receipt at the broker to visible in queries, of one record by its correlation id: the newest, and the slowest of about a minute."
+    metrics_register_trace(metrics, read_newest, loop, "correlation", METRIC("tidegate_sink_record_seconds", TRACE, {"record", "newest"}));
+    metrics_register_trace(metrics, read_slowest, loop, "correlation", METRIC("tidegate_sink_record_seconds", TRACE, {"record", "slowest"}));
     metrics_register_gauge_fn(metrics, read_devices, loop, METRIC("tidegate_sink_devices", "Devices known."));
     metrics_register_gauge_fn(metrics, read_series, loop, METRIC("tidegate_sink_series", "Pairs of device and metric known."));
     metrics_register_gauge_fn(metrics, read_bytes_per_point, loop,
@@ -348,8 +388,10 @@ static void register_loop(struct sink_loop *loop)
         if (loop->partitions[i].part)
             register_partition(metrics, loop->partitions[i].part);
     }
-    for (int64_t i = 0; i < loop->config->partitions; i++)
+    for (int64_t i = 0; i < loop->config->partitions; i++) {
         metrics_register_queue(metrics, "sink_head", &loop->head_queues[i]);
+        metrics_register_queue(metrics, "sink_quarantine", &loop->quarantine_queues[i]);
+    }
 }
 
 enum err sink_loop_new(struct sink_loop **loop_out, struct fs *fs, const struct sink_config *config, struct metrics_registry *metrics,
@@ -402,6 +444,7 @@ void sink_loop_free(struct sink_loop *loop)
     }
     free(loop->partitions);
     free(loop->head_queues);
+    free(loop->quarantine_queues);
     free(loop->requests);
     source_free(loop->source);
     payload_free(loop->decoder);
@@ -424,7 +467,9 @@ static void start_find(struct sink_loop *loop)
             loop->start = loop->cursor;
             return;
         }
+        pthread_mutex_lock(&loop->current[i].state); /* the compactor may be at work already */
         struct log_cursor_value committed = partition_committed(loop->current[i].part);
+        pthread_mutex_unlock(&loop->current[i].state);
         struct log_cursor_value wanted = partition_later(&committed, &loop->cursor);
         if (is_first || log_position_compare(wanted.position, loop->start.position) < 0)
             loop->start = wanted;
@@ -452,6 +497,37 @@ static void watermark_set(struct sink_loop *loop, int64_t wall)
 {
     if (wall > __atomic_load_n(&loop->watermark_ns, __ATOMIC_RELAXED))
         __atomic_store_n(&loop->watermark_ns, wall, __ATOMIC_RELAXED);
+}
+
+/* A record is stored: what the metrics and the log lines tell of it. */
+static void item_trace(struct sink_loop *loop, const struct record *rec)
+{
+    struct trace trace = {.latency_ns = clock_wall() - rec->received_ns, .is_set = true};
+    if (trace.latency_ns < 0)
+        trace.latency_ns = 0;
+    histogram_record(&loop->stats.latency, (uint64_t)trace.latency_ns);
+    record_correlation_text(trace.correlation, rec);
+    if (!loop->batch_slowest.is_set || trace.latency_ns > loop->batch_slowest.latency_ns)
+        loop->batch_slowest = trace;
+    loop->batch_newest = trace;
+    LOG_DEBUG("record stored", LOG_STR("device", rec->device), LOG_STR("topic", rec->topic), LOG_TEXT("correlation", trace.correlation),
+              LOG_U64("epoch", loop->item.position.epoch), LOG_U64("sequence", loop->item.position.sequence),
+              LOG_DURATION("latency", trace.latency_ns));
+}
+
+static void traces_publish(struct sink_loop *loop, mono_ns now)
+{
+    if (!loop->batch_newest.is_set)
+        return;
+    pthread_mutex_lock(&loop->mutex);
+    bool is_over = now - loop->slowest_at >= TRACE_WINDOW_NS;
+    loop->newest = loop->batch_newest;
+    if (!loop->slowest.is_set || is_over || loop->batch_slowest.latency_ns > loop->slowest.latency_ns)
+        loop->slowest = loop->batch_slowest;
+    pthread_mutex_unlock(&loop->mutex);
+    if (is_over)
+        loop->slowest_at = now;
+    loop->batch_newest.is_set = loop->batch_slowest.is_set = false;
 }
 
 /* Returns 0 when the item is done with, ERR_FULL when it must come again after a flush, ERR_VERSION when reading cannot go on. */
@@ -486,8 +562,7 @@ static enum err item_handle(struct sink_loop *loop)
         counter_inc(&loop->stats.skipped);
         return ERR_OK;
     }
-    int64_t latency = clock_wall() - rec.received_ns;
-    histogram_record(&loop->stats.latency, latency > 0 ? (uint64_t)latency : 0);
+    item_trace(loop, &rec);
     loop->last_received_ns = rec.received_ns;
     return ERR_OK;
 }
@@ -541,6 +616,11 @@ static void partition_turn(struct sink_loop *loop, size_t index, const struct lo
         sp->dirty_since = 0;
     else if (sp->dirty_since == 0)
         sp->dirty_since = now;
+    const struct quarantine *quarantine = partition_quarantine(part);
+    uint64_t quarantined = quarantine->gathered_count + quarantine->taken_count;
+    sp->quarantine_since = quarantined == 0 ? 0 : sp->quarantine_since ? sp->quarantine_since : now;
+    queue_stats_set(&loop->quarantine_queues[index], quarantined, quarantine->gathered.size + quarantine->taken.size,
+                    sp->quarantine_since);
     size_t bytes = partition_head_bytes(part);
     bool is_time = sp->dirty_since != 0 && now - sp->dirty_since >= loop->config->flush_interval;
     if ((is_time || is_full || bytes >= share / 2 || loop->requests[index] == REQUEST_SEAL) && partition_seal(part, read)) {
@@ -654,6 +734,7 @@ static bool batch_result(struct sink_loop *loop, enum err err, const struct errm
                   LOG_BOOL("accepted", loop->config->accept_gap));
         if (loop->config->accept_gap) {
             source_accept_gap(loop->source);
+            counter_add(&loop->stats.gap_records, gap.to - gap.from);
             return false;
         }
         LOG_ERROR("reading stops; start with --accept-gap to go on behind the gap");
@@ -675,6 +756,7 @@ static void loop_turn(struct sink_loop *loop, int64_t *idle_ns)
         enum err err = ingest_batch(loop, &msg);
         is_idle = batch_result(loop, err, &msg, now);
         is_full = err == ERR_FULL;
+        traces_publish(loop, now);
     }
     source_position(loop->source, &read);
     for (int64_t i = 0; i < loop->config->partitions; i++)
@@ -722,11 +804,23 @@ static void *ingest_main(void *arg)
 
 /* ---- flusher ---- */
 
-static struct sink_partition *flusher_next(struct sink_loop *loop)
+/* Whose turn it is: in turn, so that one on a full disk does not hold up the others. NULL: nobody's now; *wait_ns_out is how long until the
+ * next retry, 0: nobody waits for one. */
+static struct sink_partition *flusher_next(struct sink_loop *loop, int64_t *wait_ns_out)
 {
-    for (int64_t i = 0; i < loop->config->partitions; i++) {
-        if (loop->current[i].is_flush_wanted)
-            return &loop->current[i];
+    size_t count = (size_t)loop->config->partitions;
+    mono_ns now = clock_mono();
+    *wait_ns_out = 0;
+    for (size_t n = 0; n < count; n++) {
+        struct sink_partition *sp = &loop->current[(loop->flush_at + n) % count];
+        if (!sp->is_flush_wanted)
+            continue;
+        if (!sp->is_retried || sp->retry_at <= now) {
+            loop->flush_at = (size_t)(sp - loop->current) + 1;
+            return sp;
+        }
+        if (*wait_ns_out == 0 || sp->retry_at - now < *wait_ns_out)
+            *wait_ns_out = sp->retry_at - now;
     }
     return NULL;
 }
@@ -739,7 +833,7 @@ static enum err flush_run(struct sink_partition *sp, struct errmsg *msg)
     pthread_mutex_lock(&sp->state);
     bool is_flush = partition_is_flushing(part);
     pthread_mutex_unlock(&sp->state);
-    enum err err = is_flush ? partition_flush_write(part, msg) : quarantine_write(partition_quarantine(part), msg);
+    enum err err = is_flush ? partition_flush_write(part, msg) : partition_quarantine_write(part, msg);
     if (!err && is_flush)
         err = partition_flush_commit(part, msg);
     if (!err) {
@@ -756,25 +850,20 @@ static enum err flush_run(struct sink_partition *sp, struct errmsg *msg)
 
 static void flush_result(struct sink_loop *loop, struct sink_partition *sp, enum err err, const struct errmsg *msg)
 {
-    bool is_retried = err == ERR_NOSPACE || err == ERR_NOMEM;
+    bool is_retried = !partition_is_failed(sp->part) && err != ERR_OK;
     if (err) {
         counter_inc(&loop->stats.commit_failures);
         LOG_ERROR("flush failed", LOG_TEXT("directory", partition_directory(sp->part)), LOG_ERR("error", err), LOG_TEXT("detail", msg->text),
                   LOG_BOOL("retried", is_retried));
     }
     pthread_mutex_lock(&loop->mutex);
-    sp->is_out_of_space = is_retried;
-    sp->is_flush_wanted = is_retried;
-    if (err)
+    sp->is_flush_wanted |= is_retried;
+    sp->is_retried = is_retried;
+    sp->retry_at = clock_mono() + SPACE_RETRY_NS;
+    if (err != ERR_CLOSED) { /* then the first reason stands */
+        sp->err = err;
         sp->error = *msg;
-    if (err && !loop->final_err)
-        loop->final_err = err;
-    if (!err && loop->final_err == ERR_NOSPACE)
-        loop->final_err = ERR_OK;
-    if (is_retried && !loop->is_flusher_ending)
-        cond_wait_ns(&loop->work, &loop->mutex, SPACE_RETRY_NS);
-    if (is_retried && loop->is_flusher_ending)
-        sp->is_flush_wanted = false;
+    }
     pthread_mutex_unlock(&loop->mutex);
     __atomic_store_n(&loop->is_published, true, __ATOMIC_RELEASE);
 }
@@ -784,14 +873,16 @@ static void *flusher_main(void *arg)
     struct sink_loop *loop = arg;
     pthread_setname_np(pthread_self(), "sink-flush");
     pthread_mutex_lock(&loop->mutex);
-    for (;;) {
-        struct sink_partition *sp = flusher_next(loop);
-        if (!sp && loop->is_flusher_ending)
-            break;
-        if (!sp) {
+    while (!loop->is_flusher_ending) {
+        int64_t wait_ns;
+        struct sink_partition *sp = flusher_next(loop, &wait_ns);
+        if (!sp && wait_ns > 0)
+            cond_wait_ns(&loop->work, &loop->mutex, wait_ns);
+        else if (!sp)
             pthread_cond_wait(&loop->work, &loop->mutex);
+        if (!sp)
             continue;
-        }
+        sp->is_flush_wanted = false;
         pthread_mutex_unlock(&loop->mutex);
         struct errmsg msg = {""};
         mono_ns begin = clock_mono();
@@ -830,6 +921,12 @@ static bool compact_one(struct sink_loop *loop, struct sink_partition *sp, const
     pthread_mutex_unlock(&sp->commit);
     if (err) {
         counter_inc(&loop->stats.compaction_failures);
+        if (partition_is_failed(sp->part)) {
+            pthread_mutex_lock(&loop->mutex);
+            sp->err = err;
+            sp->error = msg;
+            pthread_mutex_unlock(&loop->mutex);
+        }
         LOG_ERROR("compaction failed", LOG_TEXT("directory", partition_directory(sp->part)), LOG_ERR("error", err),
                   LOG_TEXT("detail", msg.text));
     }
@@ -889,36 +986,16 @@ enum err sink_loop_start(struct sink_loop *loop, struct errmsg *msg)
     return err;
 }
 
-static void final_seal(struct sink_loop *loop)
+/* The threads are gone: what is left of a flush, then the rest. */
+static enum err final_flush(struct sink_loop *loop, struct sink_partition *sp, const struct log_cursor_value *read)
 {
-    struct log_cursor_value read;
-    source_position(loop->source, &read);
-    for (int64_t i = 0; i < loop->config->partitions; i++) {
-        struct sink_partition *sp = &loop->current[i];
-        if (!sp->part)
-            continue;
-        pthread_mutex_lock(&sp->state);
-        bool is_sealed = partition_seal(sp->part, &read);
-        pthread_mutex_unlock(&sp->state);
-        if (is_sealed)
-            flusher_wake(loop, sp);
+    enum err err = sp->err;
+    for (int i = 0; i < 2 && !partition_is_failed(sp->part) && !partition_is_empty(sp->part); i++) {
+        struct errmsg msg = {""};
+        err = partition_flush(sp->part, read, &msg);
+        flush_result(loop, sp, err, &msg);
     }
-}
-
-/* Wait until the flusher has nothing to do. */
-static void flusher_drain(struct sink_loop *loop)
-{
-    for (;;) {
-        pthread_mutex_lock(&loop->mutex);
-        bool is_busy = flusher_next(loop) != NULL;
-        bool is_out_of_space = false;
-        for (int64_t i = 0; i < loop->config->partitions; i++)
-            is_out_of_space |= loop->current[i].is_out_of_space;
-        pthread_mutex_unlock(&loop->mutex);
-        if (!is_busy || is_out_of_space)
-            return;
-        sleep_ns(IDLE_MIN_NS);
-    }
+    return err;
 }
 
 enum err sink_loop_stop(struct sink_loop *loop)
@@ -933,18 +1010,23 @@ enum err sink_loop_stop(struct sink_loop *loop)
         pthread_join(loop->compactor, NULL);
     loop->has_ingest = loop->has_compactor = false;
     if (loop->has_flusher) {
-        flusher_drain(loop); /* what was under way, */
-        final_seal(loop);    /* then the rest */
         pthread_mutex_lock(&loop->mutex);
         loop->is_flusher_ending = true;
         pthread_cond_broadcast(&loop->work);
         pthread_mutex_unlock(&loop->mutex);
         pthread_join(loop->flusher, NULL);
-        loop->has_flusher = false;
+    }
+    loop->has_flusher = false;
+    enum err err = ERR_OK;
+    struct log_cursor_value read;
+    source_position(loop->source, &read);
+    for (int64_t i = 0; i < loop->config->partitions; i++) {
+        enum err part_err = loop->current[i].part ? final_flush(loop, &loop->current[i], &read) : ERR_OK;
+        err = err ? err : part_err;
     }
     if (loop->is_source_open)
         cursor_advance(loop);
-    return loop->final_err;
+    return err;
 }
 
 /* ---- questions ---- */
@@ -999,7 +1081,7 @@ static void health_partitions(struct sink_loop *loop, struct health *health)
         snprintf(what, sizeof what, "partition %u of %u", sp->index, sp->count);
         if (!sp->part || partition_is_failed(sp->part))
             problem(health, SINK_FAILED, what, sp->error.text);
-        else if (sp->is_out_of_space)
+        else if (sp->is_retried)
             problem(health, SINK_DEGRADED, what, sp->error.text);
         if (sp->part) {
             corrupt_segments += counter_get(&partition_get_stats(sp->part)->corrupt_segments);

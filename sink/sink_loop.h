@@ -29,10 +29,14 @@ struct sink_partition {
     pthread_mutex_t state;
     uint32_t count, index;
     bool is_current;
-    bool is_flush_wanted; /* under sink_loop's mutex */
-    bool is_out_of_space; /* the same: the last flush met a full disk and is tried again */
-    mono_ns dirty_since;  /* ingest only; 0: empty */
-    struct errmsg error;  /* why it did not open or failed; under sink_loop's mutex */
+    mono_ns dirty_since;      /* ingest only; 0: empty */
+    mono_ns quarantine_since; /* the same, of the quarantine's memory */
+    /* Under sink_loop's mutex: */
+    bool is_flush_wanted;
+    bool is_retried;     /* the last flush met a full disk, or no memory, and is tried again ... */
+    mono_ns retry_at;    /* ... not before */
+    enum err err;        /* of the last flush, or why it did not open */
+    struct errmsg error; /* the same in words */
 };
 
 /* Open all partitions below config->data_directory (made when missing) and prepare; starts no thread.

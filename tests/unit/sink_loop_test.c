@@ -11,6 +11,7 @@
 #include "common/check.h"
 #include "common/data_dir.h"
 #include "common/log_writer.h"
+#include "common/murmur2.h"
 #include "sink/query/query_api.h"
 #include "sink/query/query_client.h"
 #include "sink/store/verify.h"
@@ -382,6 +383,196 @@ static void test_compaction_and_verify(void **state)
     broker_stop(f);
 }
 
+static bool log_file_exists(const struct fixture *f, const char *name)
+{
+    char path[160];
+    snprintf(path, sizeof path, "%s/log/%s", f->root, name);
+    return access(path, F_OK) == 0;
+}
+
+static void log_file_move(const struct fixture *f, const char *from, const char *to)
+{
+    char path_from[160], path_to[160];
+    snprintf(path_from, sizeof path_from, "%s/log/%s", f->root, from);
+    snprintf(path_to, sizeof path_to, "%s/log/%s", f->root, to);
+    assert_int_equal(rename(path_from, path_to), 0);
+}
+
+/* Rows with 40 KB that do not compress away, until the log's first segment has been reused. Returns how many. */
+static int publish_past_the_first_segment(struct fixture *f)
+{
+    static char payload[45000];
+    uint64_t random = 88172645463325252u;
+    int count = 0;
+    while (log_file_exists(f, "0000000000000001.seg")) {
+        count++;
+        int used = snprintf(payload, sizeof payload, "{\"ts\":%d,\"v\":%d,\"pad\":\"", 1700000000 + count, count);
+        for (int i = 0; i < 40000; i++) {
+            random ^= random << 13, random ^= random >> 7, random ^= random << 17;
+            payload[used++] = (char)('0' + random % 64);
+            if (payload[used - 1] == '\\')
+                payload[used - 1] = 'z';
+        }
+        memcpy(payload + used, "\"}", 3);
+        publish(f, "pad", payload);
+        struct errmsg msg;
+        while (log_writer_prepare(f->broker.writer, &msg) == ERR_AGAIN)
+            ;
+        CHECK(count < 1000);
+    }
+    return count;
+}
+
+static void test_gap(void **state)
+{
+    struct fixture *f = *state;
+    char wanted[96];
+    broker_start(f);
+    sink_start(f, "");
+    publish(f, "car42", "{\"ts\":1700000000,\"v\":1}");
+    get_until(f, "/api/v1/query?device=car42", "\"row_count\":1");
+    assert_int_equal(sink_stop(f), ERR_OK);
+    /* Somebody removes the cursor, the broker reuses what nobody holds, somebody puts the cursor back. */
+    log_file_move(f, "cursor.sink", "aside");
+    int count = publish_past_the_first_segment(f);
+    log_file_move(f, "aside", "cursor.sink");
+    sink_start(f, "");
+    get_until(f, "/healthz", "\"state\":\"gap\"");
+    assert_int_equal(f->status, 503);
+    assert_true(has(f, "records 2 to "));
+    assert_true(has(f, "are gone"));
+    get(f, "/api/v1/query?device=car42");
+    assert_true(has(f, "\"row_count\":1"));
+    assert_int_equal(sink_stop(f), ERR_OK);
+    sink_start(f, ""); /* and the same again: nothing was passed over */
+    get_until(f, "/healthz", "records 2 to ");
+    assert_int_equal(sink_stop(f), ERR_OK);
+    sink_start(f, "accept_gap true\n");
+    snprintf(wanted, sizeof wanted, "\"values\":{\"v\":%d}", count);
+    get_until(f, "/api/v1/query?device=pad", wanted);
+    get(f, "/metrics");
+    unsigned long long gone = 0;
+    const char *line = strstr(buf_string(&f->body), "\ntidegate_sink_gap_records_total ");
+    assert_non_null(line);
+    assert_int_equal(sscanf(line, " tidegate_sink_gap_records_total %llu", &gone), 1);
+    assert_true(gone > 0);
+    get(f, "/api/v1/query?device=pad");
+    snprintf(wanted, sizeof wanted, "\"row_count\":%llu,", (unsigned long long)count - gone); /* each is either stored or told of */
+    assert_true(has(f, wanted));
+    assert_int_equal(sink_stop(f), ERR_OK);
+    sink_start(f, "");
+    get_until(f, "/healthz", "\"state\":\"reading\"");
+    publish(f, "car42", "{\"ts\":1700000001,\"v\":2}");
+    get_until(f, "/api/v1/query?device=car42", "\"row_count\":2");
+    assert_int_equal(sink_stop(f), ERR_OK);
+    broker_stop(f);
+}
+
+/* The real file system, on which one directory has no space while it is told so. */
+static struct {
+    struct fs fs;
+    struct fs_ops ops;
+    bool is_full;
+} full;
+
+static enum err full_open(struct fs *fs, struct file **file_out, const char *path, unsigned flags)
+{
+    if (flags & FILE_CREATE && strstr(path, "/partitions/2/0/") && __atomic_load_n(&full.is_full, __ATOMIC_RELAXED))
+        return ERR_NOSPACE;
+    return fs_posix()->ops->open(fs, file_out, path, flags);
+}
+
+/* A partition without space is tried again, said, and does not hold up the other. */
+static void test_full_partition(void **state)
+{
+    struct fixture *f = *state;
+    struct errmsg msg = {""};
+    char target[64], devices[2][16] = {"", ""};
+    for (int i = 0; !devices[0][0] || !devices[1][0]; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "d%d", i);
+        strcpy(devices[murmur2_partition(span_of_string(name), 2)], name);
+    }
+    full.ops = *fs_posix()->ops;
+    full.ops.open = full_open;
+    full.fs.ops = &full.ops;
+    broker_start(f);
+    configure(f, "flush_interval 100ms\n");
+    f->metrics = metrics_registry_new();
+    CHECK(sink_loop_new(&f->loop, &full.fs, &f->config, f->metrics, &msg) == ERR_OK);
+    CHECK(query_api_new(&f->api, f->loop, &f->config, f->metrics, &msg) == ERR_OK);
+    CHECK(sink_loop_start(f->loop, &msg) == ERR_OK);
+    __atomic_store_n(&full.is_full, true, __ATOMIC_RELAXED);
+    publish(f, devices[0], "{\"ts\":1,\"v\":1}");
+    get_until(f, "/healthz", "\"what\":\"partition 0 of 2\"");
+    assert_int_equal(f->status, 200); /* degraded: it serves */
+    assert_true(has(f, "\"status\":\"degraded\""));
+    publish(f, devices[1], "{\"ts\":1,\"v\":1}");
+    get_until(f, "/metrics", "tidegate_sink_flushes_total 1\n"); /* of the other partition */
+    get_until(f, "/metrics", "tidegate_queue_messages{queue=\"sink_head\"} 1\n");
+    snprintf(target, sizeof target, "/api/v1/query?device=%s", devices[0]);
+    get(f, target);
+    assert_true(has(f, "\"row_count\":1"));
+    __atomic_store_n(&full.is_full, false, __ATOMIC_RELAXED);
+    get_until(f, "/metrics", "tidegate_sink_flushes_total 2\n");
+    get_until(f, "/healthz", "\"status\":\"ok\"");
+    /* At the end the truth is told. */
+    __atomic_store_n(&full.is_full, true, __ATOMIC_RELAXED);
+    publish(f, devices[0], "{\"ts\":2,\"v\":2}");
+    publish(f, devices[1], "{\"ts\":2,\"v\":2}");
+    snprintf(target, sizeof target, "/api/v1/query?device=%s", devices[1]);
+    get_until(f, target, "\"row_count\":2");
+    assert_int_equal(sink_stop(f), ERR_NOSPACE);
+    __atomic_store_n(&full.is_full, false, __ATOMIC_RELAXED);
+    sink_start(f, "");
+    get_until(f, target, "\"row_count\":2");
+    snprintf(target, sizeof target, "/api/v1/query?device=%s", devices[0]);
+    get_until(f, target, "\"row_count\":2");
+    assert_int_equal(sink_stop(f), ERR_OK);
+    broker_stop(f);
+}
+
+static char captured[1 << 16];
+
+static void capture(void *arg, const char *line, size_t line_size)
+{
+    static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+    size_t *used = arg;
+    pthread_mutex_lock(&mutex);
+    if (*used + line_size < sizeof captured) {
+        memcpy(captured + *used, line, line_size);
+        *used += line_size;
+    }
+    pthread_mutex_unlock(&mutex);
+}
+
+/* A record is found again in the metrics and in the log lines by the id that the broker gave it. */
+static void test_correlation(void **state)
+{
+    struct fixture *f = *state;
+    size_t used = 0;
+    broker_start(f);
+    sink_start(f, "");
+    logger_capture(capture, &used);
+    logger_set_threshold(LOGGER_DEBUG);
+    publish(f, "car42", "{\"ts\":1700000000,\"v\":1}");
+    publish(f, "car42", "no telemetry");
+    get_until(f, "/metrics", "tidegate_sink_record_seconds{record=\"newest\",correlation=\"abcd0000000000000000000000000000\"} ");
+    assert_true(has(f, "tidegate_sink_record_seconds{record=\"slowest\",correlation=\"abcd0000000000000000000000000000\"} "));
+    get_until(f, "/metrics", "tidegate_sink_quarantined_total{reason=\"not_json\"} 1\n");
+    get_until(f, "/metrics", "tidegate_queue_messages{queue=\"sink_quarantine\"} 1\n");
+    assert_int_equal(sink_stop(f), ERR_OK);
+    logger_set_threshold(LOGGER_OFF);
+    logger_capture(NULL, NULL);
+    captured[used] = 0;
+    const char *stored = strstr(captured, "DEBUG record stored device=car42"), *rejected = strstr(captured, "WARNING not stored");
+    assert_non_null(stored);
+    assert_non_null(rejected);
+    assert_non_null(strstr(stored, "correlation=abcd0000000000000000000000000000"));
+    assert_non_null(strstr(rejected, "correlation=abcd0000000000000000000000000000"));
+    broker_stop(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -391,6 +582,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_second_sink_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_partition_count_changes, setup, teardown),
         cmocka_unit_test_setup_teardown(test_compaction_and_verify, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_gap, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_full_partition, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_correlation, setup, teardown),
     };
     logger_set_threshold(LOGGER_OFF);
     return cmocka_run_group_tests(tests, NULL, NULL);
