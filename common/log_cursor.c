@@ -7,6 +7,14 @@
 #define LOG_CURSOR_MAGIC 0x52434754u /* "TGCR" */
 #define LOG_CURSOR_SIZE 52
 
+int log_cursor_compare(const struct log_cursor_value *a, const struct log_cursor_value *b)
+{
+    int order = log_position_compare(a->position, b->position);
+    if (order == 0)
+        order = log_place_compare(a->reopen, b->reopen);
+    return order ? order : log_place_compare(a->place, b->place);
+}
+
 static enum err log_cursor_path(char *path_out, const char *dir, const char *name)
 {
     char file_name[sizeof LOG_CURSOR_PREFIX + LOG_CURSOR_NAME_MAX];

@@ -22,6 +22,10 @@ struct log_cursor_value {
     struct log_place reopen;      /* first block of the oldest group open at `place`; equal to `place` when none is */
 };
 
+/* Order by position; at one position, by how much of the log is needed for it. (Parts of large records that never became whole hold no
+ * record, and yet they fill segments.) Less than, equal to or greater than 0. */
+int log_cursor_compare(const struct log_cursor_value *a, const struct log_cursor_value *b);
+
 struct log_cursor {
     struct log_slots slots;
     struct log_cursor_value value; /* as last read or stored */

@@ -51,8 +51,9 @@ struct log_reader {
 
     struct file *file; /* the segment of `place`, or NULL */
     struct log_segment_header segment;
-    bool has_segment;     /* `segment` holds the last one entered */
-    uint64_t segment_end; /* by the successor's header; UINT64_MAX: not known */
+    bool has_segment;       /* `segment` holds the last one entered */
+    uint64_t segment_end;   /* by the successor's header; UINT64_MAX: not known */
+    bool next_is_new_start; /* the successor is another start's: known with segment_end */
     struct log_window window;
 
     struct log_block_view view;
@@ -267,6 +268,7 @@ static enum err reader_find_end(struct log_reader *reader)
     if (next.predecessor.generation != reader->place.generation)
         return reader_corrupt(reader, reader->place, "the next segment names another predecessor");
     reader->segment_end = next.predecessor.offset;
+    reader->next_is_new_start = reader->has_segment && (next.epoch != reader->segment.epoch || next.start != reader->segment.start);
     return ERR_OK;
 }
 
@@ -291,6 +293,9 @@ static enum err reader_limit(struct log_reader *reader, uint64_t *limit_out)
             }
             reader_leave_segment(reader);
             reader->place = (struct log_place){reader->place.generation + 1, LOG_SEGMENT_HEADER_SIZE};
+            /* Now, and not when the first block there is read: until then the parts would hold all segments behind them. */
+            if (reader->next_is_new_start)
+                reader_void_groups(reader);
             return ERR_OK;
         }
         if (durable_generation == reader->place.generation && reader->place.offset < reader->durable.place.offset) {

@@ -736,6 +736,7 @@ void log_writer_close(struct log_writer *writer)
 uint64_t log_writer_broker_id(const struct log_writer *writer) { return writer->identity.broker_id; }
 uint32_t log_writer_epoch(const struct log_writer *writer) { return writer->identity.epoch; }
 uint32_t log_writer_alignment(const struct log_writer *writer) { return writer->alignment; }
+uint64_t log_writer_batch_bytes_max(const struct log_writer *writer) { return writer->segment_size - LOG_SEGMENT_HEADER_SIZE; }
 struct log_end log_writer_durable_end(const struct log_writer *writer) { return writer->durable; }
 uint64_t log_writer_durable_blocks(const struct log_writer *writer, uint16_t shard) { return writer->shard_durable[shard]; }
 

@@ -76,6 +76,10 @@ uint32_t log_writer_alignment(const struct log_writer *writer);
 /* What is durable, exclusive. Thread: log thread. */
 struct log_end log_writer_durable_end(const struct log_writer *writer);
 
+/* Bytes of blocks to put into one write at most (more are allowed while there is one block): then it touches two segments. A write that
+ * fills segments which nobody may read before all of it is durable could wait for ever for a reader to let some go. Thread: any. */
+uint64_t log_writer_batch_bytes_max(const struct log_writer *writer);
+
 /* Give sealed blocks their sequence, place and header. They stay the caller's and untouched until finish. 1..LOG_WRITER_BATCH_MAX blocks;
  * the last batch must be finished. After an error of the writer this does nothing. */
 void log_writer_begin(struct log_writer *writer, struct log_block *const *blocks, size_t block_count);

@@ -471,7 +471,7 @@ static void start_find(struct sink_loop *loop)
         struct log_cursor_value committed = partition_committed(loop->current[i].part);
         pthread_mutex_unlock(&loop->current[i].state);
         struct log_cursor_value wanted = partition_later(&committed, &loop->cursor);
-        if (is_first || log_position_compare(wanted.position, loop->start.position) < 0)
+        if (is_first || log_cursor_compare(&wanted, &loop->start) < 0)
             loop->start = wanted;
         is_first = false;
     }
@@ -656,10 +656,10 @@ static void cursor_advance(struct sink_loop *loop)
             pthread_mutex_unlock(&sp->state);
             position = partition_later(&position, &loop->start);
         }
-        if (log_position_compare(position.position, least.position) < 0)
+        if (log_cursor_compare(&position, &least) < 0)
             least = position;
     }
-    if (least.position.sequence == 0 || log_position_compare(least.position, loop->cursor.position) <= 0)
+    if (least.position.sequence == 0 || log_cursor_compare(&least, &loop->cursor) <= 0)
         return;
     enum err err = source_commit(loop->source, &least, &msg);
     if (err) {

@@ -360,6 +360,7 @@ static struct publish_job *job_new(struct shard *shard, const struct publish_in 
         .held_count = shard->scratch.held_count,
         .packet_id = in->packet_id,
         .qos = in->client ? in->source.qos : 0,
+        .is_will = in->client == NULL,
     };
     if (in->client)
         job->client = client_ref_of(in->client);
@@ -515,8 +516,12 @@ static bool is_turn_used_up(const struct shard *shard, struct client *client)
 }
 
 /* Gate, rings and log of this shard, before anything is done about the packet. */
-static bool has_room_for(const struct shard *shard, const struct packet_publish *packet, size_t packet_size)
+static bool has_room_for(const struct shard *shard, const struct session *sess, const struct packet_publish *packet, size_t packet_size)
 {
+    /* The session's large record, begun on an earlier connection, is not complete: it keeps its place before this one (LOG 6). */
+    const struct publish_job *large = shard->log.large;
+    if (large && !large->is_will && large->client.slot == sess->slot && large->client.generation == sess->generation)
+        return false;
     if (packet->retain && shard->backlog.count > 0)
         return false;
     return packet->qos == 0 || (shard_has_room(shard) && ack_gate_has_room(&shard->gate, packet_size));
@@ -554,7 +559,7 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
             return CLIENT_GONE;
         }
     }
-    if (!has_room_for(shard, packet, packet_size))
+    if (!has_room_for(shard, sess, packet, packet_size))
         return block(shard, client, BLOCK_ROOM);
 
     /* The identifier is remembered before the record is made: afterwards there is no way back. */
@@ -598,17 +603,17 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
             close_inbound(sess, packet->packet_id); /* [MQTT-4.3.3-9] */
         return refuse(shard, client, packet, reason, cell);
     }
-    if (packet->qos == 0)
-        return CLIENT_NEXT;
-    client->receive_held++;
     reason = done.is_matched ? MQTT_REASON_SUCCESS : MQTT_REASON_NO_MATCHING_SUBSCRIBERS;
+    client->receive_held += packet->qos > 0;
     if (done.is_large) {
         shard->log.large->reason = (uint8_t)reason;
         shard->log.large->wait_retained = done.wait_retained;
-        /* The packet is handled, but nothing behind it is until the record is complete (LOG 6). */
+        /* The packet is handled, but nothing behind it is until the record is complete, at QoS 0 neither (LOG 6). */
         client_set_block(shard, client, BLOCK_LARGE);
         return CLIENT_NEXT;
     }
+    if (packet->qos == 0)
+        return CLIENT_NEXT;
     if (packet->qos == 2)
         inbound_ids_find(&sess->rare->inbound, packet->packet_id)->wait_block = done.wait_block;
     answer(shard, client, packet, reason, done.wait_block, done.wait_retained);
@@ -626,12 +631,12 @@ void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wa
         if (id && id->wait_block == WAIT_UNKNOWN)
             id->wait_block = wait_block;
     }
-    struct client *client = job->qos > 0 ? client_find(shard, &job->client) : NULL;
-    if (client) {
+    struct client *client = job->is_will ? NULL : client_find(shard, &job->client);
+    if (client && job->qos > 0)
         client_answer(shard, client, job->qos == 1 ? MQTT_PUBACK : MQTT_PUBREC, job->packet_id, (enum mqtt_reason)job->reason, wait_block,
                       job->wait_retained);
+    if (client)
         client_wake(shard, client);
-    }
     publish_job_free(job);
 }
 

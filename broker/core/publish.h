@@ -39,12 +39,13 @@ struct publish_scratch {
 /* A publish that was logged, or is on its way into the log: what is to be done when its wait is known. One for each large record. */
 struct publish_job {
     struct msg *msg;
-    struct client_ref client;  /* of the answer; unused without one */
+    struct client_ref client;  /* whose packet it was; unused for a will */
     struct publish_bytes held; /* recipients that wait for the record */
     uint32_t held_count;
     uint16_t packet_id;
     uint8_t qos;    /* 0 = no answer */
     uint8_t reason; /* of the answer */
+    bool is_will;
     uint64_t wait_retained;
 };
 

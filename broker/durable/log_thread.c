@@ -78,6 +78,12 @@ static void log_thread_collect(struct log_thread *thread)
 {
     mono_ns now = clock_mono();
     size_t room = LOG_WRITER_BATCH_MAX - thread->pending_count;
+    uint64_t bytes_max = log_writer_batch_bytes_max(thread->writer);
+    uint64_t bytes_left = bytes_max > thread->pending_bytes ? bytes_max - thread->pending_bytes : 0;
+    if (bytes_left / LOG_BLOCK_SIZE_MAX < room)
+        room = (size_t)(bytes_left / LOG_BLOCK_SIZE_MAX);
+    if (room == 0 && thread->pending_count == 0)
+        room = 1;
     if (thread->pending_count == 0)
         thread->pending_since_ns = now;
     if (room > 0)

@@ -389,7 +389,7 @@ struct log_cursor_value partition_later(const struct log_cursor_value *a, const 
 {
     if (a->position.sequence == 0 || (b->position.sequence != 0 && a->broker_id != b->broker_id))
         return *b;
-    return log_position_compare(a->position, b->position) > 0 ? *a : *b;
+    return log_cursor_compare(a, b) > 0 ? *a : *b;
 }
 
 bool partition_is_empty(const struct partition *part)

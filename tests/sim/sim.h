@@ -5,8 +5,13 @@
  * any byte), the disk (tests/lib/sim_fs.h: forgets what was not synced, tears what was under way, fails, fills up), the clocks, and clients
  * that behave and misbehave. Each step draws one thing that could happen next. The same seed draws the same run.
  *
+ * Clients publish telemetry and commands (which are not logged), some retained, some larger than a block, some with an expiry; they have
+ * wills, lose connections, or leave the old one open and come back over it; strangers send garbage. Rings are small and one of them may
+ * stand still for long; the log is small and the sink may be away until it is full.
+ *
  * A ledger notes what clients were promised. Checked at every step: what a subscriber may not see twice, order per (publishing client,
- * device). Checked at the end, after all faults have ended and everything came to rest: each acknowledged telemetry message is in the sink
+ * device, QoS), a retained value that is not the newest, an old connection that outlives its takeover; the books, whenever the rings are
+ * empty. Checked at the end, after all faults have ended and everything came to rest: each acknowledged telemetry message is in the sink
  * exactly once, with the value written last; nothing is there that nobody sent; persistent subscribers got what was acknowledged; the books
  * balance.
  *
@@ -29,6 +34,10 @@
 #define SIM_DEVICES_MAX 8
 #define SIM_MESSAGES_MAX 8192
 #define SIM_PARTITIONS_MAX 3
+#define SIM_NODES (SIM_SHARDS_MAX + 3) /* shards, route, log, store */
+#define SIM_RINGS (SIM_NODES * SIM_NODES)
+#define SIM_PADDING_MAX 24000
+#define SIM_PACKET_MAX (SIM_PADDING_MAX + 512)
 
 struct sim;
 struct sim_broker;
@@ -43,21 +52,37 @@ struct sim_pipe {
 
 /* One TCP connection. Freed when both ends have let go of it. */
 struct sim_conn {
-    struct sim_client *client; /* NULL: the client's end is closed */
-    struct client *core;       /* NULL: not at its home yet, or the broker's end is closed */
-    struct shard *shard;       /* its home */
-    bool broker_open;          /* the broker's process holds its end */
-    bool broken;               /* reset: the broker learns by shard_on_closed or a failing write */
-    bool paused;               /* the shard does not read */
-    bool wants_writable;       /* a write was cut short */
-    size_t room;               /* bytes the socket takes until the client reads: small ones find partial writes */
+    struct sim_client *client; /* NULL: the client's end is closed, or a ghost's */
+    struct sim_client *ghost_of;
+    bool ghost;          /* open, and nobody reads at the client's end: an old connection of ghost_of, or one that sends garbage */
+    struct client *core; /* NULL: not at its home yet, or the broker's end is closed */
+    struct shard *shard; /* its home */
+    bool broker_open;    /* the broker's process holds its end */
+    bool broken;         /* reset: the broker learns by shard_on_closed or a failing write */
+    bool paused;         /* the shard does not read */
+    bool wants_writable; /* a write was cut short */
+    size_t room;         /* bytes the socket takes until the client reads: small ones find partial writes */
     struct sim_pipe up, down;
     struct sim_conn *next;
+};
+
+enum sim_kind {
+    SIM_TELEMETRY, /* fleet/DEVICE/telemetry: logged */
+    SIM_COMMAND,   /* cmd/DEVICE: not logged, lost with the broker */
+    SIM_KINDS,
 };
 
 /* One message of the ledger. */
 struct sim_message {
     uint32_t id; /* index; the value that is published */
+    enum sim_kind kind;
+    bool will, retain;
+    bool unordered;      /* at QoS 0 a large record may come behind what its client's next session publishes */
+    bool cancelled;      /* a will, and the broker has closed behind DISCONNECT */
+    bool given;          /* somebody received it whom it may reach only when durable (LOG.md 9) */
+    uint32_t padding;    /* bytes of blanks in the payload */
+    uint32_t expiry_s;   /* 0: none */
+    uint32_t acked_life; /* incarnation of the broker that acknowledged it */
     uint8_t qos;
     uint8_t client, device;
     bool acked;        /* PUBACK, or PUBREC: the broker has taken it */
@@ -82,7 +107,8 @@ struct sim_client {
     uint8_t index;
     char id[16];
     enum mqtt_version version;
-    bool clean, publishes, subscribes;
+    bool clean, publishes, subscribes, has_keep_alive;
+    uint32_t will; /* message id + 1 of this connection's will */
     uint8_t subscribe_qos;
     struct sim_conn *conn;
     bool online;                          /* CONNACK was success */
@@ -95,11 +121,14 @@ struct sim_client {
     uint32_t session_number; /* counts sessions: changes when CONNACK says none was there */
     bool subscribed;         /* SUBACK in this session */
     uint64_t subscribed_step;
+    uint64_t subscribe_sent_step;           /* the first of this session */
+    bool heard[SIM_DEVICES_MAX][SIM_KINDS]; /* something of that topic came in this session */
     uint32_t subscribed_incarnation;
     bool subscribe_sent;
     uint8_t inbound[8192]; /* bitmap of QoS 2 packet ids received and not released */
     uint8_t *seen;         /* per message: how often it was received anew */
-    uint32_t *order;       /* newest message first received, per [client][device][qos] */
+    uint8_t *fresh;        /* per message: how often it was received without DUP */
+    uint32_t *order;       /* newest message first received, per [client][device][qos][kind] */
     uint64_t packets;
 };
 
@@ -115,7 +144,9 @@ struct sim_config {
     uint16_t shard_count;
     uint32_t client_count, device_count, partition_count;
     uint32_t ring_capacity;
-    uint32_t block_count, block_body;
+    uint32_t block_count, block_body, segment_size;
+    uint32_t padding_max;
+    uint32_t sink_rest; /* a sink that is down comes back in one of so many steps */
     uint32_t steps;
     uint32_t alignment;
     bool disk_faults, power_faults;
@@ -133,6 +164,8 @@ struct sim {
     struct sim_sink *sink;     /* NULL: down */
     uint32_t incarnation;      /* of the broker */
     struct sim_conn *conns;
+    unsigned starved; /* number of the ring that is not served until starved_end; SIM_RINGS: none */
+    uint64_t starved_end;
     struct sim_client clients[SIM_CLIENTS_MAX];
     struct sim_ledger ledger;
     uint64_t progress; /* counts everything that moves, to know rest */
@@ -150,6 +183,10 @@ void sim_pipe_drop(struct sim_pipe *pipe, size_t size);
 struct sim_conn *sim_conn_open(struct sim *sim, struct sim_client *client);
 void sim_conn_reset(struct sim *sim, struct sim_conn *conn); /* cut now: bytes under way are lost */
 void sim_conn_reap(struct sim *sim);
+void sim_conn_abandon(struct sim_client *client); /* the client forgets it; it stays open */
+void sim_conn_open_garbage(struct sim *sim);
+void sim_conn_reset_ghosts(struct sim *sim, bool all); /* one of them, perhaps */
+void sim_conn_check_taken_over(struct sim *sim, const struct sim_client *client);
 
 /* sim_broker.c: one life of the broker. */
 bool sim_broker_start(struct sim *sim); /* false: it could not (disk), tried again later */
@@ -177,11 +214,14 @@ bool sim_sink_failed(struct sim *sim);
 void sim_sink_read_device(struct sim *sim, uint8_t device, void *context, void (*on_row)(void *context, int64_t ts_ns, double value));
 
 /* sim_ledger.c */
-struct sim_message *sim_ledger_new(struct sim *sim, uint8_t client, uint8_t device, uint8_t qos);
+struct sim_message *sim_ledger_new(struct sim *sim, uint8_t client, uint8_t device, uint8_t qos, enum sim_kind kind);
+struct sim_message *sim_ledger_new_will(struct sim *sim, uint8_t client, uint8_t device, uint8_t qos);
+size_t sim_ledger_topic(const struct sim_message *message, char *out, size_t size);
 size_t sim_ledger_payload(const struct sim_message *message, char *out, size_t size);
 bool sim_ledger_parse(uint32_t *id_out, struct span payload);
 void sim_ledger_on_acked(struct sim *sim, uint32_t id);
 void sim_ledger_on_delivered(struct sim *sim, struct sim_client *subscriber, uint32_t id, uint8_t qos, bool dup);
+void sim_ledger_on_retained(struct sim *sim, struct sim_client *subscriber, uint32_t id);
 void sim_ledger_on_record(struct sim *sim, uint32_t id, bool replayed);
 void sim_ledger_check_end(struct sim *sim);
 void sim_device_name(char *out, size_t size, uint8_t device);

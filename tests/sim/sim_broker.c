@@ -19,11 +19,9 @@
 #include "tests/sim/sim.h"
 
 #define SIM_LOG_DIR "log"
-#define SIM_SEGMENT_SIZE (64 * 1024)
-#define SIM_LOG_BYTES_MAX (4 * SIM_SEGMENT_SIZE)
 #define RING_CAPACITY_MAX 64
 #define BATCH_MAX 32
-#define ROOM_LOW 20000 /* bytes of log room below which publishers are told to wait, as the log thread does */
+#define ROOM_LOW(config) ((config)->segment_size / 3) /* bytes of log room below which publishers are told to wait */
 
 struct sim_ring {
     struct op ops[RING_CAPACITY_MAX];
@@ -57,7 +55,7 @@ struct sim_broker {
 #define NODE_ROUTE SIM_SHARDS_MAX
 #define NODE_LOG (SIM_SHARDS_MAX + 1)
 #define NODE_STORE (SIM_SHARDS_MAX + 2)
-#define NODE_COUNT (SIM_SHARDS_MAX + 3)
+#define NODE_COUNT SIM_NODES
 
 static unsigned node_of(actor_id id)
 {
@@ -100,12 +98,13 @@ static ssize_t on_write(void *io, void *arg, const struct iovec *iov, int iov_co
     struct sim *sim = io;
     struct sim_conn *conn = arg;
     ssize_t taken = 0;
-    if (conn->broken || !conn->client)
+    if (conn->broken || (!conn->client && !conn->ghost))
         return -1;
     for (int i = 0; i < iov_count; i++) {
         size_t room = conn->down.size < conn->room ? conn->room - conn->down.size : 0;
         size_t size = iov[i].iov_len < room ? iov[i].iov_len : room;
-        sim_pipe_put(&conn->down, iov[i].iov_base, size);
+        if (!conn->ghost)
+            sim_pipe_put(&conn->down, iov[i].iov_base, size);
         taken += (ssize_t)size;
         if (size < iov[i].iov_len) {
             conn->wants_writable = true;
@@ -128,6 +127,10 @@ static void on_close(void *io, void *arg, uint32_t linger_ms)
     struct sim *sim = io;
     struct sim_conn *conn = arg;
     (void)linger_ms;
+    /* Nothing else ends a connection that has said DISCONNECT, is heard, keeps within its quota, and whose log works. */
+    if (conn->client && conn->client->closing && conn->client->will && !conn->client->has_keep_alive && !sim->broker->log_failed &&
+        (conn->client->version < MQTT_V5 || conn->client->flow_count <= sim->broker->listener.receive_maximum))
+        sim->ledger.messages[conn->client->will - 1].cancelled = true;
     conn->core = NULL;
     conn->broker_open = false;
     sim->progress++;
@@ -170,8 +173,8 @@ static bool open_log(struct sim *sim, struct sim_broker *broker)
     struct log_writer_options options = {
         .fs = sim_fs_fs(sim->fs),
         .dir = SIM_LOG_DIR,
-        .segment_size = SIM_SEGMENT_SIZE,
-        .log_bytes_max = SIM_LOG_BYTES_MAX,
+        .segment_size = sim->config.segment_size,
+        .log_bytes_max = 4 * (uint64_t)sim->config.segment_size,
         .alignment = sim->config.alignment,
         .wall_ns = sim->wall,
     };
@@ -252,7 +255,7 @@ bool sim_broker_start(struct sim *sim)
     broker->rules.partition_count = sim->config.partition_count;
     enum err err = rule_table_add(&broker->rules, "fleet/{device}/telemetry", false, 1, NULL);
     CHECK(err == ERR_OK);
-    broker->rings = calloc((size_t)NODE_COUNT * NODE_COUNT, sizeof *broker->rings);
+    broker->rings = calloc(SIM_RINGS, sizeof *broker->rings);
     CHECK(broker->rings);
     sim->broker = broker;
     sim->incarnation++;
@@ -353,7 +356,7 @@ static void log_fail(struct sim_broker *broker, const char *what)
 
 static void log_say_room(struct sim_broker *broker)
 {
-    bool room = log_writer_room(broker->writer, LOG_ROOM_PUBLISH) > ROOM_LOW;
+    bool room = log_writer_room(broker->writer, LOG_ROOM_PUBLISH) > ROOM_LOW(&broker->sim->config);
     if (room == broker->room_said)
         return;
     for (uint16_t i = 0; i < broker->sim->config.shard_count; i++)
@@ -393,13 +396,18 @@ static bool log_notify(struct sim_broker *broker)
     return true;
 }
 
+static bool is_starved(const struct sim_broker *broker, unsigned from, unsigned to)
+{
+    return broker->sim->starved == from * NODE_COUNT + to;
+}
+
 static bool log_collect(struct sim_broker *broker)
 {
     size_t before = broker->collected_count;
     for (uint16_t i = 0; i < broker->sim->config.shard_count; i++)
         for (struct sim_ring *ring = ring_of(broker, i, NODE_LOG);
-             ring->count && broker->collected_count < sizeof broker->collected / sizeof *broker->collected &&
-             !sim_chance(broker->sim, 1, 8);)
+             ring->count && !is_starved(broker, i, NODE_LOG) &&
+             broker->collected_count < sizeof broker->collected / sizeof *broker->collected && !sim_chance(broker->sim, 1, 8);)
             broker->collected[broker->collected_count++] = ring_pop(ring).block;
     return broker->collected_count > before;
 }
@@ -448,6 +456,11 @@ static bool log_step(struct sim_broker *broker)
         if (!log_collect(broker) && broker->collected_count == 0)
             return log_idle(broker);
         broker->writing = 1 + sim_below(sim, broker->collected_count < BATCH_MAX ? broker->collected_count : BATCH_MAX);
+        for (uint64_t bytes = broker->collected[0]->size, i = 1; i < broker->writing; i++) {
+            bytes += broker->collected[i]->size;
+            if (bytes > log_writer_batch_bytes_max(broker->writer))
+                broker->writing = i;
+        }
         log_writer_begin(broker->writer, broker->collected, broker->writing);
         broker->stage = LOG_BEGUN;
         return log_write(broker);
@@ -482,7 +495,7 @@ static bool serve_actor(struct sim_broker *broker, unsigned node)
     bool served = false;
     for (uint16_t i = 0; i < sim->config.shard_count; i++) {
         struct sim_ring *ring = ring_of(broker, i, node);
-        for (uint64_t count = ring->count ? 1 + sim_below(sim, ring->count) : 0; count; count--) {
+        for (uint64_t count = ring->count && !is_starved(broker, i, node) ? 1 + sim_below(sim, ring->count) : 0; count; count--) {
             struct op op = ring_pop(ring);
             if (node == NODE_ROUTE)
                 route_actor_on_op(broker->route, &op);
@@ -502,13 +515,17 @@ static bool serve_actor(struct sim_broker *broker, unsigned node)
 /* A connection whose home is not known: as soon as its CONNECT is whole it is given to the shard of its client id. */
 static bool hand_over(struct sim_broker *broker, struct sim_conn *conn)
 {
+    struct sim *sim = broker->sim;
     struct frame frame;
     struct span client_id;
-    if (frame_parse(&frame, conn->up.bytes, conn->up.size, FRAME_SIZE_MAX) != FRAME_OK)
+    enum frame_result result = frame_parse(&frame, conn->up.bytes, conn->up.size, broker->listener.max_packet_size);
+    if (result == FRAME_BAD)
+        conn->broker_open = false;
+    if (result != FRAME_OK)
         return false;
-    CHECK(packet_peek_client_id(&client_id, &frame, conn->up.bytes));
-    struct sim *sim = broker->sim;
-    actor_id home = shard_home(sim->seed * 0x9e3779b97f4a7c15, sim->config.shard_count, client_id);
+    actor_id home = packet_peek_client_id(&client_id, &frame, conn->up.bytes)
+                        ? shard_home(sim->seed * 0x9e3779b97f4a7c15, sim->config.shard_count, client_id)
+                        : (actor_id)sim_below(sim, sim->config.shard_count);
     struct client_origin origin = {.peer = SPAN_LITERAL("127.0.0.1:1"), .accepted_mono_ns = sim->mono};
     struct shard *shard = shard_begin(broker, home);
     conn->shard = shard;
@@ -562,7 +579,7 @@ static bool serve_shard(struct sim_broker *broker, unsigned index)
     struct shard *shard = shard_begin(broker, index);
     for (unsigned from = 0; from < NODE_COUNT; from++) {
         struct sim_ring *ring = ring_of(broker, from, index);
-        for (uint64_t count = ring->count ? sim_below(sim, ring->count + 1) : 0; count; count--) {
+        for (uint64_t count = ring->count && !is_starved(broker, from, index) ? sim_below(sim, ring->count + 1) : 0; count; count--) {
             struct op op = ring_pop(ring);
             shard_on_op(shard, &op);
             served = true;
@@ -576,6 +593,14 @@ static bool serve_shard(struct sim_broker *broker, unsigned index)
     if (served)
         sim->progress++;
     return served;
+}
+
+static bool rings_are_empty(const struct sim_broker *broker)
+{
+    for (unsigned i = 0; i < SIM_RINGS; i++)
+        if (broker->rings[i].count)
+            return false;
+    return true;
 }
 
 bool sim_broker_step(struct sim *sim)
@@ -593,6 +618,8 @@ bool sim_broker_step(struct sim *sim)
                   : node < sim->config.shard_count           ? serve_shard(broker, node)
                                                              : false;
     sim_conn_reap(sim);
+    if (served && rings_are_empty(broker))
+        sim_broker_check_books(sim);
     return served;
 }
 
@@ -601,9 +628,8 @@ bool sim_broker_failed(struct sim *sim) { return sim->broker->log_failed; }
 bool sim_broker_is_quiet(struct sim *sim)
 {
     struct sim_broker *broker = sim->broker;
-    for (unsigned i = 0; i < NODE_COUNT * NODE_COUNT; i++)
-        if (broker->rings[i].count)
-            return false;
+    if (!rings_are_empty(broker))
+        return false;
     for (struct sim_conn *conn = sim->conns; conn; conn = conn->next)
         if (conn->up.size || conn->down.size || conn->wants_writable)
             return false;

@@ -6,8 +6,6 @@
 #include "common/check.h"
 #include "tests/sim/sim.h"
 
-#define PACKET_MAX 512
-
 void sim_client_init(struct sim *sim, uint8_t index)
 {
     struct sim_client *client = &sim->clients[index];
@@ -19,21 +17,24 @@ void sim_client_init(struct sim *sim, uint8_t index)
     client->subscribes = !client->publishes || sim_chance(sim, 1, 3);
     client->subscribe_qos = (uint8_t)sim_below(sim, 3);
     client->seen = calloc(SIM_MESSAGES_MAX, sizeof *client->seen);
-    client->order = calloc(SIM_CLIENTS_MAX * SIM_DEVICES_MAX * 3, sizeof *client->order);
+    client->fresh = calloc(SIM_MESSAGES_MAX, sizeof *client->fresh);
+    client->order = calloc(SIM_CLIENTS_MAX * SIM_DEVICES_MAX * 3 * SIM_KINDS, sizeof *client->order);
     CHECK(client->seen);
+    CHECK(client->fresh);
     CHECK(client->order);
 }
 
 void sim_client_deinit(struct sim_client *client)
 {
     free(client->seen);
+    free(client->fresh);
     free(client->order);
     free(client->input.bytes);
 }
 
 static void send_packet(struct sim_client *client, const struct packet *packet)
 {
-    uint8_t bytes[PACKET_MAX];
+    static uint8_t bytes[SIM_PACKET_MAX];
     uint32_t size = packet_encode_size(packet, client->version, UINT32_MAX);
     CHECK(size > 0);
     CHECK(size <= sizeof bytes);
@@ -47,22 +48,46 @@ static void send_ack(struct sim_client *client, enum mqtt_packet_type type, uint
     send_packet(client, &packet);
 }
 
+/* texts: room for topic and payload. */
+static void add_will(struct sim *sim, struct sim_client *client, struct packet_connect *connect, char texts[2][128])
+{
+    client->will = 0;
+    struct sim_message *will =
+        sim_chance(sim, 1, 2)
+            ? sim_ledger_new_will(sim, client->index, (uint8_t)sim_below(sim, sim->config.device_count), (uint8_t)sim_below(sim, 3))
+            : NULL;
+    if (!will)
+        return;
+    client->will = will->id + 1;
+    connect->has_will = true;
+    connect->will_qos = will->qos;
+    connect->will_topic = span_of(texts[0], sim_ledger_topic(will, texts[0], 128));
+    connect->will_payload = span_of(texts[1], sim_ledger_payload(will, texts[1], 128));
+    if (client->version == MQTT_V5 && sim_chance(sim, 1, 2)) {
+        connect->will_properties.will_delay_interval_s = (uint32_t)(1 + sim_below(sim, 10));
+        connect->will_properties.present |= MQTT_PROPERTY_BIT(WILL_DELAY_INTERVAL);
+    }
+}
+
 static void connect_broker(struct sim *sim, struct sim_client *client)
 {
+    char will_texts[2][128];
     struct packet packet = {.type = MQTT_CONNECT};
     client->conn = sim_conn_open(sim, client);
     client->input.size = 0;
     client->closing = client->online = false;
     packet.connect.version = client->version;
     packet.connect.clean_start = client->clean;
-    packet.connect.keep_alive_s = sim_chance(sim, 1, 3) ? 5 : 0;
+    client->has_keep_alive = sim_chance(sim, 1, 3);
+    packet.connect.keep_alive_s = client->has_keep_alive ? 5 : 0;
+    add_will(sim, client, &packet.connect, will_texts);
     packet.connect.client_id = span_of_string(client->id);
     if (client->version == MQTT_V5 && !client->clean) {
         packet.connect.properties.session_expiry_interval_s = UINT32_MAX;
         packet.connect.properties.present |= MQTT_PROPERTY_BIT(SESSION_EXPIRY_INTERVAL);
     }
     send_packet(client, &packet);
-    sim_trace(sim, "%s connects%s", client->id, client->clean ? " clean" : "");
+    sim_trace(sim, "%s connects%s, will %d", client->id, client->clean ? " clean" : "", (int)client->will - 1);
 }
 
 static bool packet_id_is_free(const struct sim_client *client, uint16_t packet_id)
@@ -84,14 +109,18 @@ static uint16_t take_packet_id(struct sim_client *client)
 
 static void send_publish(struct sim *sim, struct sim_client *client, struct sim_message *message, uint16_t packet_id, bool dup)
 {
-    char payload[100], topic[64], device[16];
-    sim_device_name(device, sizeof device, message->device);
-    snprintf(topic, sizeof topic, "fleet/%s/telemetry", device);
+    static char payload[SIM_PADDING_MAX + 128];
+    char topic[64];
     struct packet packet = {.type = MQTT_PUBLISH};
     packet.publish.qos = message->qos;
     packet.publish.dup = dup;
     packet.publish.packet_id = packet_id;
-    packet.publish.topic = span_of_string(topic);
+    packet.publish.retain = message->retain;
+    packet.publish.topic = span_of(topic, sim_ledger_topic(message, topic, sizeof topic));
+    if (message->expiry_s && client->version == MQTT_V5) {
+        packet.publish.properties.message_expiry_interval_s = message->expiry_s;
+        packet.publish.properties.present |= MQTT_PROPERTY_BIT(MESSAGE_EXPIRY_INTERVAL);
+    }
     packet.publish.payload = span_of(payload, sim_ledger_payload(message, payload, sizeof payload));
     send_packet(client, &packet);
     if (message->first_sent_step == 0)
@@ -115,9 +144,15 @@ static void publish_new(struct sim *sim, struct sim_client *client)
     /* A device belongs to one client but the last, which everyone may publish for. */
     if (device + 1u < sim->config.device_count)
         device = (uint8_t)(client->index % sim->config.device_count);
-    struct sim_message *message = sim_ledger_new(sim, client->index, device, (uint8_t)sim_below(sim, 3));
+    struct sim_message *message =
+        sim_ledger_new(sim, client->index, device, (uint8_t)sim_below(sim, 3), sim_chance(sim, 1, 6) ? SIM_COMMAND : SIM_TELEMETRY);
     if (!message)
         return;
+    message->retain = message->qos > 0 && sim_chance(sim, 1, 8);
+    if (message->kind == SIM_COMMAND && client->version == MQTT_V5 && sim_chance(sim, 1, 2))
+        message->expiry_s = (uint32_t)(1 + sim_below(sim, 20));
+    if (sim_chance(sim, 1, 30))
+        message->padding = (uint32_t)sim_below(sim, sim->config.padding_max);
     if (message->qos == 0) {
         message->attempts++;
         send_publish(sim, client, message, 0, false);
@@ -133,10 +168,14 @@ static void subscribe(struct sim *sim, struct sim_client *client)
     uint8_t payload[64];
     struct packet packet = {.type = MQTT_SUBSCRIBE};
     packet.subscribe.packet_id = 30;
-    packet.subscribe.filter_count = 1;
-    packet.subscribe.filters = span_of(payload, packet_put_subscription(payload, SPAN_LITERAL("fleet/+/telemetry"), client->subscribe_qos));
+    packet.subscribe.filter_count = 2;
+    size_t size = packet_put_subscription(payload, SPAN_LITERAL("fleet/+/telemetry"), client->subscribe_qos);
+    size += packet_put_subscription(payload + size, SPAN_LITERAL("cmd/#"), client->subscribe_qos);
+    packet.subscribe.filters = span_of(payload, size);
     send_packet(client, &packet);
     client->subscribe_sent = true;
+    if (client->subscribe_sent_step == 0)
+        client->subscribe_sent_step = sim->step;
     sim_trace(sim, "%s subscribes with QoS %u", client->id, client->subscribe_qos);
 }
 
@@ -157,6 +196,7 @@ void sim_client_act(struct sim *sim, struct sim_client *client)
         struct packet packet = {.type = MQTT_DISCONNECT};
         client->closing = true;
         send_packet(client, &packet);
+        sim_trace(sim, "%s says DISCONNECT", client->id);
         return;
     }
     if (sim_chance(sim, 1, 10)) {
@@ -216,14 +256,40 @@ static void on_connack(struct sim *sim, struct sim_client *client, const struct 
                                   ? connack->properties.receive_maximum
                                   : SIM_FLOWS_MAX;
     if (!connack->session_present) {
+        for (uint32_t id = 0; id < sim->ledger.count; id++)
+            sim->ledger.messages[id].unordered |= sim->ledger.messages[id].client == client->index && sim->ledger.messages[id].padding;
         client->session_number++;
         client->subscribed = client->subscribe_sent = false;
+        client->subscribe_sent_step = 0;
         memset(client->inbound, 0, sizeof client->inbound);
+        memset(client->heard, 0, sizeof client->heard);
     } else {
         client->subscribe_sent = client->subscribed;
     }
+    sim_conn_check_taken_over(sim, client);
     sim_trace(sim, "%s is online, session %s", client->id, connack->session_present ? "present" : "new");
     resume_flows(sim, client, connack->session_present);
+}
+
+/* A message that the client counts as new. */
+static void on_new_publish(struct sim *sim, struct sim_client *client, const struct packet_publish *publish, uint32_t id)
+{
+    char topic[64];
+    if (id >= sim->ledger.count)
+        sim_found(sim, "%s received message %u, which nobody published", client->id, id);
+    const struct sim_message *message = &sim->ledger.messages[id];
+    if (!span_equal(publish->topic, span_of(topic, sim_ledger_topic(message, topic, sizeof topic))))
+        sim_found(sim, "%s received message %u under another topic", client->id, id);
+    if (publish->qos > message->qos || publish->qos > client->subscribe_qos)
+        sim_found(sim, "%s received message %u with QoS %u", client->id, id, publish->qos);
+    if (message->expiry_s && !publish->dup && publish->properties.present & MQTT_PROPERTY_BIT(MESSAGE_EXPIRY_INTERVAL) &&
+        publish->properties.message_expiry_interval_s == 0)
+        sim_found(sim, "%s received message %u, which had expired", client->id, id);
+    client->heard[message->device][message->kind] = true;
+    if (publish->retain)
+        sim_ledger_on_retained(sim, client, id);
+    else
+        sim_ledger_on_delivered(sim, client, id, publish->qos, publish->dup);
 }
 
 static void on_publish(struct sim *sim, struct sim_client *client, const struct packet_publish *publish)
@@ -238,11 +304,11 @@ static void on_publish(struct sim *sim, struct sim_client *client, const struct 
         bool open = *byte & bit;
         *byte |= bit;
         if (!open)
-            sim_ledger_on_delivered(sim, client, id, 2, publish->dup);
+            on_new_publish(sim, client, publish, id);
         send_ack(client, MQTT_PUBREC, publish->packet_id);
         return;
     }
-    sim_ledger_on_delivered(sim, client, id, publish->qos, publish->dup);
+    on_new_publish(sim, client, publish, id);
     if (publish->qos == 1)
         send_ack(client, MQTT_PUBACK, publish->packet_id);
 }
@@ -321,7 +387,7 @@ static void on_packet(struct sim *sim, struct sim_client *client, const struct p
         on_ack(sim, client, packet->type, &packet->ack);
         return;
     case MQTT_SUBACK:
-        client->subscribed = packet->suback.codes.data[0] < 0x80;
+        client->subscribed = packet->suback.codes.data[0] < 0x80 && packet->suback.codes.data[1] < 0x80;
         client->subscribed_step = sim->step;
         client->subscribed_incarnation = sim->incarnation;
         return;

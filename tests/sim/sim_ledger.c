@@ -15,15 +15,17 @@
 
 void sim_device_name(char *out, size_t size, uint8_t device) { snprintf(out, size, "dev%u", device); }
 
-struct sim_message *sim_ledger_new(struct sim *sim, uint8_t client, uint8_t device, uint8_t qos)
+struct sim_message *sim_ledger_new(struct sim *sim, uint8_t client, uint8_t device, uint8_t qos, enum sim_kind kind)
 {
     struct sim_ledger *ledger = &sim->ledger;
     if (ledger->count == SIM_MESSAGES_MAX)
         return NULL;
     struct sim_message *message = &ledger->messages[ledger->count];
-    *message =
-        (struct sim_message){.id = ledger->count, .qos = qos, .client = client, .device = device, .own_time = !sim_chance(sim, 1, 8)};
+    *message = (struct sim_message){.id = ledger->count, .kind = kind, .qos = qos, .client = client, .device = device};
+    message->own_time = kind == SIM_TELEMETRY && !sim_chance(sim, 1, 8);
     ledger->count++;
+    if (!message->own_time)
+        return message;
     const struct sim_message *before = NULL;
     for (uint32_t i = message->id; i-- > 0 && !before;)
         if (ledger->messages[i].device == device && ledger->messages[i].own_time)
@@ -33,10 +35,31 @@ struct sim_message *sim_ledger_new(struct sim *sim, uint8_t client, uint8_t devi
     return message;
 }
 
+/* Published once at most, when its connection ends without DISCONNECT. */
+struct sim_message *sim_ledger_new_will(struct sim *sim, uint8_t client, uint8_t device, uint8_t qos)
+{
+    struct sim_message *will = sim_ledger_new(sim, client, device, qos, SIM_COMMAND);
+    if (will && sim_chance(sim, 1, 2))
+        will->kind = SIM_TELEMETRY;
+    if (will) {
+        will->will = true;
+        will->attempts = 1;
+    }
+    return will;
+}
+
+size_t sim_ledger_topic(const struct sim_message *message, char *out, size_t size)
+{
+    int used = snprintf(out, size, message->kind == SIM_TELEMETRY ? "fleet/dev%u/telemetry" : "cmd/dev%u", message->device);
+    CHECK(used > 0 && (size_t)used < size);
+    return (size_t)used;
+}
+
 size_t sim_ledger_payload(const struct sim_message *message, char *out, size_t size)
 {
-    int used = message->own_time ? snprintf(out, size, "{\"ts\":%" PRId64 ",\"v\":%u}", message->ts_ms, message->id)
-                                 : snprintf(out, size, "{\"v\":%u}", message->id);
+    int blanks = (int)message->padding;
+    int used = message->own_time ? snprintf(out, size, "{\"ts\":%" PRId64 ",\"v\":%u%*s}", message->ts_ms, message->id, blanks, "")
+                                 : snprintf(out, size, "{\"v\":%u%*s}", message->id, blanks, "");
     CHECK(used > 0 && (size_t)used < size);
     return (size_t)used;
 }
@@ -54,8 +77,10 @@ bool sim_ledger_parse(uint32_t *id_out, struct span payload)
 void sim_ledger_on_acked(struct sim *sim, uint32_t id)
 {
     struct sim_message *message = &sim->ledger.messages[id];
-    if (!message->acked)
+    if (!message->acked) {
         message->acked_step = sim->step;
+        message->acked_life = sim->incarnation;
+    }
     message->acked = true;
     sim->progress++;
 }
@@ -68,6 +93,13 @@ void sim_ledger_on_delivered(struct sim *sim, struct sim_client *subscriber, uin
         sim_found(sim, "%s received message %u, which nobody published", subscriber->id, id);
     struct sim_message *message = &ledger->messages[id];
     sim->progress++;
+    if (message->cancelled)
+        sim_found(sim, "%s received will %u, and its client had said DISCONNECT", subscriber->id, id);
+    if (!dup && subscriber->fresh[id] < UINT8_MAX && ++subscriber->fresh[id] > message->attempts)
+        sim_found(sim, "%s received message %u %u times without DUP, and it was published %u times", subscriber->id, id,
+                  subscriber->fresh[id], message->attempts);
+    if (message->kind == SIM_TELEMETRY && message->qos > 0 && (!subscriber->clean || message->qos == 2))
+        message->given = true;
     bool first = subscriber->seen[id] == 0;
     if (subscriber->seen[id] < UINT8_MAX)
         subscriber->seen[id]++;
@@ -79,12 +111,32 @@ void sim_ledger_on_delivered(struct sim *sim, struct sim_client *subscriber, uin
         sim_found(sim, "%s received message %u with QoS 0 and DUP", subscriber->id, id);
     /* Order of what was published in order, once, at one QoS: resent flows may come later, what is new may not come before what was older.
      */
-    uint32_t *newest = &subscriber->order[(message->client * SIM_DEVICES_MAX + message->device) * 3 + qos];
+    if (message->will || message->unordered)
+        return;
+    uint32_t *newest = &subscriber->order[((message->client * SIM_DEVICES_MAX + message->device) * 3 + qos) * SIM_KINDS + message->kind];
     if (first && message->qos == qos && message->attempts == 1 && *newest > id + 1)
         sim_found(sim, "%s received message %u after %u: order of (client %u, device %u, QoS %u) is lost", subscriber->id, id, *newest - 1,
                   message->client, message->device, qos);
     if (first && message->qos == qos && message->attempts == 1 && *newest < id + 1)
         *newest = id + 1;
+}
+
+static bool is_superseded(const struct sim *sim, const struct sim_message *value, const struct sim_message *by, uint64_t before)
+{
+    return by->retain && by->kind == value->kind && by->device == value->device && by->client == value->client && by->attempts == 1 &&
+           value->attempts == 1 && by->acked && by->acked_life == sim->incarnation && by->acked_step < before;
+}
+
+/* A retained value: of all that was acknowledged before the subscription, it must be the newest. */
+void sim_ledger_on_retained(struct sim *sim, struct sim_client *subscriber, uint32_t id)
+{
+    const struct sim_message *message = &sim->ledger.messages[id];
+    sim->progress++;
+    if (!message->retain)
+        sim_found(sim, "%s received message %u as a retained one, and it was published without", subscriber->id, id);
+    for (uint32_t newer = id + 1; newer < sim->ledger.count; newer++)
+        if (is_superseded(sim, message, &sim->ledger.messages[newer], subscriber->subscribe_sent_step))
+            sim_found(sim, "%s received the retained message %u, and %u was acknowledged before it subscribed", subscriber->id, id, newer);
 }
 
 /* The sink has read a record of this message from the log. */
@@ -94,9 +146,13 @@ void sim_ledger_on_record(struct sim *sim, uint32_t id, bool replayed)
     if (id >= ledger->count)
         sim_found(sim, "the log holds message %u, which nobody published", id);
     struct sim_message *message = &ledger->messages[id];
+    if (message->cancelled)
+        sim_found(sim, "will %u is in the log, and its client had said DISCONNECT", id);
     if (replayed || ledger->logged[id])
         return;
     ledger->logged[id] = 1;
+    if (message->will || message->unordered)
+        return;
     uint32_t *newest = &ledger->logged_order[message->client][message->device];
     if (message->attempts == 1 && *newest > id + 1)
         sim_found(sim, "message %u is in the log for the first time behind %u: order of (client %u, device %u) is lost", id, *newest - 1,
@@ -156,32 +212,51 @@ static const struct found_row *row_at(const struct found_rows *found, int64_t ts
 /* One acknowledged message against the rows of its device. */
 static void check_message(struct sim *sim, const struct found_rows *found, const struct sim_message *message)
 {
+    const char *promise = message->acked ? "acknowledged" : message->given ? "given to a persistent session" : NULL;
     if (!message->own_time) {
         uint32_t count = count_rows(found, message->id);
-        if (message->acked && count == 0)
-            sim_found(sim, "message %u (no time of its own) was acknowledged and is not in the sink", message->id);
+        if (promise && count == 0)
+            sim_found(sim, "message %u (no time of its own) was %s and is not in the sink", message->id, promise);
         if (count > message->attempts)
             sim_found(sim, "message %u was sent %u times and is in the sink %u times", message->id, message->attempts, count);
         return;
     }
-    if (!message->acked)
+    if (!promise)
         return;
     const struct found_row *row = row_at(found, message->ts_ms * 1000000);
     if (!row)
-        sim_found(sim, "message %u was acknowledged at step %" PRIu64 " and is not in the sink", message->id, message->acked_step);
+        sim_found(sim, "message %u was %s (step %" PRIu64 ") and is not in the sink", message->id, promise, message->acked_step);
+    if (!message->acked)
+        return;
     const struct sim_message *there = &sim->ledger.messages[row->id];
     if (there->ts_ms != message->ts_ms || there->id < message->id)
         sim_found(sim, "message %u was acknowledged after %u for the same time, and the sink has the older value", message->id, there->id);
 }
 
+/* Whether the retained value of a message's topic may be gone. */
+static bool may_have_expired(const struct sim *sim, const struct sim_message *message)
+{
+    for (uint32_t id = 0; id < sim->ledger.count; id++) {
+        const struct sim_message *other = &sim->ledger.messages[id];
+        if (other->retain && other->expiry_s && other->device == message->device && other->kind == message->kind)
+            return true;
+    }
+    return false;
+}
+
 static void check_subscriber(struct sim *sim, const struct sim_client *subscriber)
 {
-    if (!subscriber->subscribes || subscriber->clean || !subscriber->subscribed || subscriber->subscribe_qos == 0)
+    if (!subscriber->subscribes || !subscriber->subscribed || subscriber->subscribe_qos == 0)
         return;
     for (uint32_t id = 0; id < sim->ledger.count; id++) {
         const struct sim_message *message = &sim->ledger.messages[id];
+        if (message->retain && message->acked && message->acked_life == sim->incarnation && !may_have_expired(sim, message) &&
+            message->acked_step < subscriber->subscribe_sent_step && subscriber->subscribed_incarnation == sim->incarnation &&
+            !subscriber->heard[message->device][message->kind])
+            sim_found(sim, "%s subscribed after retained message %u was acknowledged, and received nothing of that topic", subscriber->id,
+                      id);
         bool owed = message->qos > 0 && message->acked && message->first_sent_step > subscriber->subscribed_step && message->flow == 0 &&
-                    subscriber->subscribed_incarnation == sim->incarnation;
+                    subscriber->subscribed_incarnation == sim->incarnation && !message->expiry_s;
         if (owed && !subscriber->seen[id])
             sim_found(sim, "message %u was acknowledged, and %s, subscribed since step %" PRIu64 ", never received it", id, subscriber->id,
                       subscriber->subscribed_step);
@@ -194,7 +269,7 @@ void sim_ledger_check_end(struct sim *sim)
         struct found_rows found = {.sim = sim, .device = device};
         sim_sink_read_device(sim, device, &found, on_row);
         for (uint32_t id = 0; id < sim->ledger.count; id++)
-            if (sim->ledger.messages[id].device == device)
+            if (sim->ledger.messages[id].device == device && sim->ledger.messages[id].kind == SIM_TELEMETRY)
                 check_message(sim, &found, &sim->ledger.messages[id]);
         free(found.rows);
     }

@@ -4,6 +4,7 @@
  * then. */
 #include <getopt.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -56,10 +57,17 @@ static void draw_config(struct sim *sim, uint32_t steps)
     config->client_count = (uint32_t)(2 + sim_below(sim, SIM_CLIENTS_MAX - 1));
     config->device_count = (uint32_t)(1 + sim_below(sim, SIM_DEVICES_MAX));
     config->partition_count = (uint32_t)(1 + sim_below(sim, SIM_PARTITIONS_MAX));
-    config->ring_capacity = sim_chance(sim, 1, 3) ? 8 : 64;
-    config->block_count = sim_chance(sim, 1, 3) ? 4 : 16;
-    config->block_body = sim_chance(sim, 1, 3) ? 512 : 8192;
+    config->ring_capacity = 4u << sim_below(sim, 5);
+    config->block_count = 2u << sim_below(sim, 4);
+    config->block_body = 512u << sim_below(sim, 5);
+    config->segment_size = 16384u << sim_below(sim, 3);
+    config->sink_rest = sim_chance(sim, 1, 4) ? 1500 : 40;
     config->alignment = sim_chance(sim, 1, 4) ? 4096 : 512;
+    /* A large record of each shard at a time leaves room in the log, whatever its blocks are rounded up to. */
+    uint32_t block_size = (config->block_body + 160 + config->alignment - 1) / config->alignment * config->alignment;
+    config->padding_max = config->segment_size / config->shard_count / block_size * config->block_body;
+    if (config->padding_max > SIM_PADDING_MAX)
+        config->padding_max = SIM_PADDING_MAX;
     config->steps = steps;
     config->disk_faults = sim_chance(sim, 1, 3);
     config->power_faults = sim_chance(sim, 2, 3);
@@ -88,8 +96,21 @@ static void power_loss(struct sim *sim)
 static void cut_connection(struct sim *sim)
 {
     struct sim_client *client = &sim->clients[sim_below(sim, sim->config.client_count)];
-    if (client->conn)
+    if (client->conn && client->online && sim_chance(sim, 1, 3))
+        sim_conn_abandon(client);
+    else if (client->conn)
         sim_conn_reset(sim, client->conn);
+}
+
+/* A thread that does not get the processor: one ring stands still. */
+static void starve(struct sim *sim)
+{
+    if (sim->starved != SIM_RINGS && (sim->calm || sim->step > sim->starved_end))
+        sim->starved = SIM_RINGS;
+    if (sim->starved != SIM_RINGS || sim->calm || !sim_chance(sim, 1, 200))
+        return;
+    sim->starved = (unsigned)sim_below(sim, SIM_RINGS);
+    sim->starved_end = sim->step + sim_below(sim, 400);
 }
 
 static void disk_fault(struct sim *sim)
@@ -108,8 +129,10 @@ static void disk_fault(struct sim *sim)
 static void inject_fault(struct sim *sim)
 {
     uint64_t kind = sim_below(sim, 100);
-    if (kind < 50)
+    if (kind < 45)
         cut_connection(sim);
+    else if (kind < 50 && sim->broker)
+        sim_conn_open_garbage(sim);
     else if (kind < 62 && sim->broker)
         sim_trace(sim, "KILL broker"), sim_broker_die(sim, false);
     else if (kind < 80 && sim->sink)
@@ -132,7 +155,7 @@ static void keep_alive(struct sim *sim)
     }
     if (!sim->broker && (sim->calm || sim_chance(sim, 1, 30)))
         sim_broker_start(sim);
-    if (!sim->sink && (sim->calm || sim_chance(sim, 1, 40)))
+    if (!sim->sink && (sim->calm || sim_chance(sim, 1, sim->config.sink_rest)))
         sim_sink_start(sim);
 }
 
@@ -160,8 +183,11 @@ static void step(struct sim *sim)
     sim->step++;
     pass_time(sim);
     keep_alive(sim);
+    starve(sim);
     if (!sim->calm && sim_chance(sim, 1, 80))
         inject_fault(sim);
+    if (sim_chance(sim, 1, 8))
+        sim_conn_reset_ghosts(sim, sim->calm);
     uint64_t who = sim_below(sim, 10);
     if (who < 3)
         step_clients(sim);
@@ -213,13 +239,26 @@ static void come_to_rest(struct sim *sim)
     }
 }
 
+static struct sim sim_memory;
+
+/* A CHECK of the product, or a signal: a finding like any other. */
+static void on_signal(int number)
+{
+    char text[160];
+    int size = snprintf(text, sizeof text, "FOUND with seed %" PRIu64 " at step %" PRIu64 ": signal %d\n", sim_memory.seed, sim_memory.step,
+                        number);
+    if (size > 0 && write(STDOUT_FILENO, text, (size_t)size) < 0)
+        _exit(2);
+    _exit(1);
+}
+
 static void run(uint64_t seed, uint32_t steps, bool trace, uint32_t *messages_out)
 {
-    static struct sim sim_memory;
     struct sim *sim = &sim_memory;
     memset(sim, 0, sizeof *sim);
     sim->seed = seed;
     sim->trace = trace;
+    sim->starved = SIM_RINGS;
     sim->mono = NS_PER_S;
     sim->wall = WALL_START;
     check_random_init(&sim->random, seed);
@@ -271,6 +310,7 @@ int main(int argc, char **argv)
         else
             return 2;
     }
+    signal(SIGABRT, on_signal);
     logger_set_threshold(trace ? LOGGER_INFO : LOGGER_OFF);
     for (uint64_t i = 0; i < count; i++) {
         if (isatty(STDOUT_FILENO) && i % 10 == 0)

@@ -46,6 +46,46 @@ void sim_conn_reset(struct sim *sim, struct sim_conn *conn)
     }
 }
 
+void sim_conn_abandon(struct sim_client *client)
+{
+    struct sim_conn *conn = client->conn;
+    conn->ghost = true;
+    conn->ghost_of = client;
+    conn->client = NULL;
+    conn->down.size = 0;
+    client->conn = NULL;
+    sim_client_lost(client->sim, client);
+}
+
+/* A stranger: nonsense from the first byte on, or behind a good CONNECT. */
+void sim_conn_open_garbage(struct sim *sim)
+{
+    static const uint8_t connect[] = {0x10, 17, 0, 4, 'M', 'Q', 'T', 'T', 4, 2, 0, 0, 0, 5, 's', 't', 'r', 'a', 'y'};
+    struct sim_conn *conn = sim_conn_open(sim, NULL);
+    uint8_t bytes[64];
+    conn->ghost = true;
+    conn->room = 1 << 20;
+    if (sim_chance(sim, 2, 3))
+        sim_pipe_put(&conn->up, connect, sizeof connect);
+    check_random_fill(&sim->random, bytes, sizeof bytes);
+    sim_pipe_put(&conn->up, bytes, 1 + sim_below(sim, sizeof bytes));
+}
+
+void sim_conn_reset_ghosts(struct sim *sim, bool all)
+{
+    for (struct sim_conn *conn = sim->conns; conn; conn = conn->next)
+        if (conn->ghost && !conn->broken && (all || sim_chance(sim, 1, 100)))
+            sim_conn_reset(sim, conn);
+}
+
+/* Its CONNACK has come: an older connection of it may not go on [MQTT-3.1.4-3]. */
+void sim_conn_check_taken_over(struct sim *sim, const struct sim_client *client)
+{
+    for (const struct sim_conn *conn = sim->conns; conn; conn = conn->next)
+        if (conn->ghost_of == client && conn->broker_open && !conn->broken)
+            sim_found(sim, "%s is online on a new connection, and the broker goes on with the old one", client->id);
+}
+
 void sim_conn_reap(struct sim *sim)
 {
     for (struct sim_conn **place = &sim->conns; *place;) {

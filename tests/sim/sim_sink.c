@@ -114,7 +114,7 @@ static struct log_cursor_value start_position(const struct sim *sim, const struc
     for (uint32_t i = 0; i < sim->config.partition_count; i++) {
         struct log_cursor_value committed = partition_committed(sim->sink->partitions[i]);
         struct log_cursor_value from = partition_later(&committed, cursor);
-        if (i == 0 || log_position_compare(from.position, least.position) < 0)
+        if (i == 0 || log_cursor_compare(&from, &least) < 0)
             least = from;
     }
     return least;
@@ -229,10 +229,10 @@ static bool commit_source(struct sim *sim)
     for (uint32_t i = 0; i < sim->config.partition_count; i++) {
         struct log_cursor_value position = partition_position(sink->partitions[i], &read);
         position = partition_later(&position, &sink->start);
-        if (log_position_compare(position.position, least.position) < 0)
+        if (log_cursor_compare(&position, &least) < 0)
             least = position;
     }
-    if (least.position.sequence == 0 || log_position_compare(least.position, sink->cursor.position) <= 0)
+    if (least.position.sequence == 0 || log_cursor_compare(&least, &sink->cursor) <= 0)
         return false;
     sink->cursor = least;
     enum err err = source_commit(sink->source, &least, &msg);

@@ -692,6 +692,20 @@ static void server_receive_maximum_is_enforced(void **state) /* 3.3.4-7 */
     rig_free(rig);
 }
 
+/* 3.1.1 knows no receive maximum: who has more open comes back with all of them, and would be thrown out for ever. */
+static void older_versions_are_not_read_past_the_receive_maximum(void **state)
+{
+    struct rig *rig = RIG(.listener = {.receive_maximum = 2}, .limits = {.receive_maximum_strict = true});
+    struct rig_client *client = rig_connect(rig, "a", MQTT_V311, true);
+    for (uint16_t id = 1; id <= 5; id++)
+        rig_publish(client, "x", "1", 2, id);
+    rig_settle(rig);
+    assert_false(rig_is_closed(client));
+    for (uint16_t id = 1; id <= 5; id++)
+        expect_ack(client, MQTT_PUBREC, id, 0);
+    rig_free(rig);
+}
+
 static void receive_maximum_may_just_stop_reading(void **state)
 {
     struct rig *rig = RIG(.listener = {.receive_maximum = 2});
@@ -2179,6 +2193,7 @@ int main(void)
         TEST(qos1_with_the_same_identifier_is_new),
         TEST(unknown_pubrel_is_answered),
         TEST(server_receive_maximum_is_enforced),
+        TEST(older_versions_are_not_read_past_the_receive_maximum),
         TEST(receive_maximum_may_just_stop_reading),
         TEST(old_versions_are_not_held_to_the_receive_maximum),
         TEST(limits_of_the_listener_hold),
