@@ -266,16 +266,14 @@ void connection_sweep_broken(struct loop *loop)
 
 mono_ns connection_sweep_lingering(struct loop *loop, mono_ns now)
 {
-    mono_ns next = INT64_MAX;
-    LIST_EACH_SAFE(node, following, &loop->lingering)
-    {
+    /* All linger for the same time, so the list is in the order of their ends: a storm of refused clients is not walked each turn. */
+    for (struct list_node *node; (node = list_first(&loop->lingering)) != NULL;) {
         struct connection *conn = LIST_ENTRY(node, struct connection, node);
-        if (conn->linger_until_ns <= now)
-            connection_kill(conn);
-        else if (conn->linger_until_ns < next)
-            next = conn->linger_until_ns;
+        if (conn->linger_until_ns > now)
+            return conn->linger_until_ns;
+        connection_kill(conn);
     }
-    return next;
+    return INT64_MAX;
 }
 
 void connection_drop_all(struct loop *loop)

@@ -592,7 +592,10 @@ static void door_release_deferred(struct door *door, mono_ns now)
             break;
         struct frame frame;
         CHECK(frame_parse(&frame, guest->bytes, guest->size, guest_packet_size_max(guest)) == FRAME_OK);
-        guest_go_home(guest, guest->bytes, guest->size, &frame);
+        if (door_is_full(door, guest->listener)) /* others have come in while it waited */
+            guest_refuse(guest, LISTENER_REFUSED_QUOTA, MQTT_REASON_QUOTA_EXCEEDED, guest->bytes, &frame);
+        else
+            guest_go_home(guest, guest->bytes, guest->size, &frame);
     }
 }
 

@@ -7,7 +7,8 @@
  * bounds how much is received.
  *
  * Output: the send callback never says "would block". What the socket does not take is kept in `pending`, at most one record (write() does
- * not begin another while something is pending), and goes first the next time. */
+ * not begin another while something is pending), and goes first the next time. mbedtls itself answers each renegotiation asked for with an
+ * alert; a peer that asks for ever and reads nothing would let them pile up, so past TLS_PENDING_MAX the connection counts as broken. */
 #include "broker/net/tls.h"
 
 #include <errno.h>
@@ -30,6 +31,7 @@
 #include "common/check.h"
 
 #define TLS_TICKET_LIFETIME_S 86400
+#define TLS_PENDING_MAX ((size_t)65536) /* bytes; what we write ourselves is at most one record, a flight of the handshake a few KiB */
 
 struct tls_server {
     mbedtls_ssl_config config;
@@ -209,7 +211,7 @@ static int tls_bio_send(void *arg, const unsigned char *data, size_t size)
     if (sent == size)
         return (int)size;
     size_t kept = tls->pending_size - tls->pending_at, rest = size - sent;
-    uint8_t *joined = malloc(kept + rest);
+    uint8_t *joined = kept + rest <= TLS_PENDING_MAX ? malloc(kept + rest) : NULL;
     if (!joined) {
         tls->is_broken = true;
         return MBEDTLS_ERR_SSL_ALLOC_FAILED;

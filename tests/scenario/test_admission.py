@@ -78,6 +78,16 @@ def test_r57_connection_rate_defer(new_broker, dial, name):
     assert metrics.get("tidegate_admission_total", event="connect", scope="process", verdict="reject") == 0
 
 
+def test_d19_deferred_connects_are_counted(new_broker, dial, name):
+    """max_connections holds for those who had to wait for their place as well."""
+    broker = new_broker("connection_rate 20\nconnection_burst 1\nconnection_policy defer\n", listener=LISTENER + "max_connections 5\n")
+    clients = [dial(broker) for _ in range(15)]
+    for client in clients:
+        client.send(wire.connect_packet(name()))
+    reasons = [client.expect(CONNACK).reason for client in clients]
+    assert sorted(reasons) == [0] * 5 + [0x97] * 10
+
+
 def test_r57_deferred_too_long_is_rejected(new_broker, dial, name):
     broker = new_broker("connection_rate 1\nconnection_burst 1\nconnection_policy defer\nconnection_defer 2s\n")
     clients = [dial(broker) for _ in range(10)]
