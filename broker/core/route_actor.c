@@ -20,6 +20,7 @@
 #include "common/clock.h"
 #include "common/list.h"
 
+#define SLICES_PER_WORK 16                  /* of all scans together, then requests get their turn: SUBACKs do not wait for others' scans */
 #define SWEEP_BUDGET 64                     /* topics looked at for expiry, each SWEEP_SPACING */
 #define SWEEP_SPACING_NS 100000000          /* 0.1 s: a million topics are seen once in half an hour; scans check expiry by themselves */
 #define WAIT_SPACING_NS 1000000             /* 1 ms: for a full ring to drain, or readers to leave what was replaced */
@@ -455,13 +456,12 @@ static void stats_refresh(struct route_actor *actor, const struct retained_stats
 
 int64_t route_actor_work(struct route_actor *actor, wall_ns now)
 {
-    bool progress = false;
+    unsigned slices = 0;
     op_backlog_flush(&actor->backlog, post, actor);
-    size_t jobs = list_count(&actor->jobs);
-    for (size_t i = 0; i < jobs && !list_is_empty(&actor->jobs); i++) {
+    for (uint64_t jobs = actor->stats.scans.messages; jobs > 0 && slices < SLICES_PER_WORK; jobs--) {
         struct scan_job *job = LIST_ENTRY(list_pop_front(&actor->jobs), struct scan_job, node);
         list_push_back(&actor->jobs, &job->node);
-        progress |= job_step(actor, job, now);
+        slices += job_step(actor, job, now);
     }
     if (now >= actor->next_sweep_ns) {
         retained_sweep(actor->retained, now, SWEEP_BUDGET);
@@ -472,7 +472,7 @@ int64_t route_actor_work(struct route_actor *actor, wall_ns now)
     ask_shards(actor, now, &retained);
     stats_refresh(actor, &retained);
     bool deferred = topic_tree_poll(actor->tree);
-    if (progress)
+    if (slices > 0)
         return 0;
     bool waiting = deferred || actor->backlog.count > 0 || !list_is_empty(&actor->jobs);
     return waiting ? WAIT_SPACING_NS : SWEEP_SPACING_NS;

@@ -54,12 +54,18 @@ static void drop(const struct op *op)
         msg_unref(op->retained.msg);
 }
 
+static void take_ops(struct fixture *f)
+{
+    for (size_t i = 0; i < f->op_count; i++)
+        drop(&f->ops[i]);
+    f->op_count = 0;
+}
+
 static int teardown(void **state)
 {
     struct fixture *f = *state;
     f->is_full = false;
-    for (size_t i = 0; i < f->op_count; i++)
-        drop(&f->ops[i]);
+    take_ops(f);
     route_actor_free(f->actor);
     topic_tree_free(f->tree);
     free(f);
@@ -72,7 +78,7 @@ static void work(struct fixture *f)
         route_actor_work(f->actor, 1000);
 }
 
-static void subscribe(struct fixture *f, const char *filter)
+static void subscribe_only(struct fixture *f, const char *filter)
 {
     size_t size = strlen(filter);
     struct route_request *request = route_request_new(1, size);
@@ -84,6 +90,11 @@ static void subscribe(struct fixture *f, const char *filter)
     request->filters[0] = (struct route_filter){.size = (uint32_t)size, .qos = 1};
     memcpy(request->text, filter, size);
     route_actor_on_op(f->actor, &(struct op){.type = OP_ROUTE_REQUEST, .from = 1, .request = request});
+}
+
+static void subscribe(struct fixture *f, const char *filter)
+{
+    subscribe_only(f, filter);
     work(f);
 }
 
@@ -137,6 +148,29 @@ static void retained_values_come_before_the_end(void **state)
 }
 
 /* Shard 0 has drawn number 1 and asked the tree before the subscription was there; its value arrives after. */
+/* However many scans wait: between two looks at the requests only so much of them is done, and all get their turn. */
+static void many_scans_let_requests_in(void **state)
+{
+    struct fixture *f = *state;
+    f->counter = 2;
+    retain(f, 0, 1, "a/1", "x");
+    retain(f, 0, 2, "a/2", "x");
+    take_ops(f);
+    size_t values = 0, ends = 0;
+    for (int i = 0; i < 40; i++)
+        subscribe_only(f, "a/#");
+    take_ops(f);
+    while (ends < 40) {
+        assert_int_equal(route_actor_work(f->actor, 1000), 0); /* more to do, at once */
+        assert_true(count_ops(f, OP_RETAINED_VALUE) <= 16 * 2);
+        values += count_ops(f, OP_RETAINED_VALUE);
+        ends += count_ops(f, OP_RETAINED_END);
+        take_ops(f);
+    }
+    assert_int_equal(values, 80);
+    assert_true(route_actor_work(f->actor, 1000) > 0);
+}
+
 static void a_value_on_its_way_reaches_the_subscription(void **state)
 {
     struct fixture *f = *state;
@@ -230,6 +264,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(nothing_retained_ends_at_once, setup, teardown),
         cmocka_unit_test_setup_teardown(retained_values_come_before_the_end, setup, teardown),
+        cmocka_unit_test_setup_teardown(many_scans_let_requests_in, setup, teardown),
         cmocka_unit_test_setup_teardown(a_value_on_its_way_reaches_the_subscription, setup, teardown),
         cmocka_unit_test_setup_teardown(behind_the_answer_nothing_is_given_twice, setup, teardown),
         cmocka_unit_test_setup_teardown(an_older_round_does_not_count, setup, teardown),
