@@ -347,6 +347,7 @@ static enum err start_loops(struct broker *broker, struct errmsg *msg)
                         .session_queue_bytes_max = limit_u64(config->max_queued_bytes),
                         .inflight_max = (uint16_t)(config->max_inflight_messages > 65535 ? 65535 : config->max_inflight_messages),
                         .outbox_bytes_max = (uint64_t)config->outbox_limit,
+                        .outboxes_bytes_max = (uint64_t)config->outbox_total_limit / config->shard_count,
                         .partial_bytes_max = (uint64_t)config->partial_packet_limit / config->shard_count,
                         .connect_timeout_ms = clamp_u32(config->connect_timeout_ns / NS_PER_MS),
                         .session_expiry_max_s = expiry_s == 0 ? UINT32_MAX : clamp_u32(expiry_s),

@@ -7,6 +7,7 @@
 #include "common/check.h"
 
 #define PARTIAL_FIRST 256u
+#define PARTIAL_SMALL 4096u                              /* bytes that a connection may keep though others have used the budget up */
 #define FAIR_PAUSE_BYTES ((size_t)128 << 10)             /* unhandled bytes from which a connection that had its turn is not read */
 #define KEEP_ALIVE_MS(seconds) ((int64_t)(seconds)*1500) /* one and a half times [MQTT-3.1.2-22] */
 #define ASSIGNED_PREFIX "auto-"
@@ -348,6 +349,11 @@ static enum client_step refuse_connect(struct shard *shard, struct client *clien
     return drop_connecting(shard, client, cell);
 }
 
+static bool is_keep_alive_above(const struct shard_listener *listener, uint16_t keep_alive_s)
+{
+    return listener->max_keepalive_s > 0 && (keep_alive_s == 0 || keep_alive_s > listener->max_keepalive_s);
+}
+
 /* Everything about a CONNECT that needs no session. Returns SUCCESS or the reason of the refusal, its counter in *cell_out. */
 static enum mqtt_reason judge_connect(struct shard *shard, const struct client *client, const struct packet_connect *connect,
                                       struct counter **cell_out)
@@ -359,6 +365,9 @@ static enum mqtt_reason judge_connect(struct shard *shard, const struct client *
         return MQTT_REASON_QOS_NOT_SUPPORTED; /* [MQTT-3.2.2-12] */
     if (connect->has_will && connect->will_retain && !listener->retain_available)
         return MQTT_REASON_RETAIN_NOT_SUPPORTED; /* [MQTT-3.2.2-13] */
+    *cell_out = &stats->refused_keep_alive;
+    if (connect->version < MQTT_V5 && is_keep_alive_above(listener, connect->keep_alive_s))
+        return MQTT_REASON_CLIENT_IDENTIFIER_NOT_VALID; /* as mosquitto has it: these versions cannot be told another */
     *cell_out = &stats->refused_auth_method;
     if (connect->properties.present & MQTT_PROPERTY_BIT(AUTHENTICATION_METHOD))
         return MQTT_REASON_BAD_AUTHENTICATION_METHOD; /* [MQTT-4.12.0-1] */
@@ -451,10 +460,8 @@ static void apply_connect(struct shard *shard, struct client *client, const stru
     client->send_quota = client->receive_max;
     client->packet_size_max = props->present & MQTT_PROPERTY_BIT(MAXIMUM_PACKET_SIZE) ? props->maximum_packet_size : UINT32_MAX;
     client->is_strict = client->version == MQTT_V5 && shard->config.limits.receive_maximum_strict;
-    client->keep_alive_s = connect->keep_alive_s;
-    uint16_t max_s = listener->max_keepalive_s;
-    if (connect->version == MQTT_V5 && max_s > 0 && (client->keep_alive_s == 0 || client->keep_alive_s > max_s))
-        client->keep_alive_s = max_s; /* older versions cannot be told [MQTT-3.2.2-22] */
+    client->keep_alive_s =
+        is_keep_alive_above(listener, connect->keep_alive_s) ? listener->max_keepalive_s : connect->keep_alive_s; /* [MQTT-3.2.2-22] */
 }
 
 static void start_keep_alive(struct shard *shard, struct client *client)
@@ -526,7 +533,9 @@ static enum client_step on_connect(struct shard *shard, struct client *client, c
     struct session *sess = take_over(shard, connect, client_id);
     bool is_resumed = sess != NULL;
     if (!sess && shard->sessions.count >= shard->config.limits.sessions_max)
-        return refuse_connect(shard, client, connect->version, MQTT_REASON_SERVER_UNAVAILABLE, &shard->stats.refused_full);
+        return refuse_connect(shard, client, connect->version,
+                              connect->version == MQTT_V5 ? MQTT_REASON_QUOTA_EXCEEDED : MQTT_REASON_SERVER_UNAVAILABLE,
+                              &shard->stats.refused_full);
     if (sess)
         forget_will(shard, sess);
     else
@@ -736,7 +745,9 @@ static bool partial_append(struct shard *shard, struct client *client, const uin
             capacity *= 2;
         size_t before = partial ? partial->capacity : 0;
         uint64_t total = (uint64_t)gauge_get(&shard->stats.partial_bytes) + capacity - before;
-        struct client_partial *grown = total <= shard->config.limits.partial_bytes_max ? realloc(partial, sizeof *grown + capacity) : NULL;
+        /* A few connections that begin large packets and stall must not close those whose small one is cut in two. */
+        bool may_grow = capacity <= PARTIAL_SMALL || total <= shard->config.limits.partial_bytes_max;
+        struct client_partial *grown = may_grow ? realloc(partial, sizeof *grown + capacity) : NULL;
         if (!grown) {
             client_close(shard, client, MQTT_REASON_QUOTA_EXCEEDED,
                          client->state == CLIENT_CONNECTING ? &shard->stats.refused_no_memory : &shard->stats.closed_no_memory);

@@ -222,9 +222,12 @@ static void send_new(struct shard *shard, struct client *client, struct msg *msg
     counter_inc(head.qos == 1 ? &shard->stats.sent_qos1 : &shard->stats.sent_qos2);
 }
 
+/* A socket with nothing waiting always has room, so nobody stands still because of others' slowness. */
 static bool outbox_has_room(const struct shard *shard, const struct client *client)
 {
-    return client->outbox.bytes <= shard->config.limits.outbox_bytes_max;
+    const struct shard_limits *limits = &shard->config.limits;
+    return client->outbox.bytes == 0 ||
+           (client->outbox.bytes <= limits->outbox_bytes_max && shard->stats.outbox.bytes <= limits->outboxes_bytes_max);
 }
 
 /* May a new QoS 1 or 2 message go out now? [MQTT-3.3.4-9] */

@@ -64,7 +64,7 @@ struct shard_listener {
     uint32_t max_packet_size; /* bytes, 2..268435460 */
     uint16_t receive_maximum; /* what CONNACK announces, 1..65535 */
     uint16_t topic_alias_maximum;
-    uint16_t max_keepalive_s; /* 0 = any */
+    uint16_t max_keepalive_s; /* 0 = any; MQTT 5 is told this one instead, older versions are refused */
     uint8_t max_qos;          /* 0..2 */
     bool retain_available;
 };
@@ -72,9 +72,10 @@ struct shard_listener {
 struct shard_limits {
     uint32_t session_queue_messages_max; /* stored and resident, per session: max_queued_messages */
     uint64_t session_queue_bytes_max;
-    uint16_t inflight_max;      /* outgoing QoS 1 and 2 in flight per session: max_inflight_messages */
-    uint64_t outbox_bytes_max;  /* bytes waiting for one slow socket before QoS 0 is dropped and reading from it stops */
-    uint64_t partial_bytes_max; /* incomplete packets of all connections of the shard together */
+    uint16_t inflight_max;       /* outgoing QoS 1 and 2 in flight per session: max_inflight_messages */
+    uint64_t outbox_bytes_max;   /* bytes waiting for one slow socket before QoS 0 is dropped and reading from it stops */
+    uint64_t outboxes_bytes_max; /* the same of all sockets of the shard: past it, each that has anything waiting counts as too slow */
+    uint64_t partial_bytes_max;  /* incomplete packets of all connections of the shard together; 4 KiB of each do not count */
     uint32_t connect_timeout_ms;
     uint32_t session_expiry_max_s; /* persistent_client_expiration; UINT32_MAX = never */
     uint32_t sessions_max;

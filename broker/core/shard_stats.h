@@ -64,6 +64,7 @@
     X(refused_client_id, SHARD_REFUSED, "reason", "client_id")                                                                             \
     X(refused_not_authorized, SHARD_REFUSED, "reason", "not_authorized")                                                                   \
     X(refused_auth_method, SHARD_REFUSED, "reason", "auth_method")                                                                         \
+    X(refused_keep_alive, SHARD_REFUSED, "reason", "keep_alive")                                                                           \
     X(refused_will, SHARD_REFUSED, "reason", "will")                                                                                       \
     X(refused_not_connect, SHARD_REFUSED, "reason", "first_packet_not_connect")                                                            \
     X(refused_timeout, SHARD_REFUSED, "reason", "timeout")                                                                                 \

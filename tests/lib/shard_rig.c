@@ -194,6 +194,7 @@ static void fill_options(struct rig_options *options)
     DEFAULT(limits.session_queue_bytes_max, 1 << 24);
     DEFAULT(limits.inflight_max, 20);
     DEFAULT(limits.outbox_bytes_max, 1 << 20);
+    DEFAULT(limits.outboxes_bytes_max, 64 << 20);
     DEFAULT(limits.partial_bytes_max, 64 << 20);
     DEFAULT(limits.connect_timeout_ms, 10000);
     DEFAULT(limits.session_expiry_max_s, UINT32_MAX);

@@ -309,8 +309,10 @@ static void too_many_sessions_are_refused(void **state)
     struct rig *rig = RIG(.limits = {.sessions_max = 1}); /* of each shard */
     struct packet connect = rig_connect_packet("", MQTT_V5, true);
     expect_connack(rig_connect_with(rig, &connect), false, 0);
-    expect_connack(rig_connect_with(rig, &connect), false, 0x88);
-    assert_int_equal(RIG_COUNTER(rig, refused_full), 1);
+    expect_connack(rig_connect_with(rig, &connect), false, 0x97);
+    connect.connect.version = MQTT_V311;
+    expect_connack(rig_connect_with(rig, &connect), false, 0x88); /* return code 3 */
+    assert_int_equal(RIG_COUNTER(rig, refused_full), 2);
     rig_free(rig);
 }
 
@@ -328,6 +330,24 @@ static void keep_alive_is_one_and_a_half_times(void **state) /* 3.1.2-22 */
     assert_false(rig_is_closed(client));
     rig_advance(rig, 1000);
     expect_disconnect(client, 0x8d);
+    rig_free(rig);
+}
+
+static void keep_alive_has_a_maximum(void **state) /* 3.2.2-21 and -22 are for MQTT 5; the others are refused */
+{
+    struct rig *rig = RIG(.listener = {.max_keepalive_s = 30});
+    static const uint16_t asked[] = {0, 30, 31};
+    for (int i = 0; i < 3; i++) {
+        struct packet connect = rig_connect_packet("a", MQTT_V311, true);
+        connect.connect.keep_alive_s = asked[i];
+        expect_connack(rig_connect_with(rig, &connect), false, asked[i] == 30 ? 0 : 0x85);
+        connect.connect.version = MQTT_V5;
+        struct rig_client *client = rig_connect_with(rig, &connect);
+        const struct packet *packet = expect(client, MQTT_CONNACK);
+        assert_int_equal(packet->connack.reason, 0);
+        assert_int_equal(packet->connack.properties.server_keep_alive_s, asked[i] == 30 ? 0 : 30);
+    }
+    assert_int_equal(RIG_COUNTER(rig, refused_keep_alive), 2);
     rig_free(rig);
 }
 
@@ -1218,6 +1238,49 @@ static void slow_socket_drops_qos0_and_is_not_read(void **state)
     rig_free(rig);
 }
 
+/* Many slow sockets, each within its own bound: together they have one, too. Who takes what comes is not touched. */
+static void slow_sockets_have_a_bound_together(void **state)
+{
+    struct rig *rig = RIG(.limits = {.outbox_bytes_max = 100000, .outboxes_bytes_max = 1500});
+    struct rig_client *client = v5(rig, "p"), *slow[3], *quick = v5(rig, "q");
+    for (int i = 0; i < 3; i++) {
+        slow[i] = v5(rig, (const char *[]){"s1", "s2", "s3"}[i]);
+        rig_subscribe(slow[i], 1, "x", 1);
+        rig_write_max(slow[i], 0);
+    }
+    rig_subscribe(quick, 1, "x", 1);
+    char payload[501];
+    memset(payload, 'p', sizeof payload), payload[500] = 0;
+    for (int i = 0; i < 10; i++) {
+        rig_publish(client, "x", payload, 0, 0);
+        rig_settle(rig);
+        expect_publish(quick, "x", payload, 0, 0);
+    }
+    rig_publish(client, "x", "one", 1, 1);
+    rig_settle(rig);
+    expect_publish(quick, "x", "one", 1, 0);
+    uint64_t dropped = RIG_COUNTER(rig, dropped_slow_consumer), bytes = 0;
+    assert_true(dropped > 0);
+    for (actor_id shard = 0; shard < ((const struct mode *)*state)->shard_count; shard++) {
+        assert_true(rig_stats(rig, shard)->outbox.bytes < 1500 + 600 * 3);
+        bytes += rig_stats(rig, shard)->outbox.bytes;
+    }
+    assert_true(bytes > 0);
+    for (int i = 0; i < 3; i++)
+        rig_write_max(slow[i], 100000);
+    rig_settle(rig);
+    for (int i = 0; i < 3; i++) {
+        const struct packet *packet = rig_next(slow[i]);
+        unsigned count = 0;
+        for (; packet->publish.qos == 0; packet = rig_next(slow[i]))
+            count++;
+        assert_text(packet->publish.payload, "one"); /* QoS 1 waited */
+        dropped += count;
+    }
+    assert_int_equal(dropped, 30);
+    rig_free(rig);
+}
+
 static void keep_alive_ends_who_takes_nothing(void **state)
 {
     struct rig *rig = RIG(.limits = {.outbox_bytes_max = 1000});
@@ -2014,6 +2077,17 @@ static void partial_packets_have_a_budget(void **state)
     rig_send_bytes(client, bytes + 5000, 15000);
     rig_settle(rig);
     expect_disconnect(client, 0x97);
+    /* Others' stalled packets leave the budget used up: a small packet in two pieces still comes through. */
+    struct rig_client *greedy = v5(rig, "a"), *small = v5(rig, "a2");
+    rig_send_bytes(greedy, bytes, 8000);
+    rig_settle(rig);
+    uint8_t publish[2003] = {0x32, 0xd0, 0x0f, 0, 1, 'x', 0, 1, 0}; /* QoS 1, 2000 bytes behind the header */
+    rig_send_bytes(small, publish, 1500);
+    rig_settle(rig);
+    rig_send_bytes(small, publish + 1500, 503);
+    rig_settle(rig);
+    expect_ack(small, MQTT_PUBACK, 1, 0x10);
+    assert_false(rig_is_closed(greedy));
     rig_free(rig);
 }
 
@@ -2174,6 +2248,7 @@ int main(void)
         TEST(will_beyond_the_server_is_refused),
         TEST(too_many_sessions_are_refused),
         TEST(keep_alive_is_one_and_a_half_times),
+        TEST(keep_alive_has_a_maximum),
         TEST(no_keep_alive_is_for_ever),
         TEST(takeover_tells_the_old_connection),
         TEST(clean_start_drops_the_session),
@@ -2212,6 +2287,7 @@ int main(void)
         TEST(queue_goes_through_the_store_in_order),
         TEST(qos0_waits_only_when_configured),
         TEST(slow_socket_drops_qos0_and_is_not_read),
+        TEST(slow_sockets_have_a_bound_together),
         TEST(keep_alive_ends_who_takes_nothing),
         TEST(nothing_stalls_behind_a_full_outbox),
         TEST(large_payloads_go_by_reference),
