@@ -119,7 +119,7 @@ def test_tls_mosquitto_clients(tls_broker, certificate, dial, name, topic):
     watcher = dial(tls_broker.ports[0])
     watcher.connect(name())
     watcher.subscribe((topic, 1))
-    done = subprocess.run(["mosquitto_pub", "-h", "localhost", "-p", str(tls_broker.ports[1]), "--cafile", str(certificate[0]), "-q", "1", "-t", topic,
+    done = subprocess.run(["mosquitto_pub", "-h", "127.0.0.1", "-p", str(tls_broker.ports[1]), "--cafile", str(certificate[0]), "-q", "1", "-t", topic,
                            "-m", "secret"], capture_output=True, text=True, timeout=wire.PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     assert watcher.take().payload == b"secret"

@@ -17,7 +17,7 @@ expect() { # name wanted got
 }
 
 openssl ecparam -name prime256v1 -genkey -noout -out "$dir/server.key" 2>/dev/null
-openssl req -x509 -new -key "$dir/server.key" -out "$dir/server.crt" -days 30 -subj /CN=localhost -addext subjectAltName=DNS:localhost 2>/dev/null
+openssl req -x509 -new -key "$dir/server.key" -out "$dir/server.crt" -days 30 -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1 2>/dev/null
 cat >"$dir/broker.conf" <<EOF
 shards $shards
 persistence_location $dir/data/
@@ -61,12 +61,12 @@ for version in mqttv31 mqttv311 mqttv5; do
     done
 done
 
-timeout 10 mosquitto_sub -h localhost -p "$tls_port" --cafile "$dir/server.crt" -t 'tls/#' -q 1 -C 10 >"$dir/out" &
+timeout 10 mosquitto_sub -h 127.0.0.1 -p "$tls_port" --cafile "$dir/server.crt" -t 'tls/#' -q 1 -C 10 >"$dir/out" &
 reader=$!
 sleep 0.5
 head -c 200000 /dev/zero | tr '\0' x >"$dir/large"
-timeout 10 mosquitto_pub -h localhost -p "$tls_port" --cafile "$dir/server.crt" -t tls/a -q 1 -f "$dir/large"
-for i in $(seq 9); do timeout 10 mosquitto_pub -h localhost -p "$tls_port" --cafile "$dir/server.crt" -t tls/b -q 1 -m "$i"; done
+timeout 10 mosquitto_pub -h 127.0.0.1 -p "$tls_port" --cafile "$dir/server.crt" -t tls/a -q 1 -f "$dir/large"
+for i in $(seq 9); do timeout 10 mosquitto_pub -h 127.0.0.1 -p "$tls_port" --cafile "$dir/server.crt" -t tls/b -q 1 -m "$i"; done
 wait $reader
 expect "TLS delivers a large message and nine small ones" 200019 "$(wc -c <"$dir/out" | tr -d ' ')"
 
