@@ -15,14 +15,14 @@ DEMO = sorted((programs.ROOT / "tests" / "demo").glob("*.csv.gz"))
 def test_publish_subscribe_query(new_pair):
     pair = new_pair()
     port = str(pair.broker.port)
-    sub = subprocess.Popen(["stdbuf", "-oL", "mosquitto_sub", "-d", "-p", port, "-t", "fleet/#", "-q", "1", "-F", "> %t %p", "-C", "1"],
+    sub = subprocess.Popen(["stdbuf", "-oL", "mosquitto_sub", "-d", "-h", "127.0.0.1", "-p", port, "-t", "fleet/#", "-q", "1", "-F", "> %t %p", "-C", "1"],
                            stdout=subprocess.PIPE, text=True)
     with sub:
         for line in sub.stdout:
             if line.startswith("Subscribed"):
                 break
         payload = json.dumps({"ts": now_ms(), "speed": 61.5, "soc": 87})
-        subprocess.run(["mosquitto_pub", "-p", port, "-t", "fleet/car42/telemetry", "-q", "1", "-m", payload], check=True, timeout=60)
+        subprocess.run(["mosquitto_pub", "-h", "127.0.0.1", "-p", port, "-t", "fleet/car42/telemetry", "-q", "1", "-m", payload], check=True, timeout=60)
         seen = [line.rstrip("\n") for line in sub.stdout if line.startswith("> ")]
     assert seen == [f"> fleet/car42/telemetry {payload}"]
 
