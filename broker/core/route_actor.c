@@ -56,7 +56,7 @@ struct route_actor {
     uint32_t round;                      /* newest begun; rounds are compared by difference and may wrap */
     uint16_t answers_missing;
     uint16_t shard_count;
-    int64_t next_ask_ns, next_sweep_ns;
+    int64_t next_ask_ns, next_sweep_ns, now_mono_ns;
     struct route_stats stats;
 };
 
@@ -139,6 +139,8 @@ void route_actor_free(struct route_actor *actor)
     retained_free(actor->retained);
     free(actor);
 }
+
+void route_actor_set_time(struct route_actor *actor, int64_t now_mono_ns) { actor->now_mono_ns = now_mono_ns; }
 
 struct route_stats *route_actor_stats(struct route_actor *actor) { return &actor->stats; }
 
@@ -235,7 +237,7 @@ static void on_subscribe(struct route_actor *actor, struct route_request *reques
         return;
     }
     list_push_back(&actor->jobs, &job->node);
-    queue_stats_set(&actor->stats.scans, actor->stats.scans.messages + 1, actor->stats.scans.bytes, actor->stats.scans.oldest_ns);
+    queue_stats_push(&actor->stats.scans, 0, actor->now_mono_ns);
 }
 
 static void on_unsubscribe(struct route_actor *actor, struct route_request *request)

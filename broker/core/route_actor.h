@@ -62,6 +62,8 @@ struct route_actor *route_actor_new(struct topic_tree *tree, _Atomic uint64_t *r
                                     const struct route_limits *limits, const struct route_io *io, void *io_arg);
 void route_actor_free(struct route_actor *actor);
 struct route_stats *route_actor_stats(struct route_actor *actor);
+/* The present time (mono), for the age of the scans in the statistics; before the ops of a step. */
+void route_actor_set_time(struct route_actor *actor, int64_t now_mono_ns);
 void route_actor_on_op(struct route_actor *actor, const struct op *op);
 /* Slices of scans, postings that found a full ring, expiry, reclamation. Returns in how many ns it wants to be called again at the latest
  * (0 = at once), whatever ops arrive meanwhile. */

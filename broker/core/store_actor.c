@@ -28,6 +28,7 @@ struct store_actor {
     struct stored_queue **buckets;
     size_t bucket_count, queue_count;
     struct op_backlog backlog;
+    int64_t now_mono_ns;
     struct store_stats stats;
 };
 
@@ -53,6 +54,8 @@ struct store_actor *store_actor_new(const struct store_io *io, void *io_arg)
     return NULL;
 }
 
+void store_actor_set_time(struct store_actor *actor, int64_t now_mono_ns) { actor->now_mono_ns = now_mono_ns; }
+
 static struct stored_queue **queue_place(struct store_actor *actor, uint64_t session_number)
 {
     struct stored_queue **place = &actor->buckets[session_number & (actor->bucket_count - 1)];
@@ -64,7 +67,8 @@ static struct stored_queue **queue_place(struct store_actor *actor, uint64_t ses
 static void stats_refresh(struct store_actor *actor, int64_t messages, int64_t bytes)
 {
     struct queue_stats *stored = &actor->stats.stored;
-    queue_stats_set(stored, stored->messages + (uint64_t)messages, stored->bytes + (uint64_t)bytes, stored->oldest_ns);
+    queue_stats_set(stored, stored->messages + (uint64_t)messages, stored->bytes + (uint64_t)bytes,
+                    stored->messages ? stored->oldest_ns : actor->now_mono_ns);
     gauge_set(&actor->stats.sessions, (int64_t)actor->queue_count);
 }
 

@@ -33,6 +33,8 @@ struct store_stats; /* broker/core/store_stats.h: the queue triplet of stored me
 struct store_actor *store_actor_new(const struct store_io *io, void *io_arg);
 void store_actor_free(struct store_actor *actor);
 struct store_stats *store_actor_stats(struct store_actor *actor);
+/* The present time (mono), for the age of the queue in the statistics; before the ops of a step. */
+void store_actor_set_time(struct store_actor *actor, int64_t now_mono_ns);
 void store_actor_on_op(struct store_actor *actor, const struct op *op);
 /* Postings that found a full ring. Returns in how many ns it wants to be called again at the latest; INT64_MAX = only when ops arrive. */
 int64_t store_actor_work(struct store_actor *actor);

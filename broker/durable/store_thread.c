@@ -67,7 +67,9 @@ static void *store_thread_main(void *arg)
     struct store_thread *thread = arg;
     pthread_setname_np(pthread_self(), "store");
     for (;;) {
-        size_t drained = exchange_drain(thread->exchange, ACTOR_STORE, STORE_THREAD_BUDGET, clock_mono(), store_thread_on_op, thread);
+        mono_ns now = clock_mono();
+        store_actor_set_time(thread->actor, now);
+        size_t drained = exchange_drain(thread->exchange, ACTOR_STORE, STORE_THREAD_BUDGET, now, store_thread_on_op, thread);
         int64_t wait = store_actor_work(thread->actor);
         exchange_flush(thread->exchange, ACTOR_STORE);
         if (drained > 0)

@@ -37,7 +37,9 @@ static void *route_thread_main(void *arg)
     struct route_thread *thread = arg;
     pthread_setname_np(pthread_self(), "route");
     for (;;) {
-        size_t drained = exchange_drain(thread->exchange, ACTOR_ROUTE, ROUTE_THREAD_BUDGET, clock_mono(), route_thread_on_op, thread);
+        mono_ns now = clock_mono();
+        route_actor_set_time(thread->actor, now);
+        size_t drained = exchange_drain(thread->exchange, ACTOR_ROUTE, ROUTE_THREAD_BUDGET, now, route_thread_on_op, thread);
         int64_t wait = route_actor_work(thread->actor, clock_wall());
         exchange_flush(thread->exchange, ACTOR_ROUTE);
         if (drained > 0)
