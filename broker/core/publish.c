@@ -624,6 +624,7 @@ void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wa
 {
     counter_inc(&shard->stats.telemetry_logged);
     gauge_add(&shard->stats.telemetry_logging, -1);
+    shard->is_room_news = true; /* for another large one, and for who repeats or releases this one's identifier */
     give_held(shard, job->msg, span_of(job->held.data, job->held.size), job->held_count, wait_block);
     struct session *sess = job->qos > 0 ? session_table_find_slot(&shard->sessions, job->client.slot, job->client.generation) : NULL;
     if (sess && job->qos == 2 && sess->rare) {

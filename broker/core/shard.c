@@ -156,7 +156,8 @@ void shard_turn_begin(struct shard *shard, int64_t now_mono_ns, int64_t now_wall
     shard->is_work_left = false;
     counter_inc(&shard->stats.turns);
     epoch_begin(shard->reader);
-    op_backlog_flush(&shard->backlog, post_to_ring, shard);
+    if (shard->backlog.count > 0)
+        shard->is_room_news |= op_backlog_flush(&shard->backlog, post_to_ring, shard);
 }
 
 struct client *shard_open(struct shard *shard, void *conn, const struct client_origin *origin)
@@ -221,28 +222,33 @@ void shard_on_op(struct shard *shard, const struct op *op)
         deliver_on_batch(shard, op->delivery);
         return;
     case OP_ROUTE_REPLY:
+        shard->is_room_news = true;
         subscribe_on_reply(shard, op->request);
         return;
     case OP_ROUTE_RETAINED:
+        shard->is_room_news = true;
         on_retained(shard, op);
         return;
     case OP_RETAINED_VALUE:
         subscribe_on_retained_value(shard, op);
         return;
     case OP_RETAINED_END:
+        shard->is_room_news = true;
         subscribe_on_retained_end(shard, op);
         return;
     case OP_ROUTE_ASK:
         on_ask(shard, op->count);
         return;
     case OP_LOG_DURABLE:
+        shard->is_room_news = true;
         shard_log_on_durable(shard, op);
         return;
     case OP_LOG_FAILED:
-        shard->log.is_failed = true;
+        shard->is_room_news = shard->log.is_failed = true;
         return;
     case OP_LOG_ROOM:
         shard->log.has_room = op->flag;
+        shard->is_room_news |= op->flag;
         return;
     case OP_STORE_LOADED:
         deliver_on_loaded(shard, op);
@@ -260,14 +266,33 @@ void shard_on_op(struct shard *shard, const struct op *op)
     UNREACHABLE();
 }
 
-/* Connections whose packets waited: each of those there now once. */
-static void resume_all(struct shard *shard, struct list_node *list)
+/* Connections whose turn was over: each of those there now once. */
+static void resume_ready(struct shard *shard)
 {
     struct list_node taken;
     list_init(&taken);
-    list_splice_back(&taken, list);
+    list_splice_back(&taken, &shard->ready);
     while (!list_is_empty(&taken))
         client_resume(shard, LIST_ENTRY(list_first(&taken), struct client, work));
+}
+
+/* Connections that found no room: when there may be some, as many as the log has blocks for; now and then all of them, because not all wait
+ * for the log. */
+static void resume_blocked(struct shard *shard)
+{
+    bool is_time = shard->now_mono_ns >= shard->room_tried_ns + SHARD_ROOM_RETRY_NS;
+    if (list_is_empty(&shard->blocked) || !(is_time || shard->is_room_news) || !shard_has_room(shard))
+        return;
+    shard->is_room_news = false;
+    if (is_time)
+        shard->room_tried_ns = shard->now_mono_ns;
+    struct list_node taken;
+    list_init(&taken);
+    list_splice_back(&taken, &shard->blocked);
+    for (; !list_is_empty(&taken) && (is_time || !shard_log_is_starved(&shard->log)); counter_inc(&shard->stats.blocked_retries))
+        client_resume(shard, LIST_ENTRY(list_first(&taken), struct client, work));
+    list_splice_back(&taken, &shard->blocked); /* those who waited longer first */
+    list_splice_back(&shard->blocked, &taken);
 }
 
 static void on_client_timer(struct timer_node *node, void *shard) { client_on_timer(shard, LIST_ENTRY(node, struct client, timer)); }
@@ -305,10 +330,9 @@ void shard_turn_end(struct shard *shard)
     if (!shard->is_draining) {
         if (!list_is_empty(&shard->ready)) {
             shard->turn++; /* a new allowance of publishes */
-            resume_all(shard, &shard->ready);
+            resume_ready(shard);
         }
-        if (!list_is_empty(&shard->blocked) && shard_has_room(shard))
-            resume_all(shard, &shard->blocked);
+        resume_blocked(shard);
     }
     if (timer_wheel_advance(&shard->client_timers, now_ms, SHARD_TIMERS_PER_TURN, on_client_timer, shard))
         shard->is_work_left = true;
@@ -317,13 +341,17 @@ void shard_turn_end(struct shard *shard)
     session_retry_wills(shard);
 
     shard_log_turn_end(shard);
+    uint64_t held_before = shard->gate.stats->messages;
     if (ack_gate_release(&shard->gate, SHARD_RELEASES_PER_TURN, publish_on_released, shard))
         shard->is_work_left = true;
+    shard->is_room_news |= shard->gate.stats->messages < held_before;
     deliver_post_batches(shard);
     write_all(shard);
     deliver_post_batches(shard); /* closing may have said wills */
     refresh_gauges(shard);
     if ((!list_is_empty(&shard->ready) && !shard->is_draining) || shard->log.block)
+        shard->is_work_left = true;
+    if (shard->is_room_news && !list_is_empty(&shard->blocked) && shard_has_room(shard) && !shard->is_draining)
         shard->is_work_left = true;
     shard->in_turn = false;
     epoch_end(shard->reader);
@@ -336,9 +364,11 @@ int64_t shard_next_turn_ns(const struct shard *shard)
     uint64_t client_ms = timer_wheel_next_ms(&shard->client_timers), session_ms = timer_wheel_next_ms(&shard->session_timers);
     uint64_t next_ms = client_ms < session_ms ? client_ms : session_ms;
     int64_t next_ns = next_ms >= (uint64_t)(INT64_MAX / 1000000) ? INT64_MAX : (int64_t)next_ms * 1000000;
-    bool is_waiting = shard->backlog.count > 0 || !list_is_empty(&shard->blocked) || shard->wills_first || shard->log.large;
+    bool is_waiting = shard->backlog.count > 0 || shard->wills_first || shard->log.large;
     if (is_waiting && next_ns > shard->now_mono_ns + SHARD_RETRY_NS)
         next_ns = shard->now_mono_ns + SHARD_RETRY_NS;
+    if (!list_is_empty(&shard->blocked) && next_ns > shard->now_mono_ns + SHARD_ROOM_RETRY_NS)
+        next_ns = shard->now_mono_ns + SHARD_ROOM_RETRY_NS;
     return next_ns > shard->now_mono_ns ? next_ns : shard->now_mono_ns;
 }
 

@@ -5,6 +5,8 @@
 #include "broker/core/shard_state.h"
 #include "common/check.h"
 
+#define STARVED_SIZE 512u /* bytes left in the last block */
+
 void shard_log_init(struct shard_log *log, struct log_block_pool *pool) { *log = (struct shard_log){.pool = pool, .has_room = true}; }
 
 void shard_log_deinit(struct shard_log *log)
@@ -26,6 +28,12 @@ bool shard_log_has_room(const struct shard_log *log, size_t size)
     if (log->block && log->pool->body_max - log->block->body_size >= size)
         return true;
     return log->pool->used_count < log->pool->block_count_max;
+}
+
+bool shard_log_is_starved(const struct shard_log *log)
+{
+    return log->pool && log->pool->used_count == log->pool->block_count_max &&
+           (!log->block || log->pool->body_max - log->block->body_size < STARVED_SIZE);
 }
 
 /* Seal a block and hand it to the log actor. */

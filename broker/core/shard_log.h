@@ -38,6 +38,8 @@ void shard_log_deinit(struct shard_log *log);
 /* Whether a record of `size` bytes can be appended now. */
 bool shard_log_has_room(const struct shard_log *log, size_t size);
 static inline bool shard_log_is_large(const struct shard_log *log, size_t size) { return size > log->pool->body_max; }
+/* Hardly a record fits in before blocks come back. */
+bool shard_log_is_starved(const struct shard_log *log);
 /* Append; shard_log_has_room() said yes, it is not large. Returns the block's number: what it waits for. */
 uint64_t shard_log_append(struct shard *shard, const struct record *rec, size_t size);
 /* Begin a large record; none is open. The job is taken, msg and all; publish_on_logged() follows in a later turn_end. ERR_NOMEM: not taken.

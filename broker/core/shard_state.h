@@ -17,11 +17,12 @@
 #include "broker/session/timer_wheel.h"
 #include "common/list.h"
 
-#define SHARD_TIMERS_PER_TURN 1024   /* fired or moved; the rest in the next turn */
-#define SHARD_RELEASES_PER_TURN 8192 /* gate items; the rest in the next turn */
-#define SHARD_IOVECS_MAX 64          /* pieces of one vectored write; further ones follow in the same turn */
-#define SHARD_RETRY_NS 10000000      /* 10 ms: what waits for memory or a full ring is tried again */
-#define SHARD_CLOSE_LINGER_MS 1000   /* for the last bytes (DISCONNECT, CONNACK) to leave */
+#define SHARD_TIMERS_PER_TURN 1024    /* fired or moved; the rest in the next turn */
+#define SHARD_RELEASES_PER_TURN 8192  /* gate items; the rest in the next turn */
+#define SHARD_IOVECS_MAX 64           /* pieces of one vectored write; further ones follow in the same turn */
+#define SHARD_RETRY_NS 10000000       /* 10 ms: what waits for a full ring is tried again */
+#define SHARD_ROOM_RETRY_NS 100000000 /* 100 ms: blocked clients try again though nobody said that there is room */
+#define SHARD_CLOSE_LINGER_MS 1000    /* for the last bytes (DISCONNECT, CONNACK) to leave */
 
 struct shard {
     struct shard_config config;
@@ -48,6 +49,8 @@ struct shard {
     struct list_node dirty;                      /* of clients, by client.dirty */
     bool is_any_doomed;
     bool is_work_left; /* a budget ended something: the next turn is due at once */
+    bool is_room_news; /* something happened that may have made room: blocked clients try again. With a full log they may be thousands. */
+    int64_t room_tried_ns;
 
     uint64_t retained_asked;    /* own retained PUBLISHes posted; answers come in order */
     uint64_t *retained_refused; /* tickets the route actor refused and the gate still holds, ascending */

@@ -102,6 +102,7 @@
     X(publish_refused_log_failed, SHARD_PUBLISH_REFUSED, "reason", "log_failed")                                                           \
     X(publish_unmatched, "tidegate_unmatched_messages_total", "Messages that no subscription and no rule wanted.", "", "")                 \
     X(publish_paused, "tidegate_paused_publishes_total", "Times a connection was not read because something had no room.", "", "")         \
+    X(blocked_retries, "tidegate_blocked_retries_total", "Times a connection that found no room tried again.", "", "")                     \
     X(copies_routed, "tidegate_routed_copies_total", "Copies: one message for one session.", "", "")                                       \
     X(copies_sent_qos0, "tidegate_sent_copies_total", "Copies sent with QoS 0.", "", "")                                                   \
     X(copies_acked, "tidegate_acked_copies_total", "Copies of QoS 1 and 2 that the client finished.", "", "")                              \

@@ -1803,6 +1803,34 @@ static void full_log_stops_reading_not_losing(void **state)
     rig_free(rig);
 }
 
+/* While the log is full its publishers wait, and are not tried again at each turn that others cause. */
+static void full_log_costs_others_nothing(void **state)
+{
+    struct rig *rig = RIG();
+    struct rig_client *clients[50], *other = v5(rig, "other");
+    rig_log_room(rig, false);
+    rig_settle(rig);
+    for (int i = 0; i < 50; i++) {
+        char id[8];
+        snprintf(id, sizeof id, "c%d", i);
+        clients[i] = v5(rig, id);
+        rig_publish(clients[i], "t/car/x", "1", 1, 1);
+    }
+    rig_settle(rig);
+    uint64_t before = RIG_COUNTER(rig, blocked_retries);
+    for (int i = 0; i < 100; i++) {
+        rig_send_bytes(other, "\xc0\x00", 2);
+        rig_settle(rig);
+        expect(other, MQTT_PINGRESP);
+    }
+    assert_true(RIG_COUNTER(rig, blocked_retries) - before <= 50);
+    rig_log_room(rig, true);
+    rig_settle(rig);
+    for (int i = 0; i < 50; i++)
+        expect_ack(clients[i], MQTT_PUBACK, 1, 0);
+    rig_free(rig);
+}
+
 static void empty_pool_is_back_pressure(void **state)
 {
     struct rig *rig = RIG(.block_count = 2, .body_max = 4096);
@@ -2309,6 +2337,7 @@ int main(void)
         TEST(receive_times_strictly_increase),
         TEST(persistent_sessions_get_it_when_durable),
         TEST(full_log_stops_reading_not_losing),
+        TEST(full_log_costs_others_nothing),
         TEST(empty_pool_is_back_pressure),
         TEST(large_record_is_a_group_of_blocks),
         TEST(large_record_outlives_its_connection),
