@@ -13,6 +13,7 @@
 #include "common/data_dir.h"
 #include "common/proc.h"
 #include "common/sd_notify.h"
+#include "sink/decode/event_time.h"
 #include "sink/query/plot.h"
 #include "sink/query/query_api.h"
 #include "sink/query/query_client.h"
@@ -298,11 +299,12 @@ static void put_argument(struct buf *out, const char *name, const char *value)
 }
 
 /* One question to the sink at host:port. What went wrong is said on stderr; returns whether body_out holds an answer. */
-static bool query_ask(const struct arguments *arguments, struct buf *body_out, const char *host, const char *port, const char *from)
+static bool query_ask(const struct arguments *arguments, struct query_answer *answer_out, struct buf *body_out, const char *host,
+                      const char *port, const char *from)
 {
     struct buf target;
     struct errmsg msg = {""};
-    unsigned status = 0;
+    *answer_out = (struct query_answer){.status = 0};
     buf_init(&target, 1 << 20);
     buf_put_string(&target, "/api/v1/query?device=");
     query_client_put_escaped(&target, arguments->device);
@@ -312,13 +314,13 @@ static bool query_ask(const struct arguments *arguments, struct buf *body_out, c
     put_argument(&target, "to", arguments->to);
     put_argument(&target, "limit", arguments->limit);
     put_argument(&target, "format", arguments->format);
-    enum err err = query_client_get(host, port, buf_string(&target), &status, body_out, &msg);
+    enum err err = query_client_get(host, port, buf_string(&target), answer_out, body_out, &msg);
     if (err)
         fprintf(stderr, "tidegate-sink: %s (is tidegate-sink running? -c FILE or --url names another place)\n", msg.text);
-    else if (status != 200)
+    else if (answer_out->status != 200)
         fwrite(body_out->data, 1, body_out->size, stderr);
     buf_deinit(&target);
-    return !err && status == 200;
+    return !err && answer_out->status == 200;
 }
 
 /* Cells of a side of the plot; 0 when that is no number (said on stderr). */
@@ -331,37 +333,35 @@ static size_t plot_side(const char *text, const char *name, size_t side_default)
     return 0;
 }
 
-/* The sink cuts long answers, a picture wants all rows: ask on behind the last one until a page is shorter than the first, or --limit is
- * reached. */
+/* The sink cuts long answers, a picture wants all rows: ask on until one is whole, or --limit is reached. */
 static int query_plot(const struct arguments *arguments, const char *host, const char *port)
 {
     struct arguments asked = *arguments;
     struct query_plot plot = {0};
     struct errmsg msg = {""};
     enum err err = ERR_OK;
-    char from[32];
+    char from[CLOCK_TEXT_SIZE > 64 ? CLOCK_TEXT_SIZE : 64];
     size_t width = plot_side(arguments->width, "width", PLOT_WIDTH_DEFAULT),
            height = plot_side(arguments->height, "height", PLOT_HEIGHT_DEFAULT);
-    size_t row_count = 0, first_row_count = 0;
+    size_t row_count = 0;
     bool is_answered = width > 0 && height > 0, is_more = true;
     asked.format = "csv";
     asked.limit = arguments->limit ? arguments->limit : PLOT_PAGE_ROWS;
     snprintf(from, sizeof from, "%s", arguments->from);
     while (is_answered && is_more && !err) {
         struct buf body;
+        struct query_answer answer;
         buf_init(&body, QUERY_CLIENT_ANSWER_MAX);
-        is_answered = query_ask(&asked, &body, host, port, from);
+        is_answered = query_ask(&asked, &answer, &body, host, port, from);
         if (is_answered)
             err = query_plot_add(&plot, &row_count, buf_span(&body), &msg);
         buf_deinit(&body);
-        first_row_count = first_row_count ? first_row_count : row_count;
-        is_more = !arguments->limit && row_count > 0 && row_count >= first_row_count;
+        is_more = !arguments->limit && answer.is_cut && row_count > 0;
         if (!err && asked.metric_count == 0) { /* what was found in the whole range: the next page is shorter and might lack some */
             asked.metrics = plot.names;
             asked.metric_count = plot.column_count;
         }
-        if (is_answered && !err && row_count > 0)
-            snprintf(from, sizeof from, "%" PRId64, plot.times_ns[plot.row_count - 1] + 1);
+        event_time_format(from, answer.next_ns); /* a small number would be taken for seconds */
     }
     if (is_answered && !err)
         err = query_plot_draw(stdout, &plot, width, height);
@@ -386,9 +386,14 @@ static int query(struct arguments *arguments)
     if (strcmp(arguments->format, "plot") == 0)
         return query_plot(arguments, host, port);
     buf_init(&body, QUERY_CLIENT_ANSWER_MAX);
-    bool is_answered = query_ask(arguments, &body, host, port, arguments->from);
+    struct query_answer answer;
+    bool is_answered = query_ask(arguments, &answer, &body, host, port, arguments->from);
     if (is_answered)
         fwrite(body.data, 1, body.size, stdout);
+    char next[CLOCK_TEXT_SIZE];
+    event_time_format(next, answer.next_ns);
+    if (is_answered && answer.is_cut)
+        fprintf(stderr, "tidegate-sink: the answer was cut; go on with --from %s, or ask with a greater --limit\n", next);
     buf_deinit(&body);
     return is_answered ? 0 : 1;
 }

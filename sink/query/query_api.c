@@ -1,10 +1,13 @@
 #include "sink/query/query_api.h"
 
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "common/murmur2.h"
 #include "sink/decode/event_time.h"
 #include "sink/query/engine.h"
+#include "sink/query/query_client.h"
 
 #define ROW_LIMIT_DEFAULT 10000
 #define DEVICE_LIMIT_DEFAULT 1000
@@ -17,6 +20,7 @@ struct query_api {
     const struct sink_config *config;
     struct metrics_registry *metrics;
     struct http_server *server;
+    struct counter corrupt_chunks; /* left out of answers, however often asked for */
 };
 
 /* What one query holds. */
@@ -85,6 +89,10 @@ static bool parse_query(struct query_api *api, const struct http_request *reques
     if (!parse_time(request, response, "from", &state->query.from_ns) || !parse_time(request, response, "to", &state->query.to_ns) ||
         !parse_limit(request, response, &limit, api->config->query_row_limit) || !parse_format(request, response, &state->query.format))
         return false;
+    if (state->query.from_ns > state->query.to_ns) {
+        http_response_error(response, 400, "from is later than to");
+        return false;
+    }
     state->query.row_limit = (size_t)limit;
     return true;
 }
@@ -165,16 +173,16 @@ static uint64_t corrupt_count(void *context)
     return count;
 }
 
-static enum err run_query(struct query_api *api, const struct http_request *request, struct query_state *state, struct buf *out)
+static enum err run_query(struct query_api *api, const struct http_request *request, struct query_state *state,
+                          struct query_result *result_out, struct buf *out)
 {
-    struct query_result result;
     enum err err = take_views(api, state);
     if (!err)
         err = find_columns(request, state);
     for (size_t i = 0; i < state->view_count && !err; i++)
         err = partition_view_sources(state->views[i], state->columns.sorted, state->columns.count, state, add_source);
     if (!err)
-        err = query_run(out, &result, &state->query, &state->columns, &state->meta, state->sources, state->source_count, corrupt_count, state);
+        err = query_run(out, result_out, &state->query, &state->columns, &state->meta, state->sources, state->source_count, corrupt_count, state);
     return err;
 }
 
@@ -187,60 +195,193 @@ static void on_query(void *arg, const struct http_request *request, struct http_
     if (!parse_query(api, request, response, &state))
         return;
     http_response_type(response, types[state.query.format]);
-    enum err err = run_query(api, request, &state, http_response_body(response));
-    if (err)
-        http_response_error(response, err == ERR_TOOLARGE ? 400 : 500, "%s", err_text(err));
+    struct query_result result = {.is_truncated = false};
+    enum err err = run_query(api, request, &state, &result, http_response_body(response));
+    if (err == ERR_TOOLARGE)
+        http_response_error(response, 400, "too many columns for one answer (at most %d): name metrics", QUERY_COLUMNS_MAX);
+    else if (err)
+        http_response_error(response, 500, "%s", err_text(err));
+    if (!err && result.is_truncated) {
+        char next[24];
+        snprintf(next, sizeof next, "%" PRId64, result.next_ns);
+        http_response_header(response, QUERY_NEXT_HEADER, next); /* CSV has no other place for it */
+    }
+    counter_add_shared(&api->corrupt_chunks, corrupt_count(&state));
     state_deinit(&state);
 }
 
+struct device_entry {
+    struct span name; /* owned */
+    int64_t newest_ns;
+};
+
 /* Devices in order of their names, each once, with room for `capacity` of them. */
 struct device_list {
-    struct device_entry {
-        struct span name; /* owned */
-        int64_t newest_ns;
-    } *entries;
+    struct device_entry *entries;
     size_t count, capacity;
     struct span prefix, after;
     bool is_cut;
 };
 
-static enum err device_add(void *context, struct span name, int64_t newest_ns)
+/* Devices of one head or segment, in order; false at the end. */
+struct device_stream {
+    bool (*next)(struct device_stream *stream, struct span *name_out, int64_t *newest_ns_out);
+};
+
+static bool device_is_wanted(const struct device_list *list, struct span name)
 {
-    struct device_list *list = context;
-    if (name.size < list->prefix.size || (list->prefix.size > 0 && memcmp(name.data, list->prefix.data, list->prefix.size) != 0))
-        return ERR_OK;
-    if (list->after.size > 0 && rows_name_compare(name, list->after) <= 0)
-        return ERR_OK;
-    size_t low = 0, high = list->count;
-    while (low < high) {
-        size_t middle = (low + high) / 2;
-        int order = rows_name_compare(list->entries[middle].name, name);
-        if (order == 0) {
-            if (newest_ns > list->entries[middle].newest_ns)
-                list->entries[middle].newest_ns = newest_ns;
-            return ERR_OK;
-        }
-        if (order < 0)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    if (low == list->capacity) {
-        list->is_cut = true;
-        return ERR_OK;
-    }
+    bool has_prefix = name.size >= list->prefix.size && (list->prefix.size == 0 || memcmp(name.data, list->prefix.data, list->prefix.size) == 0);
+    return has_prefix && (list->after.size == 0 || rows_name_compare(name, list->after) > 0);
+}
+
+static bool entry_set(struct device_entry *entry, struct span name, int64_t newest_ns)
+{
     uint8_t *text = malloc(name.size + 1);
     if (!text)
-        return ERR_NOMEM;
+        return false;
     memcpy(text, name.data, name.size);
-    if (list->count == list->capacity) {
-        free((void *)(uintptr_t)list->entries[--list->count].name.data);
-        list->is_cut = true;
+    *entry = (struct device_entry){span_of(text, name.size), newest_ns};
+    return true;
+}
+
+/* Free the array, and of its names those from `from` on. */
+static void entries_free(struct device_entry *entries, size_t from, size_t count)
+{
+    for (size_t i = from; i < count; i++)
+        free((void *)(uintptr_t)entries[i].name.data);
+    free(entries);
+}
+
+/* One pass over both: the cost of a list does not depend on where its devices come from. */
+static enum err list_merge(struct device_list *list, struct device_stream *stream)
+{
+    struct device_entry *merged = calloc(list->capacity + 1, sizeof *merged);
+    size_t count = 0, old = 0;
+    struct span name;
+    int64_t newest_ns;
+    enum err err = merged ? ERR_OK : ERR_NOMEM;
+    bool has = !err && stream->next(stream, &name, &newest_ns);
+    while (!err && (old < list->count || has)) {
+        if (count == list->capacity) {
+            list->is_cut = true;
+            break;
+        }
+        int order = !has ? -1 : old == list->count ? 1 : rows_name_compare(list->entries[old].name, name);
+        if (order <= 0)
+            merged[count] = list->entries[old++];
+        else if (!entry_set(&merged[count], name, newest_ns))
+            err = ERR_NOMEM;
+        if (!err && order >= 0) {
+            if (newest_ns > merged[count].newest_ns)
+                merged[count].newest_ns = newest_ns;
+            has = stream->next(stream, &name, &newest_ns);
+        }
+        count += !err;
     }
-    memmove(list->entries + low + 1, list->entries + low, (list->count - low) * sizeof *list->entries);
-    list->entries[low] = (struct device_entry){span_of(text, name.size), newest_ns};
-    list->count++;
+    if (!merged)
+        return err;
+    entries_free(list->entries, old, list->count);
+    list->entries = merged;
+    list->count = count;
+    return err;
+}
+
+/* Of a segment. */
+struct segment_stream {
+    struct device_stream stream; /* first */
+    const struct device_list *list;
+    const struct segment *seg;
+    size_t at;
+};
+
+static bool segment_stream_next(struct device_stream *stream, struct span *name_out, int64_t *newest_ns_out)
+{
+    struct segment_stream *from = (struct segment_stream *)stream;
+    size_t count = segment_get_info(from->seg)->device_count, chunk_count = 0;
+    while (from->at < count) {
+        const struct segment_chunk *chunks;
+        *name_out = segment_device(from->seg, from->at++);
+        if (!device_is_wanted(from->list, *name_out))
+            continue;
+        segment_find(from->seg, &chunks, &chunk_count, *name_out, INT64_MIN, INT64_MAX);
+        if (chunk_count == 0)
+            continue;
+        *newest_ns_out = chunks[chunk_count - 1].time_ns_max;
+        return true;
+    }
+    return false;
+}
+
+/* Of the heads of a partition: copied under its lock, put in order after it. */
+struct head_stream {
+    struct device_stream stream; /* first */
+    const struct device_list *list;
+    struct device_entry *entries;
+    size_t count, capacity, at;
+};
+
+static enum err head_stream_add(void *context, struct span name, int64_t newest_ns)
+{
+    struct head_stream *to = context;
+    if (!device_is_wanted(to->list, name))
+        return ERR_OK;
+    if (to->count == to->capacity) {
+        size_t capacity = to->capacity ? to->capacity * 2 : 256;
+        struct device_entry *entries = realloc(to->entries, capacity * sizeof *entries);
+        if (!entries)
+            return ERR_NOMEM;
+        to->entries = entries;
+        to->capacity = capacity;
+    }
+    if (!entry_set(&to->entries[to->count], name, newest_ns))
+        return ERR_NOMEM;
+    to->count++;
     return ERR_OK;
+}
+
+static int compare_entries(const void *a, const void *b)
+{
+    return rows_name_compare(((const struct device_entry *)a)->name, ((const struct device_entry *)b)->name);
+}
+
+static bool head_stream_next(struct device_stream *stream, struct span *name_out, int64_t *newest_ns_out)
+{
+    struct head_stream *from = (struct head_stream *)stream;
+    if (from->at == from->count)
+        return false;
+    const struct device_entry *entry = &from->entries[from->at++];
+    *name_out = entry->name;
+    *newest_ns_out = entry->newest_ns;
+    for (; from->at < from->count && span_equal(from->entries[from->at].name, entry->name); from->at++) { /* head and sealed head */
+        if (from->entries[from->at].newest_ns > *newest_ns_out)
+            *newest_ns_out = from->entries[from->at].newest_ns;
+    }
+    return true;
+}
+
+static enum err list_add_partition(struct device_list *list, struct sink_partition *sp)
+{
+    struct head_stream heads = {.stream = {head_stream_next}, .list = list};
+    size_t count = 0;
+    pthread_mutex_lock(&sp->state);
+    enum err err = partition_head_devices(sp->part, &heads, head_stream_add);
+    struct segment_ref **refs = partition_hold_segments(sp->part, &count);
+    pthread_mutex_unlock(&sp->state);
+    if (!refs)
+        err = ERR_NOMEM;
+    if (!err && heads.count > 0) {
+        qsort(heads.entries, heads.count, sizeof *heads.entries, compare_entries);
+        err = list_merge(list, &heads.stream);
+    }
+    for (size_t i = 0; i < count; i++) {
+        struct segment_stream segment = {.stream = {segment_stream_next}, .list = list, .seg = refs[i]->seg};
+        if (!err)
+            err = list_merge(list, &segment.stream);
+        segment_ref_unref(refs[i]);
+    }
+    free(refs);
+    entries_free(heads.entries, 0, heads.count);
+    return err;
 }
 
 static void put_devices(struct buf *out, const struct device_list *list)
@@ -266,22 +407,14 @@ static void on_devices(void *arg, const struct http_request *request, struct htt
     size_t count;
     struct sink_partition *partitions = sink_loop_partitions(api->loop, &count);
     struct device_list list = {.capacity = (size_t)limit, .prefix = span_of_string(prefix ? prefix : ""), .after = span_of_string(after ? after : "")};
-    list.entries = calloc(list.capacity + 1, sizeof *list.entries);
-    enum err err = list.entries ? ERR_OK : ERR_NOMEM;
-    for (size_t i = 0; i < count && !err; i++) {
-        if (!partitions[i].part)
-            continue;
-        pthread_mutex_lock(&partitions[i].state);
-        err = partition_devices(partitions[i].part, &list, device_add);
-        pthread_mutex_unlock(&partitions[i].state);
-    }
+    enum err err = ERR_OK;
+    for (size_t i = 0; i < count && !err; i++)
+        err = partitions[i].part ? list_add_partition(&list, &partitions[i]) : ERR_OK;
     if (err)
         http_response_error(response, 500, "%s", err_text(err));
     else
         put_devices(http_response_body(response), &list);
-    for (size_t i = 0; i < list.count; i++)
-        free((void *)(uintptr_t)list.entries[i].name.data);
-    free(list.entries);
+    entries_free(list.entries, 0, list.count);
 }
 
 static void on_flush(void *arg, const struct http_request *request, struct http_response *response)
@@ -335,6 +468,9 @@ enum err query_api_new(struct query_api **api_out, struct sink_loop *loop, const
         free(api);
         return err;
     }
+    if (metrics)
+        metrics_register_counter(metrics, &api->corrupt_chunks,
+                                 METRIC("tidegate_sink_corrupt_chunks_total", "Damaged chunks left out of answers, counted in each answer."));
     *api_out = api;
     return ERR_OK;
 }
@@ -344,6 +480,8 @@ void query_api_free(struct query_api *api)
     if (!api)
         return;
     http_server_free(api->server);
+    if (api->metrics)
+        metrics_unregister(api->metrics, &api->corrupt_chunks);
     free(api);
 }
 

@@ -70,33 +70,39 @@ static enum err receive_all(int fd, struct buf *answer)
     }
 }
 
-/* The value of Content-Length, or -1. `head` is NUL-terminated. */
-static long long content_length(const char *head)
+/* A number in the head, which is `text` up to `end`. */
+static bool head_number(const char *text, const char *end, const char *name, int64_t *value_out)
 {
-    for (const char *line = head; (line = strstr(line, "\r\n")) != NULL;) {
+    size_t size = strlen(name);
+    for (const char *line = text; (line = strstr(line, "\r\n")) != NULL && line < end;) {
         line += 2;
-        if (strncasecmp(line, "content-length:", 15) == 0)
-            return strtoll(line + 15, NULL, 10);
+        if (strncasecmp(line, name, size) == 0 && line[size] == ':') {
+            *value_out = strtoll(line + size + 1, NULL, 10);
+            return true;
+        }
     }
-    return -1;
+    return false;
 }
 
-static enum err split_answer(struct buf *answer, unsigned *status_out, struct buf *body_out)
+static enum err split_answer(struct buf *answer, struct query_answer *answer_out, struct buf *body_out)
 {
     const char *text = buf_string(answer);
     const char *end = strstr(text, "\r\n\r\n");
-    if (!end || sscanf(text, "HTTP/%*u.%*u %u", status_out) != 1)
+    *answer_out = (struct query_answer){.status = 0};
+    if (!end || sscanf(text, "HTTP/%*u.%*u %u", &answer_out->status) != 1)
         return ERR_CORRUPT;
+    answer_out->is_cut = head_number(text, end, QUERY_NEXT_HEADER, &answer_out->next_ns);
     size_t head_size = (size_t)(end - text) + 4;
-    long long length = content_length(text);
+    int64_t length = -1;
+    head_number(text, end, "Content-Length", &length);
     struct span body = span_of(answer->data + head_size, answer->size - head_size);
-    if (length >= 0 && (unsigned long long)length > body.size)
+    if (length >= 0 && (uint64_t)length > body.size)
         return ERR_CORRUPT;
     buf_put_span(body_out, body);
     return body_out->err;
 }
 
-enum err query_client_get(const char *host, const char *port, const char *target, unsigned *status_out, struct buf *body_out,
+enum err query_client_get(const char *host, const char *port, const char *target, struct query_answer *answer_out, struct buf *body_out,
                           struct errmsg *msg)
 {
     int fd = -1;
@@ -111,7 +117,7 @@ enum err query_client_get(const char *host, const char *port, const char *target
     if (!err)
         err = receive_all(fd, &answer);
     if (!err)
-        err = split_answer(&answer, status_out, body_out);
+        err = split_answer(&answer, answer_out, body_out);
     if (err)
         err_set(msg, err, "%s:%s: %s", host, port, err_text(err));
     close(fd);

@@ -980,39 +980,11 @@ struct segment_ref **partition_hold_segments(const struct partition *part, size_
     return refs;
 }
 
-static enum err head_devices(const struct head *head, void *context, enum err (*on_device)(void *, struct span, int64_t))
+enum err partition_head_devices(const struct partition *part, void *context,
+                                enum err (*on_device)(void *context, struct span device, int64_t newest_ns))
 {
-    size_t count;
-    enum err err = ERR_OK;
-    const struct head_device **devices = head_devices_sorted(head, &count);
-    if (!devices)
-        return ERR_NOMEM;
-    for (size_t i = 0; i < count && !err; i++) {
-        if (head_device_row_count(devices[i]) > 0)
-            err = on_device(context, head_device_id(devices[i]), head_device_last_ns(devices[i]));
-    }
-    free(devices);
-    return err;
-}
-
-enum err partition_devices(const struct partition *part, void *context,
-                           enum err (*on_device)(void *context, struct span device, int64_t newest_ns))
-{
-    enum err err = head_devices(part->head, context, on_device);
+    enum err err = head_each_device(part->head, context, on_device);
     if (!err && part->flush.sealed)
-        err = head_devices(part->flush.sealed, context, on_device);
-    for (size_t i = 0; i < part->committed.segment_count && !err; i++) {
-        if (!part->refs[i])
-            continue;
-        const struct segment *seg = part->refs[i]->seg;
-        for (size_t d = 0; d < segment_get_info(seg)->device_count && !err; d++) {
-            const struct segment_chunk *first;
-            size_t count;
-            struct span device = segment_device(seg, d);
-            segment_find(seg, &first, &count, device, INT64_MIN, INT64_MAX);
-            if (count > 0)
-                err = on_device(context, device, first[count - 1].time_ns_max);
-        }
-    }
+        err = head_each_device(part->flush.sealed, context, on_device);
     return err;
 }

@@ -151,8 +151,8 @@ void partition_compact_abort(struct partition_compaction *compaction);
 /* A view of one device (partition_view.h). NULL without memory. [state]; the result is the caller's and needs no lock. */
 struct partition_view *partition_view_take(const struct partition *part, struct span device, int64_t from_ns, int64_t to_ns);
 
-/* Call `on_device` for each device of heads and segments, repeated across them; name borrowed during the call. [state] */
-must_check enum err partition_devices(const struct partition *part, void *context,
+/* Call `on_device` for each device of the heads, in no order, twice when it is in the sealed one too; name borrowed during the call. [state] */
+must_check enum err partition_head_devices(const struct partition *part, void *context,
                                       enum err (*on_device)(void *context, struct span device, int64_t newest_ns));
 
 /* Reference every segment, for work without the lock; the caller unrefs each and frees the array. NULL without memory. [state] */

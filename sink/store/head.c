@@ -280,6 +280,17 @@ const struct head_device **head_devices_sorted(const struct head *head, size_t *
     return sorted;
 }
 
+enum err head_each_device(const struct head *head, void *context, enum err (*on_device)(void *context, struct span name, int64_t newest_ns))
+{
+    enum err err = ERR_OK;
+    for (size_t i = 0; i < head->device_room && !err; i++) {
+        const struct head_device *dev = head->devices[i];
+        if (dev && dev->row_count)
+            err = on_device(context, head_device_id(dev), head_device_last_ns(dev));
+    }
+    return err;
+}
+
 /* ---- blocks ---- */
 
 /* Place of the column of that name, or where it belongs. */

@@ -52,10 +52,10 @@ static void test_nobody_listens(void **state)
 {
     struct buf body;
     struct errmsg msg;
-    unsigned status;
+    struct query_answer answer;
     (void)state;
     buf_init(&body, 1000);
-    assert_int_equal(query_client_get("127.0.0.1", "1", "/", &status, &body, &msg), ERR_NOTFOUND);
+    assert_int_equal(query_client_get("127.0.0.1", "1", "/", &answer, &body, &msg), ERR_NOTFOUND);
     buf_deinit(&body);
 }
 

@@ -35,6 +35,7 @@ struct fixture {
     struct query_api *api;
     struct buf body;
     unsigned status;
+    struct query_answer answer;
 };
 
 static void broker_start(struct fixture *f)
@@ -139,7 +140,8 @@ static void get(struct fixture *f, const char *target)
     struct errmsg msg = {""};
     snprintf(port, sizeof port, "%u", query_api_port(f->api));
     buf_clear(&f->body);
-    enum err err = query_client_get("127.0.0.1", port, target, &f->status, &f->body, &msg);
+    enum err err = query_client_get("127.0.0.1", port, target, &f->answer, &f->body, &msg);
+    f->status = f->answer.status;
     CHECK_MSG(err == ERR_OK, "%s", msg.text);
 }
 
@@ -212,6 +214,11 @@ static void test_publish_is_queryable_and_stays(void **state)
     assert_true(has(f, "\"row_count\":2"));
     assert_true(has(f, "\"truncated\":true"));
     assert_true(has(f, "\"next_ns\":1700000002000000000"));
+    get(f, "/api/v1/query?device=car42&limit=2&format=csv"); /* has no room for a word about it: the head says it */
+    assert_true(f->answer.is_cut);
+    assert_int_equal(f->answer.next_ns, 1700000002000000000);
+    get(f, "/api/v1/query?device=car42&limit=3&format=csv");
+    assert_false(f->answer.is_cut);
     get(f, "/api/v1/devices");
     assert_true(has(f, "{\"device\":\"car42\",\"newest\":\"2023-11-14T22:13:22Z\""));
     get(f, "/api/v1/query?device=nobody");
@@ -219,6 +226,8 @@ static void test_publish_is_queryable_and_stays(void **state)
     get(f, "/api/v1/query");
     assert_int_equal(f->status, 400);
     get(f, "/api/v1/query?device=car42&from=yesterday");
+    assert_int_equal(f->status, 400);
+    get(f, "/api/v1/query?device=car42&from=-1h&to=-2h");
     assert_int_equal(f->status, 400);
     assert_int_equal(sink_stop(f), ERR_OK);
     broker_stop(f);
@@ -379,6 +388,56 @@ static void test_compaction_and_verify(void **state)
     get(f, "/api/v1/query?device=a");
     assert_int_equal(f->status, 200);
     assert_true(has(f, "\"row_count\":20"));
+    assert_int_equal(sink_stop(f), ERR_OK);
+    broker_stop(f);
+}
+
+/* Devices of head, sealed head, segments and several partitions: each once, in order, in pages. */
+static void test_devices(void **state)
+{
+    struct fixture *f = *state;
+    char target[96], wanted[160], device[16];
+    broker_start(f);
+    sink_start(f, "partitions 3\n");
+    for (int i = 0; i < 90; i++) {
+        snprintf(device, sizeof device, "%s%02d", i % 3 ? "car" : "van", i % 30);
+        char payload[64];
+        snprintf(payload, sizeof payload, "{\"ts\":%d,\"v\":%d}", 1700000000 + i, i);
+        publish(f, device, payload);
+        if (i == 20 || i == 50)
+            assert_int_equal(sink_loop_flush(f->loop, WAIT_NS), ERR_OK);
+    }
+    get_until(f, "/api/v1/devices?prefix=car29", "2023-11-14T22:14:49Z"); /* 60 + 29 s: the last row is in */
+    get(f, "/api/v1/devices");
+    assert_true(has(f, "\"truncated\":false"));
+    const char *at = buf_string(&f->body);
+    for (int i = 0; i < 30; i++) {
+        int number = i < 20 ? i / 2 * 3 + i % 2 + 1 : (i - 20) * 3;
+        snprintf(wanted, sizeof wanted, "{\"device\":\"%s%02d\",\"newest\":\"2023-11-14T22:14:%02dZ\"", i < 20 ? "car" : "van", number, 20 + number);
+        const char *found = strstr(at, wanted);
+        assert_non_null(found);
+        assert_null(strstr(found + 1, wanted));
+        at = found;
+    }
+    /* Page by page the same. */
+    strcpy(device, "");
+    for (int seen = 0; seen < 30;) {
+        snprintf(target, sizeof target, "/api/v1/devices?limit=7&after=%s", device);
+        get(f, target);
+        assert_int_equal(has(f, "\"truncated\":true"), seen + 7 < 30);
+        for (at = buf_string(&f->body); (at = strstr(at, "{\"device\":\"")) != NULL; seen++) {
+            at += 11;
+            assert_true(strncmp(at, device, 5) > 0);
+            memcpy(device, at, 5);
+            device[5] = 0;
+        }
+    }
+    assert_string_equal(device, "van27");
+    get(f, "/api/v1/devices?prefix=van&limit=1");
+    assert_true(has(f, "\"van00\""));
+    assert_true(has(f, "\"truncated\":true"));
+    get(f, "/api/v1/devices?prefix=zeppelin");
+    assert_true(has(f, "{\"devices\":[],\"truncated\":false}"));
     assert_int_equal(sink_stop(f), ERR_OK);
     broker_stop(f);
 }
@@ -582,6 +641,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_second_sink_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_partition_count_changes, setup, teardown),
         cmocka_unit_test_setup_teardown(test_compaction_and_verify, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_devices, setup, teardown),
         cmocka_unit_test_setup_teardown(test_gap, setup, teardown),
         cmocka_unit_test_setup_teardown(test_full_partition, setup, teardown),
         cmocka_unit_test_setup_teardown(test_correlation, setup, teardown),
