@@ -27,6 +27,8 @@
 #define TIMEOUT_S_DEFAULT 30
 #define BODY_SIZE_MAX_DEFAULT ((size_t)1 << 20)
 #define RESPONSE_SIZE_MAX_DEFAULT ((size_t)64 << 20)
+#define RESPONSE_TOTAL_MAX_DEFAULT ((size_t)256 << 20)
+#define RESPONSE_LARGE ((size_t)1 << 20) /* smaller ones are never refused: health, metrics, errors */
 #define CONNECTION_MEMORY_SIZE ((size_t)64 << 10) /* headers and query string of a request have to fit */
 #define DISCARD_SIZE_MAX ((size_t)16 << 20)       /* a body that is too large is read this far, so that its sender sees the 413 */
 #define LISTEN_BACKLOG 128
@@ -39,6 +41,8 @@ struct http_server {
     size_t route_count;
     size_t body_size_max;
     size_t response_size_max;
+    size_t response_total_max;
+    size_t response_total; /* atomic: bytes of bodies that the library holds */
     void *arg;
     char thread_name[16];
     uint16_t port;
@@ -133,12 +137,41 @@ void http_response_error(struct http_response *response, unsigned status, const 
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    buf_clear(&response->body);
+    buf_deinit(&response->body); /* its memory too: what is left is small */
     http_response_status(response, status);
     http_response_type(response, "application/json");
     buf_put_string(&response->body, "{\"error\": ");
     buf_put_json_string(&response->body, span_of_string(text));
     buf_put_string(&response->body, "}\n");
+}
+
+/* A body on its way out. */
+struct outgoing {
+    struct http_server *server;
+    void *data;
+    size_t size;
+};
+
+static void outgoing_free(void *arg)
+{
+    struct outgoing *outgoing = arg;
+    __atomic_fetch_sub(&outgoing->server->response_total, outgoing->size, __ATOMIC_RELAXED);
+    free(outgoing->data);
+    free(outgoing);
+}
+
+/* Count the body in. NULL: it has to wait, or there is no memory. */
+static struct outgoing *outgoing_new(struct http_server *server, const struct buf *body)
+{
+    size_t size = body->capacity;
+    size_t total = __atomic_add_fetch(&server->response_total, size, __ATOMIC_RELAXED);
+    bool is_too_much = size >= RESPONSE_LARGE && total > server->response_total_max;
+    struct outgoing *outgoing = is_too_much ? NULL : malloc(sizeof *outgoing);
+    if (outgoing)
+        *outgoing = (struct outgoing){server, body->data, size};
+    else
+        __atomic_fetch_sub(&server->response_total, size, __ATOMIC_RELAXED);
+    return outgoing;
 }
 
 static enum MHD_Result response_send(struct exchange *exchange, struct http_response *response)
@@ -149,14 +182,20 @@ static enum MHD_Result response_send(struct exchange *exchange, struct http_resp
         http_response_error(response, MHD_HTTP_INTERNAL_SERVER_ERROR, "the response is %s",
                             err == ERR_TOOLARGE ? "larger than the limit; ask for less" : "not possible: out of memory");
     }
+    struct outgoing *outgoing = response->body.size ? outgoing_new(exchange->server, &response->body) : NULL;
+    if (!outgoing && response->body.size) {
+        http_response_error(response, MHD_HTTP_SERVICE_UNAVAILABLE, "too many large answers wait for their readers; ask again later");
+        outgoing = outgoing_new(exchange->server, &response->body);
+    }
     struct MHD_Response *reply;
-    if (response->body.size == 0) {
+    if (!outgoing) {
         static char nothing[1];
         reply = MHD_create_response_from_buffer(0, nothing, MHD_RESPMEM_PERSISTENT);
     } else {
-        reply = MHD_create_response_from_buffer_with_free_callback(response->body.size, response->body.data, free);
-        if (reply) /* taken */
-            response->body.data = NULL;
+        reply = MHD_create_response_from_buffer_with_free_callback_cls(response->body.size, response->body.data, outgoing_free, outgoing);
+        response->body.data = NULL; /* taken */
+        if (!reply)
+            outgoing_free(outgoing);
     }
     if (!reply)
         return MHD_NO;
@@ -533,6 +572,7 @@ enum err http_server_new(struct http_server **server_out, const struct http_conf
     server->route_count = route_count;
     server->body_size_max = config->body_size_max ? config->body_size_max : BODY_SIZE_MAX_DEFAULT;
     server->response_size_max = config->response_size_max ? config->response_size_max : RESPONSE_SIZE_MAX_DEFAULT;
+    server->response_total_max = config->response_total_max ? config->response_total_max : RESPONSE_TOTAL_MAX_DEFAULT;
     server->arg = config->arg;
     server->port = socket_port(fd);
     snprintf(server->thread_name, sizeof server->thread_name, "%s", config->thread_name ? config->thread_name : "http");

@@ -2,7 +2,8 @@
  *
  * The server runs its own thread(s) (epoll); handlers are called there, must not block long, and reach other threads only by what those
  * offer. A request is complete, with its body, when a handler sees it; a response is built in memory, up to response_size_max. Unknown
- * paths get 404, known ones with another method 405 with Allow, too large bodies 413, too large responses 500, all as {"error": "..."}.
+ * paths get 404, known ones with another method 405 with Allow, too large bodies 413, too large responses 500, large ones while too many wait
+ * for slow readers 503, all as {"error": "..."}.
  * HEAD is answered like GET without the body.
  *
  *     static void on_health(void *arg, const struct http_request *request, struct http_response *response)
@@ -58,6 +59,7 @@ struct http_config {
     unsigned thread_count;     /* [1] */
     size_t body_size_max;      /* bytes of a request's body [1 MiB] */
     size_t response_size_max;  /* bytes of a response's body [64 MiB] */
+    size_t response_total_max; /* bytes of all responses that their readers have not taken yet; beyond, a large one gets 503 [256 MiB] */
     const char *thread_name;   /* as seen in top [http], at most 15 characters */
     void *arg;                 /* for routes without their own */
 };

@@ -195,6 +195,45 @@ static void large_answers_pass_and_too_large_ones_are_said(void **state)
     assert_answer("GET /large?size=40000001", "HTTP/1.1 500 ", "{\"error\": \"the response is larger than the limit; ask for less\"}\n");
 }
 
+static int ask_and_not_read(void)
+{
+    static const char request[] = "GET /large?size=30000000 HTTP/1.1\r\nHost: x\r\n\r\n";
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(http_server_port(server)), .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    char first;
+    assert_true(fd >= 0);
+    assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
+    assert_int_equal(send(fd, request, sizeof request - 1, MSG_NOSIGNAL), sizeof request - 1);
+    assert_int_equal(recv(fd, &first, 1, 0), 1); /* the answer is made */
+    return fd;
+}
+
+static void answers_for_slow_readers_are_bounded_together(void **state)
+{
+    (void)state;
+    int fds[2] = {ask_and_not_read(), ask_and_not_read()};
+    static const char large[] = "GET /large?size=30000000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    static const char small[] = "GET /large?size=3 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    char *answer = exchange(large, sizeof large - 1);
+    assert_non_null(strstr(answer, "503 Service Unavailable"));
+    assert_non_null(strstr(answer, "wait for their readers"));
+    free(answer);
+    answer = exchange(small, sizeof small - 1); /* health and metrics are served all the same */
+    assert_non_null(strstr(answer, "\r\n\r\nzzz"));
+    free(answer);
+    close(fds[0]);
+    close(fds[1]);
+    for (int i = 0; i < 1000; i++) { /* the server notices in its own time */
+        answer = exchange(large, sizeof large - 1);
+        bool is_served = strstr(answer, "200 OK") != NULL;
+        free(answer);
+        if (is_served)
+            return;
+        usleep(5000);
+    }
+    fail();
+}
+
 static void responses_are_counted_by_class(void **state)
 {
     (void)state;
@@ -246,6 +285,7 @@ static int start_server(void **state)
     struct http_config config = {.thread_name = "test-http",
                                  .body_size_max = 20000,
                                  .response_size_max = 40000000,
+                                 .response_total_max = 80000000,
                                  .thread_count = 2,
                                  .arg = (void *)(uintptr_t) "server"};
     logger_set_threshold(LOGGER_OFF);
@@ -269,6 +309,7 @@ int main(void)
         cmocka_unit_test(bodies_are_collected_and_bounded),
         cmocka_unit_test(a_chunked_body_past_the_limit_is_refused),
         cmocka_unit_test(large_answers_pass_and_too_large_ones_are_said),
+        cmocka_unit_test(answers_for_slow_readers_are_bounded_together),
         cmocka_unit_test(responses_are_counted_by_class),
         cmocka_unit_test(a_bind_that_fails_says_where_and_why),
         cmocka_unit_test(garbage_does_not_hurt),
