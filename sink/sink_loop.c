@@ -726,6 +726,10 @@ static bool batch_result(struct sink_loop *loop, enum err err, const struct errm
         counter_inc(&loop->stats.head_full);
         return true;
     }
+    if (err == ERR_NOMEM) { /* the source stands where it stood */
+        LOG_WARNING("reading waits for memory", LOG_TEXT("detail", msg->text));
+        return true;
+    }
     if (err == ERR_GAP) {
         struct source_gap gap = source_get_gap(loop->source);
         struct errmsg text;

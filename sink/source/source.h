@@ -52,7 +52,8 @@ static inline must_check enum err source_start(struct source *source, const stru
 {
     return source->ops->start(source, from, msg);
 }
-/* The next item. ERR_AGAIN: none now. ERR_GAP: records are gone, see source_gap; after source_accept_gap it goes on. Anything else is final. */
+/* The next item. ERR_AGAIN: none now. ERR_GAP: records are gone, see source_gap; after source_accept_gap it goes on. ERR_NOMEM:
+ * again later. Anything else is final. */
 static inline must_check enum err source_next(struct source *source, struct source_item *item_out, struct errmsg *msg)
 {
     return source->ops->next(source, item_out, msg);

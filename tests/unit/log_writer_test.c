@@ -444,6 +444,49 @@ static void test_group_with_others_between_and_reopened_from_its_first_block(voi
     stop(&b);
 }
 
+/* The position is still there, what stands before it for the sake of a group is not: that one record is missing, and no other. */
+static void test_reused_before_the_position_loses_the_open_group_only(void **state)
+{
+    (void)state;
+    struct bench b = start(); /* no cursor: nothing is held */
+    static uint8_t payload[2 * BODY_MAX], bytes[3 * BODY_MAX];
+    struct record rec = {.type = RECORD_PUBLISH, .payload = span_of(payload, sizeof payload)};
+    size_t size = record_encode(bytes, &rec);
+    struct log_block_group group;
+    struct log_cursor_value value;
+    log_block_group_init(&group, span_of(bytes, size - sizeof payload), rec.payload);
+    put_group_part(&b, &group);
+    b.next_id = 1;
+    struct log_reader *reader = reader_at(&b, NULL);
+    for (uint64_t i = 1; i <= 40; i++) {
+        assert_int_equal(put(&b, 4000), ERR_OK);
+        expect(reader, i, 1);
+    }
+    log_reader_cursor(reader, &value);
+    log_reader_close(reader);
+    assert_int_equal(value.reopen.generation, 1);
+    assert_true(value.place.generation > 2);
+    while (sim_fs_exists(b.sim, "log/0000000000000001.seg")) {
+        prepare_all(&b);
+        assert_int_equal(put(&b, 4000), ERR_OK);
+    }
+    uint64_t missing = b.next_id;
+    while (!log_block_group_done(&group))
+        put_group_part(&b, &group);
+    b.next_id = missing + 1;
+    assert_int_equal(put(&b, 10), ERR_OK);
+    reader = reader_at(&b, &value);
+    expect(reader, 41, missing - 41);
+    expect_end(reader, ERR_GAP);
+    assert_int_equal(log_reader_gap(reader).from, missing);
+    assert_int_equal(log_reader_gap(reader).to, missing + 1);
+    log_reader_accept_gap(reader);
+    expect(reader, missing + 1, 1);
+    expect_end(reader, ERR_AGAIN);
+    log_reader_close(reader);
+    stop(&b);
+}
+
 static void test_group_without_its_last_block_is_void(void **state)
 {
     (void)state;
@@ -732,6 +775,7 @@ int main(void)
         cmocka_unit_test(test_reader_states_a_gap),
         cmocka_unit_test(test_group_with_others_between_and_reopened_from_its_first_block),
         cmocka_unit_test(test_group_without_its_last_block_is_void),
+        cmocka_unit_test(test_reused_before_the_position_loses_the_open_group_only),
         cmocka_unit_test(test_state_is_written_at_most_every_20_ms),
         cmocka_unit_test(test_slots_fall_back_to_the_value_before),
         cmocka_unit_test(test_cursor_whose_sync_failed_lets_nothing_go),
