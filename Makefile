@@ -197,6 +197,11 @@ scenario: $(PROGRAMS)
 e2e: $(PROGRAMS) $(B)/bench/replay
 	@MODE=$(MODE) $(TALLY) $(MODE)-e2e $(PYTEST) tests/e2e
 
+# Built in debug, whatever MODE says.
+sim-mutants:
+	@$(MAKE) -s MODE=debug build/debug/tidegate-sim
+	@$(TALLY) sim-mutants tests/sim/run-mutants
+
 SOURCES := $(COMMON_SRC) $(BROKER_SRC) $(SINK_SRC) broker/main.c sink/main.c
 tidy:
 	@printf '%s\n' $(SOURCES) | xargs -P 2 -I{} clang-tidy --quiet {} -- $(CPPFLAGS) 2>/dev/null | grep -E 'warning:|error:' ; test $$? = 1

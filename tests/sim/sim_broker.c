@@ -456,7 +456,9 @@ static bool log_step(struct sim_broker *broker)
     case LOG_IDLE:
         if (!log_collect(broker) && broker->collected_count == 0)
             return log_idle(broker);
-        broker->writing = 1 + sim_below(sim, broker->collected_count < BATCH_MAX ? broker->collected_count : BATCH_MAX);
+        broker->writing = broker->collected_count < BATCH_MAX ? broker->collected_count : BATCH_MAX;
+        if (sim_chance(sim, 1, 2))
+            broker->writing = 1 + sim_below(sim, broker->writing);
         for (uint64_t bytes = broker->collected[0]->size, i = 1; i < broker->writing; i++) {
             bytes += broker->collected[i]->size;
             if (bytes > log_writer_batch_bytes_max(broker->writer))

@@ -61,7 +61,7 @@ static void draw_config(struct sim *sim, uint32_t steps)
     config->block_count = 2u << sim_below(sim, 4);
     config->block_body = 512u << sim_below(sim, 5);
     config->segment_size = 16384u << sim_below(sim, 3);
-    config->sink_rest = sim_chance(sim, 1, 4) ? 1500 : 40;
+    config->sink_rest = sim_chance(sim, 1, 3) ? 1500 : 40;
     config->alignment = sim_chance(sim, 1, 4) ? 4096 : 512;
     /* A large record of each shard at a time leaves room in the log, whatever its blocks are rounded up to. */
     uint32_t block_size = (config->block_body + 160 + config->alignment - 1) / config->alignment * config->alignment;

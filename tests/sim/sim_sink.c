@@ -20,13 +20,21 @@ struct sim_sink {
     struct payload_decoder *decoder;
     struct partition *partitions[SIM_PARTITIONS_MAX];
     enum flush_stage stages[SIM_PARTITIONS_MAX];
-    struct source_item item; /* found a full head: again after a flush */
+    uint64_t newest[SIM_PARTITIONS_MAX]; /* per partition: record added last in this life */
+    uint64_t opened[SIM_PARTITIONS_MAX]; /* per partition: the next record wanted, as its manifest said at the start of this life */
+    struct source_item item;             /* found a full head: again after a flush */
     bool has_item;
     bool started; /* the source is open and reads */
     bool failed;
     struct log_cursor_value start, cursor; /* where this life began to read, and what was given back last */
 };
 
+/* Over lives, of one run: per partition and position committed, whether the record at that position was in the head when it was sealed. */
+#define SEALED_MAX 4096
+#define SEALED_WITHOUT 1
+#define SEALED_WITH 2
+#define SEALED_BOTH 3
+static uint8_t sealed[SIM_PARTITIONS_MAX][SEALED_MAX];
 static uint64_t newest_ever; /* over lives, of one run: what is at or below it is a replay */
 
 static bool fail(struct sim *sim, enum err err, const struct errmsg *msg, const char *what)
@@ -67,6 +75,7 @@ static bool open_partitions(struct sim *sim)
         enum err err = partition_open(&sink->partitions[i], &options, &msg);
         if (err)
             return fail(sim, err, &msg, "a partition does not open");
+        sink->opened[i] = partition_committed(sink->partitions[i]).position.sequence;
     }
     return true;
 }
@@ -75,8 +84,10 @@ bool sim_sink_start(struct sim *sim)
 {
     struct sim_sink *sink = sim->sink = calloc(1, sizeof *sink);
     CHECK(sink);
-    if (sim->step == 0)
+    if (sim->step == 0) {
         newest_ever = 0;
+        memset(sealed, 0, sizeof sealed);
+    }
     struct series_limits limits = {INT64_MAX, INT64_MAX, INT64_MAX};
     struct payload_rules payload_rules = rules();
     sim_fs_set_process(sim->fs, 2);
@@ -153,6 +164,22 @@ static void note_record(struct sim *sim, const struct record *rec, uint64_t sequ
     sim_trace(sim, "sink: record %lu is message %u", (unsigned long)sequence, id);
 }
 
+/* What the partition had committed when this life began is a duplicate, and nothing else is (LOG.md 28). */
+static void check_mark(struct sim *sim, uint32_t index, uint64_t duplicates_before)
+{
+    struct sim_sink *sink = sim->sink;
+    bool is_duplicate = counter_get(&partition_get_stats(sink->partitions[index])->duplicates) > duplicates_before;
+    uint64_t sequence = sink->item.position.sequence;
+    uint64_t wanted = sink->opened[index];
+    /* A position is that of the record in hand: whether this one was in the head at the seal, we have noted. */
+    uint8_t noted = wanted < SEALED_MAX ? sealed[index][wanted] : SEALED_BOTH;
+    bool is_known = sequence != wanted || (noted && noted != SEALED_BOTH);
+    sink->newest[index] = sequence;
+    if (is_known && is_duplicate != (sequence < wanted || (sequence == wanted && noted == SEALED_WITH)))
+        sim_found(sim, "record %lu is %s as a duplicate, and partition %u had committed up to %lu", (unsigned long)sequence,
+                  is_duplicate ? "dropped" : "not dropped", index, (unsigned long)sink->opened[index]);
+}
+
 /* Take one record. False when there is none, or its partition must be flushed first. */
 static bool read_record(struct sim *sim)
 {
@@ -174,11 +201,13 @@ static bool read_record(struct sim *sim)
         if (rec.partition_count != sim->config.partition_count || rec.partition != murmur2_partition(rec.device, rec.partition_count))
             sim_found(sim, "record %lu is in the wrong partition", (unsigned long)sink->item.position.sequence);
         struct partition_record_id id = {sink->item.broker_id, sink->item.position};
+        uint64_t duplicates = counter_get(&partition_get_stats(sink->partitions[rec.partition])->duplicates);
         err = partition_add_record(sink->partitions[rec.partition], &rec, id, sim->wall);
         if (err == ERR_FULL)
             return false;
         if (err)
             return fail(sim, err, &msg, "adding a record");
+        check_mark(sim, rec.partition, duplicates);
         note_record(sim, &rec, sink->item.position.sequence);
     }
     sink->has_item = false;
@@ -198,6 +227,8 @@ static bool step_flush(struct sim *sim, uint32_t index)
         source_position(sink->source, &read);
         if (!partition_seal(part, &read))
             return false;
+        if (read.position.sequence < SEALED_MAX)
+            sealed[index][read.position.sequence] |= sink->newest[index] == read.position.sequence ? SEALED_WITH : SEALED_WITHOUT;
         sink->stages[index] = FLUSH_SEALED;
         return true;
     case FLUSH_SEALED:
