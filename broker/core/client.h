@@ -61,7 +61,7 @@ struct client {
     uint32_t heard_tick;        /* mono, the last bytes, in CLIENT_TICK_MS */
     uint32_t outbox_counted;    /* bytes of its outbox in the shard's queue statistics */
     uint16_t turn;              /* of `publishes`, low bits */
-    uint16_t publishes;         /* handled in that turn */
+    uint16_t publishes;         /* handled in that turn; those with many recipients count for several */
     uint16_t listener;          /* index */
     uint16_t keep_alive_s;      /* in force; 0 = none */
     uint16_t receive_max;       /* the client's: how many QoS > 0 may be in flight to it */

@@ -8,6 +8,7 @@
 #include "common/hash.h"
 #include "common/murmur2.h"
 
+#define COPIES_PER_PUBLISH 16         /* so many copies of a message count as one more message of the turn's allowance */
 #define WAIT_UNKNOWN UINT64_MAX       /* the large record of an open QoS 2 identifier is not complete */
 #define NOT_FIRST 0x80000000u         /* in next_same: the match belongs to a session seen before */
 #define RECORD_OVERHEAD ((size_t)256) /* bytes of a record beside its texts, for the first look at the room */
@@ -594,7 +595,9 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
             close_inbound(sess, packet->packet_id);
         return block(shard, client, BLOCK_ROOM);
     }
-    client->publishes++;
+    uint32_t copies = outcome == PUBLISH_DONE ? shard->scratch.now_count + shard->scratch.held_count : 0;
+    uint32_t cost = client->publishes + 1u + copies / COPIES_PER_PUBLISH;
+    client->publishes = (uint16_t)(cost < UINT16_MAX ? cost : UINT16_MAX);
     counter_inc(packet->qos == 0   ? &shard->stats.received_qos0
                 : packet->qos == 1 ? &shard->stats.received_qos1
                                    : &shard->stats.received_qos2);

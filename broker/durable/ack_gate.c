@@ -75,8 +75,6 @@ void ack_gate_put(struct ack_gate *gate, const struct gate_item *item, struct sp
     if (extra.size)
         memcpy(at + sizeof *item, extra.data, extra.size);
     gate->last->end += size;
-    if (item->wait_block > gate->wait_block_newest)
-        gate->wait_block_newest = item->wait_block;
     gate->copies += item->copy_count;
     queue_stats_push(gate->stats, item_cost(item), item->since_mono_ns);
 }

@@ -47,7 +47,6 @@ struct gate_item {
     uint8_t kind;        /* enum gate_kind */
     uint8_t packet_type; /* GATE_ACK: enum mqtt_packet_type */
     uint8_t reason;      /* GATE_ACK: enum mqtt_reason */
-    bool may_be_refused; /* GATE_ACK: of a retained PUBLISH, see wait_retained */
 };
 
 struct gate_chunk;
@@ -56,9 +55,8 @@ struct ack_gate {
     struct gate_chunk *first, *last, *spare;
     uint64_t durable_blocks; /* counts reached */
     uint64_t retained_answered;
-    uint64_t wait_block_newest; /* of what is in here */
-    uint64_t copies;            /* recipients in here */
-    struct queue_stats *stats;  /* borrowed: items, bytes with messages, oldest */
+    uint64_t copies;           /* recipients in here */
+    struct queue_stats *stats; /* borrowed: items, bytes with messages, oldest */
 };
 
 /* What an item becomes. extra: the recipients' bytes. Borrowed until return; item->msg is the callee's to release. Must not put into the

@@ -1212,6 +1212,27 @@ static void qos0_waits_only_when_configured(void **state)
     }
 }
 
+/* What a message costs is its copies: one that goes to many uses up its sender's share of the turn sooner. */
+static void many_recipients_share_the_turn(void **state)
+{
+    struct rig *rig = RIG(.limits = {.publishes_per_turn_max = 10});
+    struct rig_client *client = v5(rig, "p");
+    for (int i = 0; i < 64; i++) {
+        char id[8];
+        snprintf(id, sizeof id, "s%d", i);
+        rig_subscribe(v5(rig, id), 1, "x", 0);
+    }
+    for (int i = 0; i < 30; i++)
+        rig_publish(client, "x", "y", 0, 0);
+    rig_step(rig);
+    uint64_t handled = RIG_COUNTER(rig, received_qos0);
+    assert_true(handled >= 2);
+    assert_true(handled <= 4); /* two allowances of 10, 5 each */
+    rig_settle(rig);
+    assert_int_equal(RIG_COUNTER(rig, copies_sent_qos0), 30 * 64);
+    rig_free(rig);
+}
+
 static void slow_socket_drops_qos0_and_is_not_read(void **state)
 {
     struct rig *rig = RIG(.limits = {.outbox_bytes_max = 1000});
@@ -2314,6 +2335,7 @@ int main(void)
         TEST(order_is_kept),
         TEST(queue_goes_through_the_store_in_order),
         TEST(qos0_waits_only_when_configured),
+        TEST(many_recipients_share_the_turn),
         TEST(slow_socket_drops_qos0_and_is_not_read),
         TEST(slow_sockets_have_a_bound_together),
         TEST(keep_alive_ends_who_takes_nothing),
