@@ -307,6 +307,7 @@ static enum err start_threads(struct broker *broker, struct errmsg *msg)
     struct route_limits limits = {
         .retained_messages_max = (uint64_t)config->max_retained_messages,
         .retained_bytes_max = (uint64_t)config->max_retained_bytes,
+        .tree_bytes_max = (uint64_t)config->max_subscription_bytes,
         .scan_slice = 256,
     };
     enum err err = route_thread_start(&broker->route, broker->exchange, broker->tree, &broker->retained_counter, broker->hash_key,

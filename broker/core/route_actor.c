@@ -26,7 +26,8 @@
 #define WAIT_SPACING_NS 1000000             /* 1 ms: for a full ring to drain, or readers to leave what was replaced */
 #define FORGET_SPACING_NS 1000000000        /* shards are asked once a second while removals are remembered */
 #define REASON_NO_SUBSCRIPTION_EXISTED 0x11 /* [MQTT-3.11.3-2] */
-#define REASON_ERROR 0x80                   /* from here on reasons are refusals */
+#define REASON_QUOTA_EXCEEDED 0x97
+#define REASON_ERROR 0x80 /* from here on reasons are refusals */
 #define RETAIN_NEVER 2
 #define RETAIN_IF_NEW 1
 
@@ -156,6 +157,13 @@ static void subscribe_filter(struct route_actor *actor, const struct route_reque
         .options = filter->options,
     };
     bool was_there = false;
+    struct topic_tree_stats tree;
+    topic_tree_get_stats(actor->tree, &tree);
+    if (tree.bytes >= actor->limits.tree_bytes_max) { /* a filter of 64 KiB may have 32,768 levels and take 3 MiB */
+        filter->reason = REASON_QUOTA_EXCEEDED;
+        counter_inc(&actor->stats.tree_refused);
+        return;
+    }
     enum err err = topic_tree_add(actor->tree, &was_there, filter_span(request, filter), &subscriber);
     filter->is_new = !was_there;
     filter->reason = err ? REASON_ERROR : filter->qos;

@@ -50,6 +50,7 @@ struct route_io {
 struct route_limits {
     uint64_t retained_messages_max;
     uint64_t retained_bytes_max;
+    uint64_t tree_bytes_max; /* of the topic tree: past it SUBSCRIBE is refused with 0x97 */
     uint32_t scan_slice; /* topics looked at before other work is let in */
 };
 

@@ -87,6 +87,8 @@ static void register_threads(struct admin_api *admin)
     RETAINED(retained_superseded, "superseded");
     RETAINED(retained_refused, "refused");
 #undef RETAINED
+    metrics_register_counter(registry, &route->tree_refused,
+                             METRIC("tidegate_tree_refused_filters_total", "Filters refused because of max_subscription_bytes."));
     metrics_register_counter(registry, &route->retained_sent,
                              METRIC("tidegate_retained_sent_total", "Retained values sent to new subscriptions."));
     metrics_register_gauge(registry, &route->retained_messages, METRIC("tidegate_retained_messages", "Retained messages."));

@@ -36,7 +36,7 @@ struct broker_config {
     int64_t global_max_connections;
     bool queue_qos0_messages, retain_available, allow_zero_length_clientid, allow_duplicate_messages, receive_maximum_strict;
     int64_t receive_maximum;
-    int64_t max_retained_messages, max_retained_bytes;
+    int64_t max_retained_messages, max_retained_bytes, max_subscription_bytes;
     int64_t outbox_limit, outbox_total_limit, partial_packet_limit, publishes_per_turn;
     /* admission */
     int64_t connect_timeout_ns, backlog;

@@ -218,7 +218,7 @@ static void set_config(struct sim *sim, struct sim_broker *broker, struct shard_
 
 static bool make_actors(struct sim *sim, struct sim_broker *broker)
 {
-    struct route_limits limits = {.retained_messages_max = 1000, .retained_bytes_max = 1 << 20, .scan_slice = 2};
+    struct route_limits limits = {.retained_messages_max = 1000, .retained_bytes_max = 1 << 20, .tree_bytes_max = 1 << 30, .scan_slice = 2};
     broker->route_io.post = route_post;
     broker->store_io.post = store_post;
     broker->tree = topic_tree_new(sim->seed);

@@ -39,7 +39,7 @@ static const struct route_io route_io = {.post = on_post};
 static int setup(void **state)
 {
     struct fixture *f = calloc(1, sizeof *f);
-    struct route_limits limits = {.retained_messages_max = 10, .retained_bytes_max = 1 << 20, .scan_slice = 2};
+    struct route_limits limits = {.retained_messages_max = 10, .retained_bytes_max = 1 << 20, .tree_bytes_max = 1 << 20, .scan_slice = 2};
     f->tree = topic_tree_new(1);
     f->actor = route_actor_new(f->tree, &f->counter, 1, SHARDS, &limits, &route_io, f);
     *state = f;
@@ -244,6 +244,21 @@ static void a_full_ring_loses_nothing(void **state)
     assert_int_equal(f->ops[f->op_count - 1].type, OP_RETAINED_END);
 }
 
+static void the_tree_has_a_bound(void **state)
+{
+    struct fixture *f = *state;
+    char filter[65536];
+    memset(filter, '/', 65530); /* 65,531 empty levels */
+    memcpy(filter + 65530, "/+", 3);
+    subscribe(f, filter);
+    assert_int_equal(f->ops[0].request->filters[0].reason, 1);
+    take_ops(f);
+    subscribe(f, "one/more");
+    assert_int_equal(f->ops[0].request->filters[0].reason, 0x97);
+    assert_false(f->ops[0].request->filters[0].is_new); /* whatever was there stays */
+    assert_int_equal(f->ops[1].type, OP_RETAINED_END);
+}
+
 static void unsubscribe_says_what_was_there(void **state)
 {
     struct fixture *f = *state;
@@ -270,6 +285,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(an_older_round_does_not_count, setup, teardown),
         cmocka_unit_test_setup_teardown(a_number_drawn_for_nothing_counts_as_arrived, setup, teardown),
         cmocka_unit_test_setup_teardown(a_full_ring_loses_nothing, setup, teardown),
+        cmocka_unit_test_setup_teardown(the_tree_has_a_bound, setup, teardown),
         cmocka_unit_test_setup_teardown(unsubscribe_says_what_was_there, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
