@@ -27,8 +27,7 @@ def new_broker(tmp_path):
         return broker.start()
 
     yield make
-    for broker in made:
-        broker.stop()
+    programs.stop_all(made)
 
 
 @pytest.fixture
@@ -42,8 +41,7 @@ def new_sink(tmp_path):
         return sink.start() if start else sink
 
     yield make
-    for sink in made:
-        sink.stop()
+    programs.stop_all(made)
 
 
 @pytest.fixture

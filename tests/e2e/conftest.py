@@ -36,8 +36,7 @@ def new_pair(tmp_path, tmpfs):  # pylint: disable=unused-argument # file systems
         return pair.start() if start else pair
 
     yield make
-    for pair in made:
-        pair.stop()
+    programs.stop_all(made)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import time
 import urllib.parse
 
 from . import wire
-from .programs import Broker, Sink, wait_until
+from .programs import Broker, Sink, stop_all, wait_until
 
 RULE = "telemetry fleet/{device}/telemetry\n"
 SEGMENT_FILES = "*-*-*.seg"
@@ -32,8 +32,7 @@ class Pair:
         return self
 
     def stop(self):
-        self.sink.stop()
-        self.broker.stop()
+        stop_all([self.sink, self.broker])
 
     def publisher(self, client_id="publisher", version=4):
         client = wire.Client(self.broker.port, version)

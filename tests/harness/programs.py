@@ -169,6 +169,18 @@ class Program:
         return int(re.search(r"RssAnon:\s+(\d+) kB", text).group(1)) * 1024
 
 
+def stop_all(programs):
+    """Stop each, whatever becomes of the others; then raise what the first has against it."""
+    problems = []
+    for program in programs:
+        try:
+            program.stop()
+        except AssertionError as problem:
+            problems.append(problem)
+    if problems:
+        raise problems[0]
+
+
 class Broker(Program):
     """A broker on a port the kernel chooses. `conf` lines are added to, and may replace, the test's defaults."""
 
