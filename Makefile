@@ -161,7 +161,7 @@ $(B)/%.h.alone: %.h $(B)/flags
 # Everything that can fail. A group whose build fails counts as one failure. Threads run under ThreadSanitizer: the unit tests that start any.
 THREADED := ring set topic_tree admission cpu_pool exchange logger metrics http buf sink_loop
 GROUPS := release:layers release:headers release:docs-check release:unit release:fuzz release:sim release:scenario release:e2e \
-  asan:unit asan:fuzz asan:sim asan:scenario ubsan:unit ubsan:fuzz ubsan:sim tsan:threads
+  asan:unit asan:fuzz asan:sim asan:scenario asan:e2e ubsan:unit ubsan:fuzz ubsan:sim tsan:threads tsan:scenario
 test:
 	@rm -rf $(RESULTS); mkdir -p $(RESULTS)
 	@for group in $(GROUPS); do \
