@@ -375,6 +375,36 @@ struct publish_done {
     bool is_large;   /* the answer follows by publish_on_logged() */
 };
 
+/* Its record, into the block or as a large one; the message becomes the job's with that. False: no room, and it may not go without one. */
+static bool log_publish(struct shard *shard, const struct publish_in *in, struct msg *msg, struct publish_done *done)
+{
+    struct record rec;
+    record_of(shard, &rec, in, msg);
+    size_t size = record_size(&rec);
+    bool has_room = shard_log_has_room(&shard->log, size);
+    if (has_room && shard_log_is_large(&shard->log, size)) {
+        struct publish_job *job = job_new(shard, in, msg);
+        has_room = job && shard_log_begin_large(shard, &rec, job) == ERR_OK;
+        if (!has_room && job) {
+            shard->scratch.held = job->held; /* give back what it took */
+            free(job);
+        }
+        done->is_large = has_room;
+    } else if (has_room) {
+        done->wait_block = shard_log_append(shard, &rec, size);
+        has_room = done->wait_block != 0;
+    }
+    if (!has_room && in->source.qos > 0)
+        return false;
+    if (!has_room)
+        count_telemetry(shard, &shard->stats.telemetry_refused_log_full);
+    else if (done->is_large)
+        counter_inc(&shard->stats.telemetry_matched), gauge_add(&shard->stats.telemetry_logging, 1);
+    else
+        count_telemetry(shard, NULL);
+    return true;
+}
+
 /* Everything between judging and answering. On NO_ROOM nothing has happened; on REFUSED reason and cell are set. */
 static enum publish_outcome publish(struct shard *shard, struct publish_in *in, struct publish_done *done, enum mqtt_reason *reason_out,
                                     struct counter **cell_out)
@@ -406,36 +436,11 @@ static enum publish_outcome publish(struct shard *shard, struct publish_in *in, 
     msg->retained_number = retained_number;
 
     *done = (struct publish_done){.is_matched = scratch->list.count > 0 || in->rule};
-    if (in->wants_record) {
-        struct record rec;
-        record_of(shard, &rec, in, msg);
-        size_t size = record_size(&rec);
-        struct publish_job *job = NULL;
-        bool has_room = shard_log_has_room(&shard->log, size);
-        if (has_room && shard_log_is_large(&shard->log, size)) {
-            job = job_new(shard, in, msg);
-            has_room = job && shard_log_begin_large(shard, &rec, job) == ERR_OK;
-            if (!has_room && job) {
-                shard->scratch.held = job->held; /* give back what it took */
-                free(job);
-            }
-            done->is_large = has_room;
-        } else if (has_room) {
-            done->wait_block = shard_log_append(shard, &rec, size);
-            has_room = done->wait_block != 0;
-        }
-        if (!has_room && in->source.qos > 0) {
-            msg_unref(msg);
-            if (retained_number)
-                post_retain_void(shard);
-            return PUBLISH_NO_ROOM;
-        }
-        if (!has_room)
-            count_telemetry(shard, &shard->stats.telemetry_refused_log_full);
-        else if (done->is_large)
-            counter_inc(&shard->stats.telemetry_matched), gauge_add(&shard->stats.telemetry_logging, 1);
-        else
-            count_telemetry(shard, NULL);
+    if (in->wants_record && !log_publish(shard, in, msg, done)) {
+        msg_unref(msg);
+        if (retained_number)
+            post_retain_void(shard);
+        return PUBLISH_NO_ROOM;
     }
     counter_add(&shard->stats.copies_routed, scratch->now_count + scratch->held_count);
     struct span held = span_of(scratch->held.data, scratch->held.size);
@@ -543,6 +548,22 @@ static void close_inbound(struct session *sess, uint16_t packet_id)
     session_rare_trim(sess);
 }
 
+/* It has as many unanswered as it may. */
+static enum client_step exceed_quota(struct shard *shard, struct client *client)
+{
+    if (!client->is_strict)
+        return block(shard, client, BLOCK_QUOTA);
+    client_close(shard, client, MQTT_REASON_RECEIVE_MAXIMUM_EXCEEDED, &shard->stats.closed_protocol_error); /* [MQTT-3.3.4-7] */
+    return CLIENT_GONE;
+}
+
+static void count_handled(struct shard *shard, struct client *client, uint8_t qos, uint32_t copies)
+{
+    uint32_t cost = client->publishes + 1u + copies / COPIES_PER_PUBLISH;
+    client->publishes = (uint16_t)(cost < UINT16_MAX ? cost : UINT16_MAX);
+    counter_inc(qos == 0 ? &shard->stats.received_qos0 : qos == 1 ? &shard->stats.received_qos1 : &shard->stats.received_qos2);
+}
+
 enum client_step publish_on_packet(struct shard *shard, struct client *client, const struct packet_publish *packet, size_t packet_size)
 {
     struct session *sess = client->session;
@@ -553,12 +574,8 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
         struct inbound_id *id = packet->qos == 2 && sess->rare ? inbound_ids_find(&sess->rare->inbound, packet->packet_id) : NULL;
         if (id)
             return on_repeated(shard, client, packet, id);
-        if (client->receive_held >= listener->receive_maximum) {
-            if (!client->is_strict)
-                return block(shard, client, BLOCK_QUOTA);
-            client_close(shard, client, MQTT_REASON_RECEIVE_MAXIMUM_EXCEEDED, &shard->stats.closed_protocol_error); /* [MQTT-3.3.4-7] */
-            return CLIENT_GONE;
-        }
+        if (client->receive_held >= listener->receive_maximum)
+            return exceed_quota(shard, client);
     }
     if (!has_room_for(shard, sess, packet, packet_size))
         return block(shard, client, BLOCK_ROOM);
@@ -595,12 +612,7 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
             close_inbound(sess, packet->packet_id);
         return block(shard, client, BLOCK_ROOM);
     }
-    uint32_t copies = outcome == PUBLISH_DONE ? shard->scratch.now_count + shard->scratch.held_count : 0;
-    uint32_t cost = client->publishes + 1u + copies / COPIES_PER_PUBLISH;
-    client->publishes = (uint16_t)(cost < UINT16_MAX ? cost : UINT16_MAX);
-    counter_inc(packet->qos == 0   ? &shard->stats.received_qos0
-                : packet->qos == 1 ? &shard->stats.received_qos1
-                                   : &shard->stats.received_qos2);
+    count_handled(shard, client, packet->qos, outcome == PUBLISH_DONE ? shard->scratch.now_count + shard->scratch.held_count : 0);
     if (outcome == PUBLISH_REFUSED) {
         if (packet->qos == 2)
             close_inbound(sess, packet->packet_id); /* [MQTT-4.3.3-9] */
