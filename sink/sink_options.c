@@ -91,6 +91,9 @@ static void validate(struct options *options, void *opaque)
     if (config->head_memory / config->partitions < 1 << 20)
         options_problem(options, OPTION_ERROR, "head_memory", -1, "at least 1MiB for each of the %lld partitions",
                         (long long)config->partitions);
+    if (config->quarantine_size / config->partitions < 64 << 10)
+        options_problem(options, OPTION_ERROR, "quarantine_size", -1, "at least 64KiB for each of the %lld partitions",
+                        (long long)config->partitions);
 }
 
 const struct option_table sink_options_table = {
