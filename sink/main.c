@@ -392,7 +392,7 @@ static int query(struct arguments *arguments)
         fwrite(body.data, 1, body.size, stdout);
     char next[CLOCK_TEXT_SIZE];
     event_time_format(next, answer.next_ns);
-    if (is_answered && answer.is_cut)
+    if (is_answered && answer.is_cut && strcmp(arguments->format, "csv") == 0) /* the others say it in the answer */
         fprintf(stderr, "tidegate-sink: the answer was cut; go on with --from %s, or ask with a greater --limit\n", next);
     buf_deinit(&body);
     return is_answered ? 0 : 1;
