@@ -990,13 +990,24 @@ enum err sink_loop_start(struct sink_loop *loop, struct errmsg *msg)
     return err;
 }
 
-/* The threads are gone: what is left of a flush, then the rest. */
+/* Whether something is left to be written; sealed then, unless an earlier seal has to go first. */
+static bool final_seal(struct sink_partition *sp, const struct log_cursor_value *read)
+{
+    pthread_mutex_lock(&sp->state);
+    bool is_left = !partition_is_failed(sp->part) && !partition_is_empty(sp->part);
+    if (is_left && !partition_is_flushing(sp->part) && !partition_quarantine(sp->part)->is_writing)
+        is_left = partition_seal(sp->part, read);
+    pthread_mutex_unlock(&sp->state);
+    return is_left;
+}
+
+/* Our threads are gone: what is left of a flush, then the rest. Queries still run, so the locks are needed as ever. */
 static enum err final_flush(struct sink_loop *loop, struct sink_partition *sp, const struct log_cursor_value *read)
 {
     enum err err = sp->err;
-    for (int i = 0; i < 2 && !partition_is_failed(sp->part) && !partition_is_empty(sp->part); i++) {
+    for (int i = 0; i < 2 && final_seal(sp, read); i++) {
         struct errmsg msg = {""};
-        err = partition_flush(sp->part, read, &msg);
+        err = flush_run(sp, &msg);
         flush_result(loop, sp, err, &msg);
     }
     return err;

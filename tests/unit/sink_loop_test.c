@@ -1,4 +1,5 @@
 /* The sink's threads on a real directory, fed by a real log writer: publish, query over HTTP, flush, end, start again. */
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -393,6 +394,51 @@ static void test_compaction_and_verify(void **state)
 }
 
 /* Devices of head, sealed head, segments and several partitions: each once, in order, in pages. */
+/* Asks again and again until the listener is gone. */
+static void *ask_to_the_end(void *arg)
+{
+    char port[16];
+    struct query_answer answer;
+    struct errmsg msg;
+    struct buf body;
+    enum err err = ERR_OK;
+    snprintf(port, sizeof port, "%u", *(unsigned *)arg);
+    buf_init(&body, 1 << 20);
+    for (unsigned n = 0; err == ERR_OK; n++) {
+        static const char *const targets[] = {"/api/v1/devices", "/api/v1/query?device=d3", "/metrics"};
+        buf_clear(&body);
+        err = query_client_get("127.0.0.1", port, targets[n % 3], &answer, &body, &msg);
+    }
+    buf_deinit(&body);
+    return NULL;
+}
+
+/* The last flush, at the end, shares its partitions with queries that still run; ThreadSanitizer sees whether they keep to the locks. */
+static void test_queries_while_ending(void **state)
+{
+    struct fixture *f = *state;
+    pthread_t threads[3];
+    char device[16], payload[64];
+    broker_start(f);
+    for (int round = 0; round < 3; round++) {
+        sink_start(f, "flush_interval 1h\n");
+        unsigned port = query_api_port(f->api);
+        for (int i = 0; i < 3; i++)
+            assert_int_equal(pthread_create(&threads[i], NULL, ask_to_the_end, &port), 0);
+        for (int i = 0; i < 40; i++) {
+            snprintf(device, sizeof device, "d%d", i % 8);
+            snprintf(payload, sizeof payload, "{\"ts\":%d,\"v\":%d}", 1700000000 + round * 40 + i, i);
+            publish(f, device, payload);
+        }
+        snprintf(payload, sizeof payload, "\"row_count\":%d", (round + 1) * 5);
+        get_until(f, "/api/v1/query?device=d7", payload);
+        assert_int_equal(sink_stop(f), ERR_OK);
+        for (int i = 0; i < 3; i++)
+            pthread_join(threads[i], NULL);
+    }
+    broker_stop(f);
+}
+
 static void test_devices(void **state)
 {
     struct fixture *f = *state;
@@ -641,6 +687,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_second_sink_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(test_partition_count_changes, setup, teardown),
         cmocka_unit_test_setup_teardown(test_compaction_and_verify, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_queries_while_ending, setup, teardown),
         cmocka_unit_test_setup_teardown(test_devices, setup, teardown),
         cmocka_unit_test_setup_teardown(test_gap, setup, teardown),
         cmocka_unit_test_setup_teardown(test_full_partition, setup, teardown),
