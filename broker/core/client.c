@@ -286,6 +286,8 @@ void client_flush(struct shard *shard, struct client *client)
     uint64_t bytes_max = shard->config.limits.outbox_bytes_max;
     client->is_choked = client->is_choked ? client->outbox.bytes > bytes_max / 2 : client->outbox.bytes > bytes_max;
     update_reading(shard, client);
+    if (client->session)
+        subscribe_pace_retained(shard, client->session);
 }
 
 void client_on_writable(struct shard *shard, struct client *client)

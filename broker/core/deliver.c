@@ -366,6 +366,7 @@ void deliver_pump(struct shard *shard, struct client *client)
         msg_unref(item.msg);
     }
     ask_for_more(shard, sess);
+    subscribe_pace_retained(shard, sess);
     session_rare_trim(sess);
 }
 

@@ -37,6 +37,7 @@ enum op_type {
     OP_RETAINED_END,   /* route -> session's home: no more for this request                                       */
     OP_ROUTE_ASK,      /* route -> shard: answer behind everything you have sent; `count` is the round                   */
     OP_ROUTE_PASS,     /* shard -> route: the answer: no OP_ROUTE_RETAIN with a number below `retain.hold` comes any more   */
+    OP_RETAINED_MORE,  /* session's home -> route: `count` more values of a request may come                        */
     OP_LOG_BLOCK,      /* shard -> log: a sealed block, taken; comes back by OP_LOG_DURABLE                        */
     OP_LOG_DURABLE,    /* log -> shard: own blocks up to `durable_blocks` are durable; `blocks` returned           */
     OP_LOG_FAILED,     /* log -> shard: the log is failed for good; nothing is acknowledged from here on           */
@@ -70,7 +71,7 @@ struct op {
             struct msg *msg; /* shared (ref), NULL in OP_RETAINED_END */
             uint64_t request_id;
             struct session_ref session;
-        } retained;              /* OP_RETAINED_VALUE, OP_RETAINED_END */
+        } retained;              /* OP_RETAINED_VALUE, OP_RETAINED_END, OP_RETAINED_MORE */
         struct log_block *block; /* OP_LOG_BLOCK; `count`: connections that wait for it, at least 1 (runs of one session's records) */
         struct {
             uint64_t durable_blocks;  /* count of the shard's own blocks that are durable */

@@ -40,6 +40,7 @@ struct scan_job {
     struct msg *in_hand;        /* shared (ref): found its receiver's ring full */
     uint32_t round;             /* shards that have not answered it may still send what the tree did not know */
     bool settled;               /* no such thing can come */
+    uint32_t credit;            /* values that may still be sent before the session's home asks for more */
 };
 
 struct route_actor {
@@ -227,6 +228,7 @@ static struct scan_job *job_new(struct route_actor *actor, const struct route_re
     job->request = copy;
     job->round = actor->round + 1;
     job->settled = settled;
+    job->credit = ROUTE_RETAINED_WINDOW;
     list_node_init(&job->node);
     return job;
 }
@@ -262,6 +264,11 @@ static void on_unsubscribe(struct route_actor *actor, struct route_request *requ
     op_backlog_post(&actor->backlog, post, actor, request->session.shard, &reply);
 }
 
+static bool same_session(const struct session_ref *a, const struct session_ref *b)
+{
+    return a->shard == b->shard && a->slot == b->slot && a->generation == b->generation;
+}
+
 static void on_forget_session(struct route_actor *actor, struct route_request *request)
 {
     for (uint32_t i = 0; i < request->filter_count; i++)
@@ -271,8 +278,7 @@ static void on_forget_session(struct route_actor *actor, struct route_request *r
     {
         struct scan_job *job = LIST_ENTRY(node, struct scan_job, node);
         const struct session_ref *session = &job->request->session;
-        if (session->shard == request->session.shard && session->slot == request->session.slot &&
-            session->generation == request->session.generation)
+        if (same_session(session, &request->session))
             job_free(actor, job);
     }
     route_request_free(request);
@@ -353,6 +359,16 @@ static void on_pass(struct route_actor *actor, const struct op *op)
     retained_forget_before(actor->retained, least);
 }
 
+static void on_more(struct route_actor *actor, const struct op *op)
+{
+    LIST_EACH(node, &actor->jobs)
+    {
+        struct scan_job *job = LIST_ENTRY(node, struct scan_job, node);
+        if (job->request->id == op->retained.request_id && same_session(&job->request->session, &op->retained.session))
+            job->credit += op->count;
+    }
+}
+
 void route_actor_on_op(struct route_actor *actor, const struct op *op)
 {
     if (op->type == OP_ROUTE_REQUEST)
@@ -361,11 +377,14 @@ void route_actor_on_op(struct route_actor *actor, const struct op *op)
         on_retain(actor, op);
     else if (op->type == OP_ROUTE_PASS)
         on_pass(actor, op);
+    else if (op->type == OP_RETAINED_MORE)
+        on_more(actor, op);
     else
         UNREACHABLE();
 }
 
-/* The visitor of a slice: one value to the subscription's home. False when the ring is full: the value stays in the job's hand. */
+/* The visitor of a slice: one value to the subscription's home. False when no other may follow now: the ring is full (the value stays in
+ * the job's hand) or its credit is used up. */
 struct slice {
     struct route_actor *actor;
     struct scan_job *job;
@@ -374,7 +393,7 @@ struct slice {
 static bool job_send_value(struct route_actor *actor, struct scan_job *job)
 {
     const struct route_request *request = job->request;
-    if (op_backlog_waits(&actor->backlog, request->session.shard))
+    if (job->credit == 0 || op_backlog_waits(&actor->backlog, request->session.shard))
         return false;
     struct op op = {
         .type = OP_RETAINED_VALUE,
@@ -385,8 +404,9 @@ static bool job_send_value(struct route_actor *actor, struct scan_job *job)
     if (!post(actor, request->session.shard, &op))
         return false;
     job->in_hand = NULL;
+    job->credit--;
     counter_inc(&actor->stats.retained_sent);
-    return true;
+    return job->credit > 0;
 }
 
 static bool slice_visit(void *arg, const struct retained_value *value)
@@ -412,6 +432,8 @@ static bool job_step(struct route_actor *actor, struct scan_job *job, wall_ns no
         job_free(actor, job);
         return true;
     }
+    if (job->credit == 0)
+        return false; /* OP_RETAINED_MORE comes when the client has taken what is on its way */
     if (!job->scan) {
         job->scan = retained_scan_begin(actor->retained, filter_span(request, &request->filters[job->filter_index]));
         CHECK_MSG(job->scan, "out of memory for a retained scan");
@@ -484,6 +506,8 @@ int64_t route_actor_work(struct route_actor *actor, wall_ns now)
     bool deferred = topic_tree_poll(actor->tree);
     if (slices > 0)
         return 0;
-    bool waiting = deferred || actor->backlog.count > 0 || !list_is_empty(&actor->jobs);
+    bool waiting = deferred || actor->backlog.count > 0;
+    LIST_EACH(node, &actor->jobs)
+    waiting |= LIST_ENTRY(node, struct scan_job, node)->credit > 0;
     return waiting ? WAIT_SPACING_NS : SWEEP_SPACING_NS;
 }

@@ -47,11 +47,16 @@ struct route_io {
     bool (*post)(void *io, actor_id to, const struct op *op); /* false: ring full, kept and tried again in the next step */
 };
 
+/* Retained values of one request that may be on their way and not yet taken by the session's socket or queue; the home asks for more
+ * (OP_RETAINED_MORE) when half of them are. So a subscription to a million retained topics is paced by its own client. Small, so that
+ * even values of a sixteenth of the socket's bound fit into it; a slow client with QoS 0 loses larger ones, counted slow_consumer. */
+#define ROUTE_RETAINED_WINDOW 16
+
 struct route_limits {
     uint64_t retained_messages_max;
     uint64_t retained_bytes_max;
     uint64_t tree_bytes_max; /* of the topic tree: past it SUBSCRIBE is refused with 0x97 */
-    uint32_t scan_slice; /* topics looked at before other work is let in */
+    uint32_t scan_slice;     /* topics looked at before other work is let in */
 };
 
 struct route_actor;

@@ -257,6 +257,7 @@ void shard_on_op(struct shard *shard, const struct op *op)
     case OP_ROUTE_REQUEST:
     case OP_ROUTE_RETAIN:
     case OP_ROUTE_PASS:
+    case OP_RETAINED_MORE:
     case OP_LOG_BLOCK:
     case OP_STORE_PUT:
     case OP_STORE_LOAD:

@@ -88,6 +88,8 @@ enum client_step subscribe_on_subscribe(struct shard *shard, struct client *clie
 enum client_step subscribe_on_unsubscribe(struct shard *shard, struct client *client, const struct packet_unsubscribe *packet);
 void subscribe_on_reply(struct shard *shard, struct route_request *request);
 void subscribe_on_retained_value(struct shard *shard, const struct op *op);
+/* Ask for more of the retained values that are still to come, if the session has room for them. Cheap when none are. */
+void subscribe_pace_retained(struct shard *shard, struct session *sess);
 void subscribe_on_retained_end(struct shard *shard, const struct op *op);
 void subscribe_forget_session(struct shard *shard, struct session *sess);
 

@@ -224,6 +224,36 @@ void subscribe_on_reply(struct shard *shard, struct route_request *request)
     route_request_free(request);
 }
 
+/* Room for a window of retained values: half of the socket's bound and of the queue's are free, or the session is away and its queue is. */
+static bool has_room_for_retained(const struct shard *shard, const struct session *sess)
+{
+    const struct shard_limits *limits = &shard->config.limits;
+    if (sess->client &&
+        (sess->client->outbox.bytes > limits->outbox_bytes_max / 2 || shard->stats.outbox.bytes > limits->outboxes_bytes_max / 2))
+        return false;
+    return queue_count(&sess->queue) <= limits->session_queue_messages_max / 2 && sess->queue.bytes <= limits->session_queue_bytes_max / 2;
+}
+
+static void ask_for_values(struct shard *shard, uint64_t request_id, const struct session_ref *session, uint32_t count)
+{
+    shard_post(shard, ACTOR_ROUTE,
+               &(struct op){.type = OP_RETAINED_MORE,
+                            .from = shard->config.index,
+                            .count = count,
+                            .retained = {.request_id = request_id, .session = *session}});
+}
+
+void subscribe_pace_retained(struct shard *shard, struct session *sess)
+{
+    for (struct pending_request *pending = sess->rare ? sess->rare->pending : NULL; pending; pending = pending->next) {
+        if (pending->taken_count < ROUTE_RETAINED_WINDOW / 2 || !has_room_for_retained(shard, sess))
+            continue;
+        struct session_ref session = {.slot = sess->slot, .generation = sess->generation, .shard = shard->config.index};
+        ask_for_values(shard, pending->id, &session, pending->taken_count);
+        pending->taken_count = 0;
+    }
+}
+
 void subscribe_on_retained_value(struct shard *shard, const struct op *op)
 {
     struct msg *msg = op->retained.msg;
@@ -243,6 +273,10 @@ void subscribe_on_retained_value(struct shard *shard, const struct op *op)
         else
             deliver_to_session(shard, sess, msg, qos, true, &filter->subscription_id,
                                filter->subscription_id != 0); /* [MQTT-3.3.1-8 of 3.1.1] */
+        pending->taken_count++;
+        subscribe_pace_retained(shard, sess);
+    } else {
+        ask_for_values(shard, op->retained.request_id, &op->retained.session, 1); /* nobody is there to be paced */
     }
     msg_unref(msg);
 }

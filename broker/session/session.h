@@ -44,6 +44,7 @@ struct pending_request {
     uint32_t connection;   /* session.connection when it was sent: its answer belongs to that connection alone */
     uint32_t asked_count;  /* filters of the request */
     uint32_t filter_count; /* of a SUBSCRIBE: the same; else 0 */
+    uint32_t taken_count;  /* retained values that came and were not yet told to the route actor, which paces itself by it */
     struct pending_filter filters[];
 };
 

@@ -298,6 +298,7 @@ static void drop_op(struct rig *rig, actor_id to, const struct op *op)
     case OP_RETAINED_END:
     case OP_ROUTE_ASK:
     case OP_ROUTE_PASS:
+    case OP_RETAINED_MORE:
     case OP_LOG_FAILED:
     case OP_LOG_ROOM:
     case OP_STORE_LOAD:

@@ -1509,6 +1509,41 @@ static void retain_as_published_is_respected(void **state) /* 3.3.1-13, from the
     rig_free(rig);
 }
 
+/* Many retained values, a small queue and a socket that takes little: the scan is paced by the client, nothing is dropped. */
+static void retained_scan_is_paced_by_its_client(void **state)
+{
+    struct rig *rig = RIG(.limits = {.outbox_bytes_max = 4000, .session_queue_messages_max = 40, .inflight_max = 5});
+    struct rig_client *client = v5(rig, "p");
+    char topic[32], payload[64];
+    enum { VALUES = 500 };
+    for (int i = 0; i < VALUES; i++) {
+        snprintf(topic, sizeof topic, "r/%d", i);
+        snprintf(payload, sizeof payload, "%060d", i);
+        rig_publish_retained(client, topic, payload, 0, 0);
+        rig_settle(rig);
+    }
+    for (uint8_t qos = 0; qos < 2; qos++) {
+        struct rig_client *slow = v5(rig, qos ? "s1" : "s0");
+        rig_write_max(slow, 0);
+        rig_send_subscribe(slow, 1, "r/+", qos, 0);
+        rig_settle(rig);
+        int count = 0;
+        for (int idle = 0; idle < 20; idle++) {
+            rig_write_max(slow, 300);
+            rig_settle(rig);
+            for (const struct packet *packet; (packet = rig_next(slow)) != NULL; idle = 0) {
+                count += packet->type == MQTT_PUBLISH;
+                if (packet->type == MQTT_PUBLISH && packet->publish.qos == 1)
+                    rig_send_ack(slow, MQTT_PUBACK, packet->publish.packet_id);
+            }
+        }
+        assert_int_equal(count, VALUES);
+    }
+    assert_int_equal(RIG_COUNTER(rig, dropped_slow_consumer), 0);
+    assert_int_equal(RIG_COUNTER(rig, dropped_queue_full), 0);
+    rig_free(rig);
+}
+
 static void retained_full_is_told(void **state)
 {
     struct rig *rig = RIG(.retained_max = 1);
@@ -2346,6 +2381,7 @@ int main(void)
         TEST(retained_is_sent_to_new_subscriptions),
         TEST(retain_handling_is_respected),
         TEST(retain_as_published_is_respected),
+        TEST(retained_scan_is_paced_by_its_client),
         TEST(retained_full_is_told),
         TEST(retained_expires),
         TEST(suback_has_a_code_for_each_filter),
