@@ -3,7 +3,7 @@
  *
  * A retained PUBLISH may have asked the tree before a subscription was added and arrive here after: neither the tree nor the scan has it.
  * So a job stays open until nothing like that can come any more, and what comes meanwhile goes to it: (1) a shard draws the PUBLISH's
- * number, then asks the tree, then posts it, all in one step, and numbers are drawn in one order with our fence; (2) if after adding the
+ * number, then asks the tree, then posts it, all in one step, and numbers are drawn in one order with our look at them; (2) if after adding the
  * subscription all numbers drawn so far have arrived here, every later PUBLISH finds the subscription in the tree; (3) otherwise each shard
  * is asked once (a round), and what it sends behind its answer has found the subscription in the tree. */
 #include "broker/core/route_actor.h"
@@ -206,8 +206,8 @@ static struct route_request *request_copy(const struct route_request *request)
 /* Whether every retained number drawn so far has arrived; to be asked after the tree was changed. */
 static bool is_settled(const struct route_actor *actor)
 {
-    atomic_thread_fence(memory_order_seq_cst);
-    return atomic_load_explicit(actor->retained_counter, memory_order_seq_cst) == actor->retained_arrived;
+    /* A read-modify-write, not a load: a shard that draws after it has synchronised with it, and so sees the tree as it is now. */
+    return atomic_fetch_add_explicit(actor->retained_counter, 0, memory_order_acq_rel) == actor->retained_arrived;
 }
 
 /* Plan the scans of a SUBSCRIBE that has been entered. NULL when no retained value is to be looked for. */
