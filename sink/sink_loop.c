@@ -91,6 +91,7 @@ struct sink_loop {
     uint64_t flush_requested, flush_begun, flush_handled;
     enum source_state source_state;
     struct errmsg source_error;
+    struct errmsg damage; /* the first damaged chunk that an answer met */
     struct trace newest, slowest;
     size_t flush_at; /* where the flusher looks on */
 
@@ -1108,6 +1109,8 @@ static void health_partitions(struct sink_loop *loop, struct health *health)
         snprintf(detail, sizeof detail, "%" PRIu64 " could not be opened and are left out of answers", corrupt_segments);
         problem(health, SINK_FAILED, "segments", detail);
     }
+    if (loop->damage.text[0] != '\0')
+        problem(health, SINK_FAILED, "chunks", loop->damage.text);
     if (corrupt_slots > 0) {
         snprintf(detail, sizeof detail, "%" PRIu64 " did not hold at the start; their twins did, and they were rewritten", corrupt_slots);
         problem(health, SINK_DEGRADED, "manifests", detail);
@@ -1122,6 +1125,15 @@ static uint64_t quarantined_count(struct sink_loop *loop)
             sum += counter_get(&partition_get_stats(loop->partitions[i].part)->quarantined[reason]);
     }
     return sum;
+}
+
+void sink_loop_note_damage(struct sink_loop *loop, const char *text)
+{
+    LOG_ERROR("a damaged chunk is left out of an answer", LOG_TEXT("detail", text));
+    pthread_mutex_lock(&loop->mutex);
+    if (loop->damage.text[0] == '\0')
+        err_set(&loop->damage, ERR_CORRUPT, "left out of answers: %s", text);
+    pthread_mutex_unlock(&loop->mutex);
 }
 
 enum sink_health sink_loop_health(struct sink_loop *loop, struct buf *out)

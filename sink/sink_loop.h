@@ -57,6 +57,9 @@ int64_t sink_loop_watermark(const struct sink_loop *loop);
 /* Flush what has been read so far, commit, and give the position back. Waits at most timeout_ns; ERR_AGAIN past it. Thread: any but the loop's. */
 enum err sink_loop_flush(struct sink_loop *loop, int64_t timeout_ns);
 
+/* An answer left out a damaged chunk: log it, and keep the first for sink_loop_health. text: file, offset and what is wrong. Thread: any. */
+void sink_loop_note_damage(struct sink_loop *loop, const char *text);
+
 enum sink_health { SINK_OK, SINK_DEGRADED, SINK_FAILED };
 /* Append a JSON object that says what is wrong. Thread: any. */
 enum sink_health sink_loop_health(struct sink_loop *loop, struct buf *out);

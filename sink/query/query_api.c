@@ -173,6 +173,16 @@ static uint64_t corrupt_count(void *context)
     return count;
 }
 
+/* One damaged chunk of each partition that had any: where it is. */
+static void note_damage(struct query_api *api, const struct query_state *state)
+{
+    for (size_t i = 0; i < state->view_count; i++) {
+        const char *text = partition_view_corrupt_text(state->views[i]);
+        if (text)
+            sink_loop_note_damage(api->loop, text);
+    }
+}
+
 static enum err run_query(struct query_api *api, const struct http_request *request, struct query_state *state,
                           struct query_result *result_out, struct buf *out)
 {
@@ -207,6 +217,7 @@ static void on_query(void *arg, const struct http_request *request, struct http_
         http_response_header(response, QUERY_NEXT_HEADER, next); /* CSV has no other place for it */
     }
     counter_add_shared(&api->corrupt_chunks, corrupt_count(&state));
+    note_damage(api, &state);
     state_deinit(&state);
 }
 

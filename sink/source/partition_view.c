@@ -259,3 +259,11 @@ uint64_t partition_view_corrupt_count(const struct partition_view *view)
         count += view->cursors[i].corrupt_count;
     return count;
 }
+
+const char *partition_view_corrupt_text(const struct partition_view *view)
+{
+    for (size_t i = 0; i < view->ref_count; i++)
+        if (view->cursors[i].corrupt_count > 0)
+            return view->cursors[i].msg.text;
+    return NULL;
+}

@@ -34,4 +34,7 @@ bool partition_view_newest(const struct partition_view *view, int64_t *newest_ns
 /* Chunks that were skipped because they do not hold; after the merge. */
 uint64_t partition_view_corrupt_count(const struct partition_view *view);
 
+/* File, offset and what is wrong with one of them; borrowed while the view lives. NULL when none was skipped. */
+const char *partition_view_corrupt_text(const struct partition_view *view);
+
 #endif

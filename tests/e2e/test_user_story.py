@@ -305,11 +305,12 @@ def test_damaged_segment(new_pair, where):
     assert pair.sink.is_alive()
     text = pair.sink.stderr()
     metrics = pair.sink.metrics()
-    if where != "chunk":
-        assert victim.name in text, text
-        assert metrics.get("tidegate_sink_corrupt_segments_total") >= 1
+    assert victim.name in text, text
+    assert metrics.get(f"tidegate_sink_corrupt_{'chunks' if where == 'chunk' else 'segments'}_total") >= 1
     status, health = pair.sink.health()
-    assert health["status"] != "ok" or where == "chunk", health
+    assert status == 503 and health["status"] == "failed", health
+    if where == "chunk":
+        assert any(victim.name in problem["detail"] and "offset" in problem["detail"] for problem in health["problems"]), health
     client = pair.publisher("after")
     healthy = complete[0]
     pair.publish_rows(client, healthy, [(now_ms(), {"a": 1.0})])
