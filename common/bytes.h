@@ -1,7 +1,7 @@
 /* Spans of bytes, and fixed-width integers in both byte orders at any alignment.
  *
- * MQTT is big-endian, our files are little-endian; the names say which. Nothing here allocates or owns; a span is borrowed from whoever made
- * it. Thread: any. Pure. */
+ * MQTT is big-endian, our files are little-endian; the names say which. Nothing here allocates or owns; a span is borrowed from whoever
+ * made it. Thread: any. Pure. */
 #ifndef TIDEGATE_COMMON_BYTES_H
 #define TIDEGATE_COMMON_BYTES_H
 

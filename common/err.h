@@ -5,22 +5,22 @@
 #ifndef TIDEGATE_COMMON_ERR_H
 #define TIDEGATE_COMMON_ERR_H
 
-#define ERR_MAP(X)                                                           \
-    X(NOMEM, -1, "out of memory")                                            \
-    X(FULL, -2, "full: back-pressure, retry later")                          \
-    X(IO, -3, "input/output error")                                          \
-    X(NOSPACE, -4, "no space left on the device")                            \
-    X(NOTFOUND, -5, "not found")                                             \
-    X(EXISTS, -6, "exists already")                                          \
-    X(INVALID, -7, "invalid value")                                          \
-    X(CORRUPT, -8, "corrupt: checksum or structure does not hold")           \
-    X(TORN, -9, "torn tail: the last write did not finish, which is normal") \
-    X(LOCKED, -10, "locked by another process")                              \
-    X(GAP, -11, "a range of the log is gone")                                \
-    X(VERSION, -12, "written by a version that this program cannot read")    \
-    X(PERMISSION, -13, "permission denied")                                  \
-    X(TOOLARGE, -14, "larger than the limit")                                \
-    X(AGAIN, -15, "nothing yet, try again")                                  \
+#define ERR_MAP(X)                                                                                                                         \
+    X(NOMEM, -1, "out of memory")                                                                                                          \
+    X(FULL, -2, "full: back-pressure, retry later")                                                                                        \
+    X(IO, -3, "input/output error")                                                                                                        \
+    X(NOSPACE, -4, "no space left on the device")                                                                                          \
+    X(NOTFOUND, -5, "not found")                                                                                                           \
+    X(EXISTS, -6, "exists already")                                                                                                        \
+    X(INVALID, -7, "invalid value")                                                                                                        \
+    X(CORRUPT, -8, "corrupt: checksum or structure does not hold")                                                                         \
+    X(TORN, -9, "torn tail: the last write did not finish, which is normal")                                                               \
+    X(LOCKED, -10, "locked by another process")                                                                                            \
+    X(GAP, -11, "a range of the log is gone")                                                                                              \
+    X(VERSION, -12, "written by a version that this program cannot read")                                                                  \
+    X(PERMISSION, -13, "permission denied")                                                                                                \
+    X(TOOLARGE, -14, "larger than the limit")                                                                                              \
+    X(AGAIN, -15, "nothing yet, try again")                                                                                                \
     X(CLOSED, -16, "closed")
 
 enum err {

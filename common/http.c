@@ -28,7 +28,7 @@
 #define BODY_SIZE_MAX_DEFAULT ((size_t)1 << 20)
 #define RESPONSE_SIZE_MAX_DEFAULT ((size_t)64 << 20)
 #define RESPONSE_TOTAL_MAX_DEFAULT ((size_t)256 << 20)
-#define RESPONSE_LARGE ((size_t)1 << 20) /* smaller ones are never refused: health, metrics, errors */
+#define RESPONSE_LARGE ((size_t)1 << 20)          /* smaller ones are never refused: health, metrics, errors */
 #define CONNECTION_MEMORY_SIZE ((size_t)64 << 10) /* headers and query string of a request have to fit */
 #define DISCARD_SIZE_MAX ((size_t)16 << 20)       /* a body that is too large is read this far, so that its sender sees the 413 */
 #define LISTEN_BACKLOG 128

@@ -2,9 +2,8 @@
  *
  * The server runs its own thread(s) (epoll); handlers are called there, must not block long, and reach other threads only by what those
  * offer. A request is complete, with its body, when a handler sees it; a response is built in memory, up to response_size_max. Unknown
- * paths get 404, known ones with another method 405 with Allow, too large bodies 413, too large responses 500, large ones while too many wait
- * for slow readers 503, all as {"error": "..."}.
- * HEAD is answered like GET without the body.
+ * paths get 404, known ones with another method 405 with Allow, too large bodies 413, too large responses 500, large ones while too many
+ * wait for slow readers 503, all as {"error": "..."}. HEAD is answered like GET without the body.
  *
  *     static void on_health(void *arg, const struct http_request *request, struct http_response *response)
  *     {

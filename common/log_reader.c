@@ -207,8 +207,8 @@ static enum err reader_lost(struct log_reader *reader, const char *why)
         reader->gap_kind = READER_GAP_NONE;
         return reader_corrupt(reader, reader->place, "the oldest segment begins before records that were read already");
     }
-    /* Nothing is missing: segments that are gone were empty or wholly read, or stood before the position for the sake of an open group, whose
-     * record is found missing at its last block. */
+    /* Nothing is missing: segments that are gone were empty or wholly read, or stood before the position for the sake of an open group,
+     * whose record is found missing at its last block. */
     reader->gap.to = reader->wanted;
     log_reader_accept_gap(reader);
     return ERR_OK;

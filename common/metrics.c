@@ -21,7 +21,16 @@
 #define PROCESS_THREAD_COUNT_MAX 256
 
 enum family_type { FAMILY_COUNTER, FAMILY_GAUGE, FAMILY_HISTOGRAM };
-enum cell_type { CELL_COUNTER, CELL_GAUGE, CELL_READ, CELL_TRACE, CELL_HISTOGRAM, CELL_QUEUE_MESSAGES, CELL_QUEUE_BYTES, CELL_QUEUE_OLDEST };
+enum cell_type {
+    CELL_COUNTER,
+    CELL_GAUGE,
+    CELL_READ,
+    CELL_TRACE,
+    CELL_HISTOGRAM,
+    CELL_QUEUE_MESSAGES,
+    CELL_QUEUE_BYTES,
+    CELL_QUEUE_OLDEST
+};
 
 struct cell {
     enum cell_type type;
@@ -255,8 +264,8 @@ void metrics_register_trace(struct metrics_registry *registry, metrics_trace_fn 
                             const struct metric *metric)
 {
     CHECK_MSG(is_name(label_name, true), "label %s", label_name);
-    register_cell(registry, FAMILY_GAUGE, METRICS_COUNT, (struct cell){.type = CELL_TRACE, .from = arg, .trace = read, .label_name = label_name},
-                  metric);
+    register_cell(registry, FAMILY_GAUGE, METRICS_COUNT,
+                  (struct cell){.type = CELL_TRACE, .from = arg, .trace = read, .label_name = label_name}, metric);
 }
 
 void metrics_register_histogram(struct metrics_registry *registry, const struct histogram *cell, enum metrics_unit unit,

@@ -112,9 +112,9 @@ typedef double (*metrics_read_fn)(void *arg);
 void metrics_register_gauge_fn(struct metrics_registry *registry, metrics_read_fn read, void *arg, const struct metric *metric);
 void metrics_register_counter_fn(struct metrics_registry *registry, metrics_read_fn read, void *arg, const struct metric *metric);
 
-/* A gauge of one thing at a time, which one of its labels names (a correlation id, say): at each scrape `read` writes that label's value into
- * `text_out` and the gauge's into `value_out`; false: nothing to show now. label_name is borrowed, labels of `metric` are added to it. Every
- * value of the label is a new series to Prometheus: for what changes a few times a minute as it sees it, not for each message. */
+/* A gauge of one thing at a time, which one of its labels names (a correlation id, say): at each scrape `read` writes that label's value
+ * into `text_out` and the gauge's into `value_out`; false: nothing to show now. label_name is borrowed, labels of `metric` are added to it.
+ * Every value of the label is a new series to Prometheus: for what changes a few times a minute as it sees it, not for each message. */
 #define METRICS_TEXT_SIZE 64
 typedef bool (*metrics_trace_fn)(void *arg, double *value_out, char text_out[METRICS_TEXT_SIZE]);
 void metrics_register_trace(struct metrics_registry *registry, metrics_trace_fn read, void *arg, const char *label_name,

@@ -37,9 +37,8 @@ static double look(const struct payload_batch *batch)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static struct payload_decoder *decoder;
-    static const struct payload_rules rules = {.time_names = {{(const uint8_t *)"ts", 2}, {(const uint8_t *)"time", 4}},
-                                               .time_name_count = 2,
-                                               .future_bound_ns = 1000000000};
+    static const struct payload_rules rules = {
+        .time_names = {{(const uint8_t *)"ts", 2}, {(const uint8_t *)"time", 4}}, .time_name_count = 2, .future_bound_ns = 1000000000};
     struct payload_batch batch;
     struct payload_ignored ignored = {0};
     if (!decoder)

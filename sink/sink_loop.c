@@ -41,7 +41,7 @@ struct loop_stats {
     struct counter not_telemetry; /* records that no rule matched, or that are no PUBLISH */
     struct counter bad_records;
     struct counter gap_records; /* gone from the log before they were read, and accepted so */
-    struct counter skipped; /* telemetry of a partition that has failed; read again at the next start */
+    struct counter skipped;     /* telemetry of a partition that has failed; read again at the next start */
     struct counter cursor_commits;
     struct counter head_full; /* turns that waited for a flush */
     struct counter commit_failures;
@@ -61,8 +61,8 @@ struct sink_loop {
 
     struct sink_partition *partitions; /* former counts first */
     size_t partition_count;
-    struct sink_partition *current; /* the last config->partitions of them */
-    struct queue_stats *head_queues; /* of each current one */
+    struct sink_partition *current;        /* the last config->partitions of them */
+    struct queue_stats *head_queues;       /* of each current one */
     struct queue_stats *quarantine_queues; /* the same */
     enum request_step *requests;
 
@@ -86,7 +86,7 @@ struct sink_loop {
     pthread_mutex_t mutex; /* what follows */
     pthread_cond_t work;   /* for flusher and compactor */
     pthread_cond_t done;   /* for whoever waits for a flush */
-    bool is_stopping;       /* ingest ends */
+    bool is_stopping;      /* ingest ends */
     bool is_flusher_ending;
     uint64_t flush_requested, flush_begun, flush_handled;
     enum source_state source_state;
@@ -95,15 +95,12 @@ struct sink_loop {
     struct trace newest, slowest;
     size_t flush_at; /* where the flusher looks on */
 
-    bool is_published; /* atomic: something was committed since the cursor was last looked at */
+    bool is_published;    /* atomic: something was committed since the cursor was last looked at */
     int64_t watermark_ns; /* atomic */
     struct loop_stats stats;
 };
 
-static bool is_stopping(struct sink_loop *loop)
-{
-    return __atomic_load_n(&loop->is_stopping, __ATOMIC_RELAXED);
-}
+static bool is_stopping(struct sink_loop *loop) { return __atomic_load_n(&loop->is_stopping, __ATOMIC_RELAXED); }
 
 static void sleep_ns(int64_t ns)
 {
@@ -266,15 +263,9 @@ static enum err open_all(struct sink_loop *loop, struct errmsg *msg)
 
 /* ---- metrics ---- */
 
-static double read_devices(void *arg)
-{
-    return (double)series_device_count(((struct sink_loop *)arg)->series);
-}
+static double read_devices(void *arg) { return (double)series_device_count(((struct sink_loop *)arg)->series); }
 
-static double read_series(void *arg)
-{
-    return (double)series_count(((struct sink_loop *)arg)->series);
-}
+static double read_series(void *arg) { return (double)series_count(((struct sink_loop *)arg)->series); }
 
 static double read_bytes_per_point(void *arg)
 {
@@ -375,9 +366,12 @@ static void register_loop(struct sink_loop *loop)
                                METRIC("tidegate_sink_publish_to_queryable_seconds", "From receipt at the broker to visible in queries."));
     metrics_register_histogram(metrics, &stats->commit_latency, METRICS_NANOSECONDS,
                                METRIC("tidegate_sink_commit_seconds", "Writing and committing a flushed head."));
-#define TRACE "From receipt at the broker to visible in queries, of one record by its correlation id: the newest, and the slowest of about a minute."
+#define TRACE                                                                                                                              \
+    "From receipt at the broker to visible in queries, of one record by its correlation id: the newest, and the slowest of about a "       \
+    "minute."
     metrics_register_trace(metrics, read_newest, loop, "correlation", METRIC("tidegate_sink_record_seconds", TRACE, {"record", "newest"}));
-    metrics_register_trace(metrics, read_slowest, loop, "correlation", METRIC("tidegate_sink_record_seconds", TRACE, {"record", "slowest"}));
+    metrics_register_trace(metrics, read_slowest, loop, "correlation",
+                           METRIC("tidegate_sink_record_seconds", TRACE, {"record", "slowest"}));
     metrics_register_gauge_fn(metrics, read_devices, loop, METRIC("tidegate_sink_devices", "Devices known."));
     metrics_register_gauge_fn(metrics, read_series, loop, METRIC("tidegate_sink_series", "Pairs of device and metric known."));
     metrics_register_gauge_fn(metrics, read_bytes_per_point, loop,
@@ -568,7 +562,8 @@ static enum err item_handle(struct sink_loop *loop)
     return ERR_OK;
 }
 
-/* Up to INGEST_BATCH records. Returns 0 when there may be more at once, ERR_AGAIN when the source is dry, ERR_FULL, or what ended the source. */
+/* Up to INGEST_BATCH records. Returns 0 when there may be more at once, ERR_AGAIN when the source is dry, ERR_FULL, or what ended the
+ * source. */
 static enum err ingest_batch(struct sink_loop *loop, struct errmsg *msg)
 {
     for (int i = 0; i < INGEST_BATCH; i++) {
@@ -620,8 +615,7 @@ static void partition_turn(struct sink_loop *loop, size_t index, const struct lo
     const struct quarantine *quarantine = partition_quarantine(part);
     uint64_t quarantined = quarantine->gathered_count + quarantine->taken_count;
     sp->quarantine_since = quarantined == 0 ? 0 : sp->quarantine_since ? sp->quarantine_since : now;
-    queue_stats_set(&loop->quarantine_queues[index], quarantined, quarantine->gathered.size + quarantine->taken.size,
-                    sp->quarantine_since);
+    queue_stats_set(&loop->quarantine_queues[index], quarantined, quarantine->gathered.size + quarantine->taken.size, sp->quarantine_since);
     size_t bytes = partition_head_bytes(part);
     bool is_time = sp->dirty_since != 0 && now - sp->dirty_since >= loop->config->flush_interval;
     if ((is_time || is_full || bytes >= share / 2 || loop->requests[index] == REQUEST_SEAL) && partition_seal(part, read)) {
@@ -858,8 +852,8 @@ static void flush_result(struct sink_loop *loop, struct sink_partition *sp, enum
     bool is_retried = !partition_is_failed(sp->part) && err != ERR_OK;
     if (err) {
         counter_inc(&loop->stats.commit_failures);
-        LOG_ERROR("flush failed", LOG_TEXT("directory", partition_directory(sp->part)), LOG_ERR("error", err), LOG_TEXT("detail", msg->text),
-                  LOG_BOOL("retried", is_retried));
+        LOG_ERROR("flush failed", LOG_TEXT("directory", partition_directory(sp->part)), LOG_ERR("error", err),
+                  LOG_TEXT("detail", msg->text), LOG_BOOL("retried", is_retried));
     }
     pthread_mutex_lock(&loop->mutex);
     sp->is_flush_wanted |= is_retried;
@@ -1053,10 +1047,7 @@ struct sink_partition *sink_loop_partitions(struct sink_loop *loop, size_t *coun
     return loop->partitions;
 }
 
-int64_t sink_loop_watermark(const struct sink_loop *loop)
-{
-    return __atomic_load_n(&loop->watermark_ns, __ATOMIC_RELAXED);
-}
+int64_t sink_loop_watermark(const struct sink_loop *loop) { return __atomic_load_n(&loop->watermark_ns, __ATOMIC_RELAXED); }
 
 enum err sink_loop_flush(struct sink_loop *loop, int64_t timeout_ns)
 {
@@ -1153,8 +1144,9 @@ enum sink_health sink_loop_health(struct sink_loop *loop, struct buf *out)
     health_partitions(loop, &health);
     pthread_mutex_unlock(&loop->mutex);
     clock_format(watermark, sink_loop_watermark(loop), 3);
-    buf_printf(out, "{\"status\":\"%s\",\"source\":{\"state\":\"%s\",\"lag_records\":%" PRIu64 "},\"watermark\":\"%s\",\"partitions\":%" PRId64
-                    ",\"quarantined\":%" PRIu64 ",\"problems\":[",
+    buf_printf(out,
+               "{\"status\":\"%s\",\"source\":{\"state\":\"%s\",\"lag_records\":%" PRIu64 "},\"watermark\":\"%s\",\"partitions\":%" PRId64
+               ",\"quarantined\":%" PRIu64 ",\"problems\":[",
                names[health.worst], states[state], source_lag(loop->source), watermark, loop->config->partitions, quarantined_count(loop));
     buf_put_span(out, buf_span(&problems));
     buf_put_string(out, "]}\n");

@@ -8,8 +8,8 @@
  * Each partition has two mutexes, `commit` before `state` (partition.h says which call needs which). A record is visible to queries when
  * partition_add_record has returned. The source is told a position only after every partition has committed it, or holds nothing before it.
  *
- * What is full: a head at its bound stops reading until the flusher has caught up; the broker's log is the buffer. A partition that has failed takes no
- * records and pins the position; the others go on; /healthz says so. */
+ * What is full: a head at its bound stops reading until the flusher has caught up; the broker's log is the buffer. A partition that has
+ * failed takes no records and pins the position; the others go on; /healthz says so. */
 #ifndef TIDEGATE_SINK_SINK_LOOP_H
 #define TIDEGATE_SINK_SINK_LOOP_H
 
@@ -45,8 +45,8 @@ must_check enum err sink_loop_new(struct sink_loop **loop_out, struct fs *fs, co
                                   struct metrics_registry *metrics, struct errmsg *msg);
 /* Start the threads. */
 must_check enum err sink_loop_start(struct sink_loop *loop, struct errmsg *msg);
-/* Stop reading, flush everything, commit, end the threads. Returns 0, or the error because of which something was not committed (it is read again at
- * the next start). */
+/* Stop reading, flush everything, commit, end the threads. Returns 0, or the error because of which something was not committed (it is read
+ * again at the next start). */
 enum err sink_loop_stop(struct sink_loop *loop);
 void sink_loop_free(struct sink_loop *loop);
 
@@ -54,10 +54,12 @@ void sink_loop_free(struct sink_loop *loop);
 struct sink_partition *sink_loop_partitions(struct sink_loop *loop, size_t *count_out);
 /* The receive time (wall) before which every record is in. Thread: any. */
 int64_t sink_loop_watermark(const struct sink_loop *loop);
-/* Flush what has been read so far, commit, and give the position back. Waits at most timeout_ns; ERR_AGAIN past it. Thread: any but the loop's. */
+/* Flush what has been read so far, commit, and give the position back. Waits at most timeout_ns; ERR_AGAIN past it. Thread: any but the
+ * loop's. */
 enum err sink_loop_flush(struct sink_loop *loop, int64_t timeout_ns);
 
-/* An answer left out a damaged chunk: log it, and keep the first for sink_loop_health. text: file, offset and what is wrong. Thread: any. */
+/* An answer left out a damaged chunk: log it, and keep the first for sink_loop_health. text: file, offset and what is wrong. Thread: any.
+ */
 void sink_loop_note_damage(struct sink_loop *loop, const char *text);
 
 enum sink_health { SINK_OK, SINK_DEGRADED, SINK_FAILED };

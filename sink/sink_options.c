@@ -2,13 +2,20 @@
 
 #include <string.h>
 
-#define SPEC(name_, type_, field_, ...) {.name = (name_), .type = (type_), .offset = offsetof(struct sink_config, field_), __VA_ARGS__}
+#define SPEC(name_, type_, field_, ...)                                                                                                    \
+    {                                                                                                                                      \
+        .name = (name_), .type = (type_), .offset = offsetof(struct sink_config, field_), __VA_ARGS__                                      \
+    }
 
 static const struct option_enum time_units[] = {{"auto", EVENT_TIME_AUTO}, {"s", EVENT_TIME_S},   {"ms", EVENT_TIME_MS},
                                                 {"us", EVENT_TIME_US},     {"ns", EVENT_TIME_NS}, {NULL, 0}};
 
-static const struct option_enum log_levels[] = {{"debug", LOGGER_DEBUG},     {"info", LOGGER_INFO},   {"notice", LOGGER_NOTICE},
-                                                {"warning", LOGGER_WARNING}, {"error", LOGGER_ERROR}, {"off", LOGGER_OFF},
+static const struct option_enum log_levels[] = {{"debug", LOGGER_DEBUG},
+                                                {"info", LOGGER_INFO},
+                                                {"notice", LOGGER_NOTICE},
+                                                {"warning", LOGGER_WARNING},
+                                                {"error", LOGGER_ERROR},
+                                                {"off", LOGGER_OFF},
                                                 {NULL, 0}};
 
 static const struct option_enum log_formats[] = {{"human", LOGGER_HUMAN}, {"json", LOGGER_JSON}, {NULL, 0}};
@@ -23,14 +30,17 @@ static const struct option_spec specs[] = {
          .doc = "Whether to go on when records of the log are gone that the sink has not read (as --accept-gap does). false: it states "
                 "the range and stops reading, queries go on."),
     SPEC("partitions", OPTION_INT, partitions, .text = "4", .min = 1, .max = 4096,
-         .doc = "Number of partitions; a device belongs to murmur2(device) modulo this. More give more and smaller segments. After a change "
-                "new data goes to the new partitions and queries ask both."),
-    SPEC("flush_interval", OPTION_DURATION, flush_interval, .text = "30s", .min = 100000000, .max = 3600 * INT64_C(1000000000), .section = "Storing",
+         .doc =
+             "Number of partitions; a device belongs to murmur2(device) modulo this. More give more and smaller segments. After a change "
+             "new data goes to the new partitions and queries ask both."),
+    SPEC("flush_interval", OPTION_DURATION, flush_interval, .text = "30s", .min = 100000000, .max = 3600 * INT64_C(1000000000),
+         .section = "Storing",
          .doc = "A row is in a segment at latest so long after it came in. Smaller: less to replay at start and less log held; larger: "
                 "better compressed before compaction. Rows are queryable at once either way."),
     SPEC("head_memory", OPTION_SIZE, head_memory, .text = "256MiB", .min = 4 << 20, .max = INT64_C(1) << 40,
-         .doc = "Bound of the rows in memory, all partitions together. A partition that has filled half of its share is flushed early; when "
-                "that is not fast enough, reading waits (the log is the buffer)."),
+         .doc =
+             "Bound of the rows in memory, all partitions together. A partition that has filled half of its share is flushed early; when "
+             "that is not fast enough, reading waits (the log is the buffer)."),
     SPEC("compaction", OPTION_BOOL, compaction, .text = "true",
          .doc = "Whether flushed segments are merged to chunks of 1024 and more rows in the background: smaller and faster to query, at "
                 "the price of writing each point up to four times."),
@@ -52,11 +62,9 @@ static const struct option_spec specs[] = {
          .max = INT64_MAX - 1,
          .doc = "A row whose time is further ahead of the receive time goes to the quarantine with reason \"future\"."),
     SPEC("max_devices", OPTION_INT, max_devices, .text = "1000000", .flags = OPTION_MAY_BE_UNLIMITED, .min = 1, .max = INT64_MAX - 1,
-         .unit = "devices", .section = "Cardinality",
-         .doc = "Further devices go to the quarantine (\"device_cap\"); those known go on."),
+         .unit = "devices", .section = "Cardinality", .doc = "Further devices go to the quarantine (\"device_cap\"); those known go on."),
     SPEC("max_metrics_per_device", OPTION_INT, max_metrics_per_device, .text = "1000", .flags = OPTION_MAY_BE_UNLIMITED, .min = 1,
-         .max = INT64_MAX - 1, .unit = "metrics",
-         .doc = "Further metrics of a device are not stored (\"metric_cap\"); those known go on."),
+         .max = INT64_MAX - 1, .unit = "metrics", .doc = "Further metrics of a device are not stored (\"metric_cap\"); those known go on."),
     SPEC("max_new_series_per_hour", OPTION_INT, max_new_series_per_hour, .text = "unlimited", .flags = OPTION_MAY_BE_UNLIMITED, .min = 1,
          .max = INT64_MAX - 1, .unit = "series",
          .doc = "Rate of new (device, metric) pairs (\"series_rate\"): against devices that make up names."),
@@ -64,7 +72,8 @@ static const struct option_spec specs[] = {
          .doc = "Bound of the files that keep what was not stored, all partitions together; the oldest half goes first."),
     SPEC("log_level", OPTION_ENUM, log_level, .text = "info", .enums = log_levels, .section = "Log lines",
          .doc = "Lines below this level are not printed."),
-    SPEC("log_format", OPTION_ENUM, log_format, .text = "human", .enums = log_formats, .doc = "Text for people, or one JSON object a line."),
+    SPEC("log_format", OPTION_ENUM, log_format, .text = "human", .enums = log_formats,
+         .doc = "Text for people, or one JSON object a line."),
     SPEC("log_file", OPTION_PATH, log_file, .doc = "File that the lines are appended to; unset: standard error."),
 };
 

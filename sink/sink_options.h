@@ -1,6 +1,7 @@
 /* The options of tidegate-sink: one table (common/options.h) for the parser, defaults, checks, --help, dump and the reference document.
  *
- * The struct is filled by options_load() and lives as long as the struct options that owns its strings. Thread: any (read only once filled). */
+ * The struct is filled by options_load() and lives as long as the struct options that owns its strings. Thread: any (read only once
+ * filled). */
 #ifndef TIDEGATE_SINK_SINK_OPTIONS_H
 #define TIDEGATE_SINK_SINK_OPTIONS_H
 
@@ -16,16 +17,16 @@ struct sink_config {
     const char *broker_log;
     bool accept_gap;
     int64_t partitions;
-    int64_t flush_interval;  /* ns */
-    int64_t head_memory;     /* bytes */
+    int64_t flush_interval; /* ns */
+    int64_t head_memory;    /* bytes */
     bool compaction;
     int64_t compaction_fan_in;
     const char *http_address;
     int64_t http_port;
     int64_t query_row_limit;
     const char *payload_time_fields; /* separated by blanks */
-    int payload_time_unit;   /* enum event_time_unit */
-    int64_t future_bound;    /* ns; OPTION_UNLIMITED */
+    int payload_time_unit;           /* enum event_time_unit */
+    int64_t future_bound;            /* ns; OPTION_UNLIMITED */
     int64_t max_devices;
     int64_t max_metrics_per_device;
     int64_t max_new_series_per_hour;

@@ -3,9 +3,9 @@
  *
  * A retained PUBLISH may have asked the tree before a subscription was added and arrive here after: neither the tree nor the scan has it.
  * So a job stays open until nothing like that can come any more, and what comes meanwhile goes to it: (1) a shard draws the PUBLISH's
- * number, then asks the tree, then posts it, all in one step, and numbers are drawn in one order with our look at them; (2) if after adding the
- * subscription all numbers drawn so far have arrived here, every later PUBLISH finds the subscription in the tree; (3) otherwise each shard
- * is asked once (a round), and what it sends behind its answer has found the subscription in the tree. */
+ * number, then asks the tree, then posts it, all in one step, and numbers are drawn in one order with our look at them; (2) if after adding
+ * the subscription all numbers drawn so far have arrived here, every later PUBLISH finds the subscription in the tree; (3) otherwise each
+ * shard is asked once (a round), and what it sends behind its answer has found the subscription in the tree. */
 #include "broker/core/route_actor.h"
 
 #include <stdlib.h>

@@ -1,9 +1,6 @@
 #include "sink/decode/event_time.h"
 
-static bool is_digit(uint8_t c)
-{
-    return c >= '0' && c <= '9';
-}
+static bool is_digit(uint8_t c) { return c >= '0' && c <= '9'; }
 
 /* A decimal number as mantissa * 10^exponent, exact up to 19 significant digits; further ones are dropped. */
 struct decimal_text {

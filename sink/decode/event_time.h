@@ -1,9 +1,10 @@
 /* Event times as devices write them, to nanoseconds since 1970-01-01T00:00:00Z.
  *
- * Numbers may be in seconds, milliseconds, microseconds or nanoseconds, with or without a fraction; the decimal text is used, not a double, so
- * 1700000000.123 is 1700000000123000000 ns for every reader, always (rows are idempotent by device, metric and time). With EVENT_TIME_AUTO the
- * magnitude decides: below 1e11 seconds (until the year 5138), below 1e14 milliseconds, below 1e17 microseconds, else nanoseconds.
- * Texts (RFC 3339) and relative times are clock.h's. The range is that of int64: 1677-09-21 to 2262-04-11. Thread: any. Pure. */
+ * Numbers may be in seconds, milliseconds, microseconds or nanoseconds, with or without a fraction; the decimal text is used, not a double,
+ * so 1700000000.123 is 1700000000123000000 ns for every reader, always (rows are idempotent by device, metric and time). With
+ * EVENT_TIME_AUTO the magnitude decides: below 1e11 seconds (until the year 5138), below 1e14 milliseconds, below 1e17 microseconds, else
+ * nanoseconds. Texts (RFC 3339) and relative times are clock.h's. The range is that of int64: 1677-09-21 to 2262-04-11. Thread: any. Pure.
+ */
 #ifndef TIDEGATE_SINK_DECODE_EVENT_TIME_H
 #define TIDEGATE_SINK_DECODE_EVENT_TIME_H
 

@@ -1,8 +1,9 @@
 /* simdjson on-demand behind json.h.
  *
- * On-demand reads the document forward, once, and checks only what it visits; so every value is visited: numbers and booleans are read, strings
- * are cut out of the text, arrays are stepped over. Stage 1 has validated UTF-8 and quoting of the whole text before. A name without an escape is used
- * where it stands in our padded copy; only nested names (and those with escapes) are built in the name arena, which never moves, so spans stay valid.
+ * On-demand reads the document forward, once, and checks only what it visits; so every value is visited: numbers and booleans are read,
+ * strings are cut out of the text, arrays are stepped over. Stage 1 has validated UTF-8 and quoting of the whole text before. A name
+ * without an escape is used where it stands in our padded copy; only nested names (and those with escapes) are built in the name arena,
+ * which never moves, so spans stay valid.
  *
  * No exceptions: every call uses the error-code form, and the allocations here are nothrow. */
 #include "sink/decode/json.h"
@@ -15,7 +16,8 @@
 #include <string_view>
 #include <utility>
 
-namespace {
+namespace
+{
 
 using namespace simdjson;
 
@@ -46,7 +48,8 @@ struct json_decoder {
     }
 };
 
-namespace {
+namespace
+{
 
 bool grow(void **array, size_t *capacity, size_t need, size_t element_size)
 {
@@ -317,10 +320,7 @@ extern "C" struct json_decoder *json_new(void)
     return decoder;
 }
 
-extern "C" void json_free(struct json_decoder *decoder)
-{
-    delete decoder;
-}
+extern "C" void json_free(struct json_decoder *decoder) { delete decoder; }
 
 extern "C" enum json_verdict json_decode(struct json_decoder *decoder, struct json_document *out, struct span text)
 {

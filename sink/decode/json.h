@@ -1,12 +1,13 @@
 /* JSON to flat fields: the C face of simdjson (json.cc is the only C++ file of the house).
  *
  * One document is one object or an array of objects; each object becomes a row of fields, nested objects flattened with dots
- * ({"gps":{"lat":1}} is the field gps.lat). Numbers keep their text beside their value, because a nanosecond time stamp does not fit a double.
- * What is no number, boolean or object is reported with its kind and otherwise skipped. What the fields mean is decided in payload.c.
+ * ({"gps":{"lat":1}} is the field gps.lat). Numbers keep their text beside their value, because a nanosecond time stamp does not fit a
+ * double. What is no number, boolean or object is reported with its kind and otherwise skipped. What the fields mean is decided in
+ * payload.c.
  *
- * Bounds: JSON_SIZE_MAX bytes, JSON_DEPTH_MAX nested objects, JSON_FIELDS_MAX fields, JSON_ROWS_MAX rows, JSON_NAME_MAX bytes a name. Input is
- * never trusted: whatever it is, the answer is one of the verdicts.
- * Memory: one growing buffer per decoder, reused; a decode of telemetry allocates nothing once it is warm. Thread: one decoder, one thread. */
+ * Bounds: JSON_SIZE_MAX bytes, JSON_DEPTH_MAX nested objects, JSON_FIELDS_MAX fields, JSON_ROWS_MAX rows, JSON_NAME_MAX bytes a name. Input
+ * is never trusted: whatever it is, the answer is one of the verdicts. Memory: one growing buffer per decoder, reused; a decode of
+ * telemetry allocates nothing once it is warm. Thread: one decoder, one thread. */
 #ifndef TIDEGATE_SINK_DECODE_JSON_H
 #define TIDEGATE_SINK_DECODE_JSON_H
 

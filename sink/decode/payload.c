@@ -132,7 +132,8 @@ static bool time_read(int64_t *time_ns_out, const struct json_field *field, enum
 }
 
 /* The row's point of this name, NULL when it is new; a new one is noted as the point about to be appended. */
-static struct payload_point *point_find(struct payload_decoder *decoder, const struct payload_row *row, size_t field_count, struct span name)
+static struct payload_point *point_find(struct payload_decoder *decoder, const struct payload_row *row, size_t field_count,
+                                        struct span name)
 {
     if (field_count <= SMALL_ROW) {
         for (size_t i = row->point_first; i < decoder->point_count; i++) {
@@ -153,8 +154,8 @@ static struct payload_point *point_find(struct payload_decoder *decoder, const s
     }
 }
 
-static void row_add_field(struct payload_decoder *decoder, const struct payload_row *row, size_t field_count, struct payload_ignored *ignored,
-                          const struct json_field *field)
+static void row_add_field(struct payload_decoder *decoder, const struct payload_row *row, size_t field_count,
+                          struct payload_ignored *ignored, const struct json_field *field)
 {
     switch (field->kind) {
     case JSON_STRING:
@@ -196,8 +197,8 @@ static void row_decode(struct payload_decoder *decoder, struct payload_row *row,
         return;
     }
     int64_t latest;
-    if (decoder->rules.future_bound_ns > 0 && time_field &&
-        !__builtin_add_overflow(received_ns, decoder->rules.future_bound_ns, &latest) && row->time_ns > latest) {
+    if (decoder->rules.future_bound_ns > 0 && time_field && !__builtin_add_overflow(received_ns, decoder->rules.future_bound_ns, &latest) &&
+        row->time_ns > latest) {
         row->reject = REJECT_FUTURE;
         return;
     }

@@ -1,10 +1,10 @@
 /* What a telemetry payload says: rows of (event time, metrics), decided from the flat fields of json.h. Pure.
  *
- * Numbers and booleans are metrics (true is 1); strings, nulls, arrays and numbers outside a double are ignored and counted; of one name twice in
- * an object the last value wins. The first configured time name that an object has gives its time (a number in the configured unit, or RFC
- * 3339 as a string; null counts as absent); without one the row gets the receive time plus its index in the message in nanoseconds, so that the rows of
- * one message never overwrite each other. A row further in the future than the bound is rejected alone; its neighbours are kept.
- * Thread: one decoder, one thread. Allocates nothing once warm. */
+ * Numbers and booleans are metrics (true is 1); strings, nulls, arrays and numbers outside a double are ignored and counted; of one name
+ * twice in an object the last value wins. The first configured time name that an object has gives its time (a number in the configured
+ * unit, or RFC 3339 as a string; null counts as absent); without one the row gets the receive time plus its index in the message in
+ * nanoseconds, so that the rows of one message never overwrite each other. A row further in the future than the bound is rejected alone;
+ * its neighbours are kept. Thread: one decoder, one thread. Allocates nothing once warm. */
 #ifndef TIDEGATE_SINK_DECODE_PAYLOAD_H
 #define TIDEGATE_SINK_DECODE_PAYLOAD_H
 
@@ -59,8 +59,8 @@ struct payload_decoder *payload_new(const struct payload_rules *rules);
 void payload_free(struct payload_decoder *decoder);
 
 /* Decode one payload (borrowed) that was received at `received_ns` (wall time). Adds to `ignored`.
- * Returns REJECT_NONE with `out` filled (rows may be rejected one by one; an empty array has no rows and is REJECT_NO_METRICS), or why the payload as
- * a whole is no telemetry. */
+ * Returns REJECT_NONE with `out` filled (rows may be rejected one by one; an empty array has no rows and is REJECT_NO_METRICS), or why the
+ * payload as a whole is no telemetry. */
 enum reject payload_decode(struct payload_decoder *decoder, struct payload_batch *out, struct payload_ignored *ignored, struct span payload,
                            int64_t received_ns);
 

@@ -126,10 +126,7 @@ static void put_cell(struct buf *out, struct span text, size_t width, bool right
         buf_put_byte(out, ' ');
 }
 
-static size_t table_width(struct span name)
-{
-    return name.size < TABLE_VALUE_WIDTH ? TABLE_VALUE_WIDTH : name.size;
-}
+static size_t table_width(struct span name) { return name.size < TABLE_VALUE_WIDTH ? TABLE_VALUE_WIDTH : name.size; }
 
 static void put_json_time(struct buf *out, const char *key, int64_t time_ns)
 {

@@ -1,7 +1,7 @@
 /* The query engine: merged rows of one device to text. Pure over merge sources; where they come from is partition_view's business.
  *
- * Answers are built row by row in the order of time, last write wins (the merge sees to that), up to query.row_limit rows and the bound of the output
- * buffer; what is cut is said in the answer ("truncated", and the time from which to ask on).
+ * Answers are built row by row in the order of time, last write wins (the merge sees to that), up to query.row_limit rows and the bound of
+ * the output buffer; what is cut is said in the answer ("truncated", and the time from which to ask on).
  *
  * Formats:
  *   JSON   {"device":"car42","columns":["soc","speed"],"rows":[{"time":"2026-…Z","time_ns":1…,"values":{"speed":61.5}}],"row_count":1,…}
@@ -48,17 +48,17 @@ struct query_result {
 };
 
 void query_columns_deinit(struct query_columns *columns);
-/* Add a name unless it is there; keeps `sorted` in order. Returns 0, ERR_NOMEM, ERR_TOOLARGE (QUERY_COLUMNS_MAX). Fits partition_view_names as a
- * callback. */
+/* Add a name unless it is there; keeps `sorted` in order. Returns 0, ERR_NOMEM, ERR_TOOLARGE (QUERY_COLUMNS_MAX). Fits partition_view_names
+ * as a callback. */
 must_check enum err query_columns_add(void *columns, struct span name);
 /* Print in the order of names instead of the order of adding. */
 void query_columns_sort(struct query_columns *columns);
 
 /* Write the answer. sources: as for merge_new, filtered or not. corrupt_count: of chunks skipped, asked for after the rows (may be NULL).
  * Returns 0, ERR_NOMEM, or the error of a source; a full buffer truncates the answer, its bound must leave room for the tail. */
-must_check enum err query_run(struct buf *out, struct query_result *result_out, const struct query *query, const struct query_columns *columns,
-                              const struct query_meta *meta, struct merge_source *const *sources, size_t source_count,
-                              uint64_t (*corrupt_count)(void *context), void *context);
+must_check enum err query_run(struct buf *out, struct query_result *result_out, const struct query *query,
+                              const struct query_columns *columns, const struct query_meta *meta, struct merge_source *const *sources,
+                              size_t source_count, uint64_t (*corrupt_count)(void *context), void *context);
 
 /* Append a double: the shortest of 15, 16 or 17 digits that reads back the same; NaN and infinities as `null` for JSON. */
 void query_put_double(struct buf *out, double value, bool is_json);

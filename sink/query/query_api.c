@@ -75,7 +75,8 @@ static bool parse_format(const struct http_request *request, struct http_respons
     return false;
 }
 
-static bool parse_query(struct query_api *api, const struct http_request *request, struct http_response *response, struct query_state *state)
+static bool parse_query(struct query_api *api, const struct http_request *request, struct http_response *response,
+                        struct query_state *state)
 {
     const char *device = http_request_query(request, "device");
     int64_t limit = ROW_LIMIT_DEFAULT;
@@ -192,7 +193,8 @@ static enum err run_query(struct query_api *api, const struct http_request *requ
     for (size_t i = 0; i < state->view_count && !err; i++)
         err = partition_view_sources(state->views[i], state->columns.sorted, state->columns.count, state, add_source);
     if (!err)
-        err = query_run(out, result_out, &state->query, &state->columns, &state->meta, state->sources, state->source_count, corrupt_count, state);
+        err = query_run(out, result_out, &state->query, &state->columns, &state->meta, state->sources, state->source_count, corrupt_count,
+                        state);
     return err;
 }
 
@@ -241,7 +243,8 @@ struct device_stream {
 
 static bool device_is_wanted(const struct device_list *list, struct span name)
 {
-    bool has_prefix = name.size >= list->prefix.size && (list->prefix.size == 0 || memcmp(name.data, list->prefix.data, list->prefix.size) == 0);
+    bool has_prefix =
+        name.size >= list->prefix.size && (list->prefix.size == 0 || memcmp(name.data, list->prefix.data, list->prefix.size) == 0);
     return has_prefix && (list->after.size == 0 || rows_name_compare(name, list->after) > 0);
 }
 
@@ -417,7 +420,8 @@ static void on_devices(void *arg, const struct http_request *request, struct htt
         return;
     size_t count;
     struct sink_partition *partitions = sink_loop_partitions(api->loop, &count);
-    struct device_list list = {.capacity = (size_t)limit, .prefix = span_of_string(prefix ? prefix : ""), .after = span_of_string(after ? after : "")};
+    struct device_list list = {
+        .capacity = (size_t)limit, .prefix = span_of_string(prefix ? prefix : ""), .after = span_of_string(after ? after : "")};
     enum err err = ERR_OK;
     for (size_t i = 0; i < count && !err; i++)
         err = partitions[i].part ? list_add_partition(&list, &partitions[i]) : ERR_OK;
@@ -456,8 +460,8 @@ static void on_health(void *arg, const struct http_request *request, struct http
 }
 
 static const struct http_route routes[] = {
-    {"GET", "/api/v1/query", false, on_query, NULL},     {"GET", "/api/v1/devices", false, on_devices, NULL},
-    {"POST", "/api/v1/flush", false, on_flush, NULL},    {"GET", "/metrics", false, on_metrics, NULL},
+    {"GET", "/api/v1/query", false, on_query, NULL},  {"GET", "/api/v1/devices", false, on_devices, NULL},
+    {"POST", "/api/v1/flush", false, on_flush, NULL}, {"GET", "/metrics", false, on_metrics, NULL},
     {"GET", "/healthz", false, on_health, NULL},
 };
 
@@ -480,8 +484,9 @@ enum err query_api_new(struct query_api **api_out, struct sink_loop *loop, const
         return err;
     }
     if (metrics)
-        metrics_register_counter(metrics, &api->corrupt_chunks,
-                                 METRIC("tidegate_sink_corrupt_chunks_total", "Damaged chunks left out of answers, counted in each answer."));
+        metrics_register_counter(
+            metrics, &api->corrupt_chunks,
+            METRIC("tidegate_sink_corrupt_chunks_total", "Damaged chunks left out of answers, counted in each answer."));
     *api_out = api;
     return ERR_OK;
 }
@@ -496,7 +501,4 @@ void query_api_free(struct query_api *api)
     free(api);
 }
 
-uint16_t query_api_port(const struct query_api *api)
-{
-    return http_server_port(api->server);
-}
+uint16_t query_api_port(const struct query_api *api) { return http_server_port(api->server); }

@@ -20,7 +20,8 @@ struct query_answer {
 };
 
 /* host: numeric or a name. GET `target` (path with query string). The body goes to `body_out`, what the head says to *answer_out.
- * Returns 0 whatever the status; ERR_NOTFOUND when nobody listens there, ERR_IO, ERR_CORRUPT (not HTTP, or cut short), ERR_TOOLARGE; msg says why. */
+ * Returns 0 whatever the status; ERR_NOTFOUND when nobody listens there, ERR_IO, ERR_CORRUPT (not HTTP, or cut short), ERR_TOOLARGE; msg
+ * says why. */
 must_check enum err query_client_get(const char *host, const char *port, const char *target, struct query_answer *answer_out,
                                      struct buf *body_out, struct errmsg *msg);
 

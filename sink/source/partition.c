@@ -16,15 +16,15 @@ struct metric_scratch {
 enum flush_step { FLUSH_SEALED, FLUSH_WRITTEN, FLUSH_COMMITTED };
 
 struct flush {
-    bool is_under_way; /* [state] */
+    bool is_under_way;    /* [state] */
     enum flush_step step; /* [commit], while under way */
-    struct head *sealed; /* NULL: only the position and the quarantine */
+    struct head *sealed;  /* NULL: only the position and the quarantine */
     uint64_t number;
     uint64_t arrival_next;
     struct log_cursor_value position;
-    struct manifest marks;         /* only its marks */
-    struct manifest next;          /* what is being committed */
-    struct segment_ref *segment;   /* the new one, NULL when there were no rows */
+    struct manifest marks;       /* only its marks */
+    struct manifest next;        /* what is being committed */
+    struct segment_ref *segment; /* the new one, NULL when there were no rows */
 };
 
 struct partition {
@@ -43,9 +43,9 @@ struct partition {
     struct metric_scratch scratch;
     struct partition_record_id resume_id; /* a record that met a full head goes on at this row */
     size_t resume_row;
-    unsigned compaction_count; /* under way */
-    struct manifest_segment undecided; /* output of a compaction whose commit failed: one of the manifests may name it, so its file stays and
-                                          no other begins until both are written again [commit + state] */
+    unsigned compaction_count;         /* under way */
+    struct manifest_segment undecided; /* output of a compaction whose commit failed: one of the manifests may name it, so its file stays
+                                          and no other begins until both are written again [commit + state] */
     bool has_undecided;
     uint64_t generation; /* of the last attempt to store a manifest */
     bool is_failed;
@@ -136,7 +136,8 @@ static void segments_on_name(void *context, const char *name)
     *count += ends_with(name, ".seg");
 }
 
-/* A manifest is committed before the first segment is written: segments without one mean that it was removed, and must not go as orphans. */
+/* A manifest is committed before the first segment is written: segments without one mean that it was removed, and must not go as orphans.
+ */
 static enum err segments_check_none(struct partition *part, struct errmsg *msg)
 {
     size_t count = 0;
@@ -146,7 +147,8 @@ static enum err segments_check_none(struct partition *part, struct errmsg *msg)
     return err ? err_set(msg, err, "%s: %s", part->directory, err_text(err)) : ERR_OK;
 }
 
-/* What a crash left behind: files aside, segments whose commit never came, inputs of compactions. They must go before their names are used again. */
+/* What a crash left behind: files aside, segments whose commit never came, inputs of compactions. They must go before their names are used
+ * again. */
 static enum err orphans_remove(struct partition *part, struct errmsg *msg)
 {
     struct orphans orphans = {.manifest = &part->committed};
@@ -231,8 +233,8 @@ static enum err store(struct partition *part, struct manifest *manifest, struct 
 static enum err manifest_begin(struct partition *part, const struct partition_options *options, struct errmsg *msg)
 {
     struct manifest_report report;
-    enum err err = manifest_load(&part->committed, &report, part->fs, part->directory, options->partition_count, options->partition_index,
-                                 msg);
+    enum err err =
+        manifest_load(&part->committed, &report, part->fs, part->directory, options->partition_count, options->partition_index, msg);
     if (!err && report.is_new)
         err = segments_check_none(part, msg);
     if (err)
@@ -346,35 +348,17 @@ void partition_close(struct partition *part)
     free(part);
 }
 
-const char *partition_directory(const struct partition *part)
-{
-    return part->directory;
-}
+const char *partition_directory(const struct partition *part) { return part->directory; }
 
-const struct partition_stats *partition_get_stats(const struct partition *part)
-{
-    return &part->stats;
-}
+const struct partition_stats *partition_get_stats(const struct partition *part) { return &part->stats; }
 
-const struct partition_gauges *partition_get_gauges(const struct partition *part)
-{
-    return &part->gauges;
-}
+const struct partition_gauges *partition_get_gauges(const struct partition *part) { return &part->gauges; }
 
-struct quarantine *partition_quarantine(struct partition *part)
-{
-    return &part->quarantine;
-}
+struct quarantine *partition_quarantine(struct partition *part) { return &part->quarantine; }
 
-uint64_t partition_flush_next(const struct partition *part)
-{
-    return part->committed.flush_next;
-}
+uint64_t partition_flush_next(const struct partition *part) { return part->committed.flush_next; }
 
-bool partition_is_failed(const struct partition *part)
-{
-    return __atomic_load_n(&part->is_failed, __ATOMIC_RELAXED);
-}
+bool partition_is_failed(const struct partition *part) { return __atomic_load_n(&part->is_failed, __ATOMIC_RELAXED); }
 
 static enum err fail(struct partition *part, enum err err)
 {
@@ -398,10 +382,7 @@ bool partition_is_empty(const struct partition *part)
            part->resume_id.position.sequence == 0;
 }
 
-struct log_cursor_value partition_committed(const struct partition *part)
-{
-    return part->committed.position;
-}
+struct log_cursor_value partition_committed(const struct partition *part) { return part->committed.position; }
 
 struct log_cursor_value partition_position(const struct partition *part, const struct log_cursor_value *read)
 {
@@ -494,8 +475,7 @@ static enum err row_add(struct partition *part, const struct record *rec, struct
     if (reject == REJECT_NO_MEMORY)
         return ERR_NOMEM; /* the whole row again, when there is memory */
     if (count > 0) {
-        enum err err =
-            head_add_row(part->head, rec->device, row->time_ns, part->scratch.metrics, count, part->live.arrival_next);
+        enum err err = head_add_row(part->head, rec->device, row->time_ns, part->scratch.metrics, count, part->live.arrival_next);
         if (err && row_never_fits(part, err)) {
             reject = REJECT_TOO_LARGE;
             count = 0;
@@ -588,17 +568,11 @@ size_t partition_head_bytes(const struct partition *part)
     return stats.bytes;
 }
 
-int64_t partition_oldest_ns(const struct partition *part)
-{
-    return part->oldest_ns;
-}
+int64_t partition_oldest_ns(const struct partition *part) { return part->oldest_ns; }
 
 /* ---- flush ---- */
 
-bool partition_is_flushing(const struct partition *part)
-{
-    return part->flush.is_under_way;
-}
+bool partition_is_flushing(const struct partition *part) { return part->flush.is_under_way; }
 
 bool partition_seal(struct partition *part, const struct log_cursor_value *read)
 {
@@ -879,8 +853,7 @@ enum err partition_compact_write(struct partition_compaction *compaction, struct
     for (size_t i = 0; i < compaction->input_count; i++)
         inputs[i] = compaction->inputs[i]->seg;
     manifest_segment_name(name, &compaction->output);
-    enum err err = compactor_merge(inputs, compaction->input_count, part->fs, part->directory, name, compaction->output.level, &info,
-                                   msg);
+    enum err err = compactor_merge(inputs, compaction->input_count, part->fs, part->directory, name, compaction->output.level, &info, msg);
     free(inputs);
     if (err)
         return err;

@@ -3,22 +3,21 @@
  *
  *     records ─▶ partition_add_record ─▶ head ─seal▶ sealed head ─flush_write▶ segment ─flush_commit▶ manifest ─flush_publish▶ segments
  *
- * Invariants: the manifest's position is never ahead of the data in the manifest's segments; a record at or below its broker's mark changes nothing; a
- * query sees each row from the moment partition_add_record returns, at every step of a flush and of a compaction.
+ * Invariants: the manifest's position is never ahead of the data in the manifest's segments; a record at or below its broker's mark changes
+ * nothing; a query sees each row from the moment partition_add_record returns, at every step of a flush and of a compaction.
  *
- * There is no thread, clock or system call in here (files go through common/file.h, time is an argument), so the simulator drives the same code in one
- * thread. Who uses several threads keeps to two locks of its own per partition:
- *   state    partition_add_record, partition_seal, *_publish, partition_view_take, and the questions marked [state]
- *   commit   partition_flush_write, *_commit, partition_compact_begin, *_publish (with `state` inside): one at a time
- * partition_compact_write needs neither. The order is commit before state.
+ * There is no thread, clock or system call in here (files go through common/file.h, time is an argument), so the simulator drives the same
+ * code in one thread. Who uses several threads keeps to two locks of its own per partition: state    partition_add_record, partition_seal,
+ * *_publish, partition_view_take, and the questions marked [state] commit   partition_flush_write, *_commit, partition_compact_begin,
+ * *_publish (with `state` inside): one at a time partition_compact_write needs neither. The order is commit before state.
  *
  * Flush, in steps that the caller may put between other work and threads:
  *     if (partition_seal(part, &read_cursor))            [state]
  *         partition_flush_write(part, &msg);              [commit]   the segment, and the quarantine
  *         partition_flush_commit(part, &msg);             [commit]   the manifest: segments and position in one step
  *         partition_flush_publish(part);                  [commit + state]
- * or all of it with partition_flush() in one thread. After ERR_NOSPACE or ERR_NOMEM the same step may be tried again; any other error is final:
- * the partition takes no more records and its position stands, until a restart replays from there.
+ * or all of it with partition_flush() in one thread. After ERR_NOSPACE or ERR_NOMEM the same step may be tried again; any other error is
+ * final: the partition takes no more records and its position stands, until a restart replays from there.
  *
  * Directory: lock, manifest.0, manifest.1, FIRST-LAST-LEVEL.seg, quarantine/. */
 #ifndef TIDEGATE_SINK_SOURCE_PARTITION_H
@@ -42,12 +41,12 @@ struct partition_options {
     const char *directory; /* made when missing (its parent exists) */
     uint32_t partition_count;
     uint32_t partition_index;
-    size_t head_size_max;              /* bytes of memory, sealed head included */
-    uint64_t quarantine_size_max;      /* bytes of files */
+    size_t head_size_max;         /* bytes of memory, sealed head included */
+    uint64_t quarantine_size_max; /* bytes of files */
     uint64_t hash_seed;
-    uint64_t flush_floor;              /* flush numbers begin at least here (LOG.md 30: the newest partition count wins) */
-    struct series *series;             /* borrowed, shared with the other partitions of the thread */
-    struct payload_decoder *decoder;   /* the same */
+    uint64_t flush_floor;            /* flush numbers begin at least here (LOG.md 30: the newest partition count wins) */
+    struct series *series;           /* borrowed, shared with the other partitions of the thread */
+    struct payload_decoder *decoder; /* the same */
 };
 
 /* What happened since opening. Cells: one writer (add: the thread that adds; flush and compaction: the one that commits). */
@@ -56,7 +55,7 @@ struct partition_stats {
     struct counter duplicates; /* dropped by the mark */
     struct counter rows;
     struct counter points;
-    struct counter rows_without_time; /* of these, rows that got the receive time */
+    struct counter rows_without_time;         /* of these, rows that got the receive time */
     struct counter quarantined[REJECT_COUNT]; /* rows or whole payloads, by reason; refused metrics count one each */
     struct counter quarantine_not_kept;
     struct counter ignored_strings, ignored_nulls, ignored_arrays, ignored_unreadable, ignored_names, overwritten_names;
@@ -71,10 +70,9 @@ struct partition_stats {
     struct counter orphans_removed;
 };
 
-/* Open: lock, load the manifest, count the fence up and commit it, remove what the manifest does not name, open the segments, tell the guard
- * their series.
- * Returns 0; ERR_LOCKED (another process has it), ERR_CORRUPT (no whole manifest), ERR_VERSION, ERR_NOSPACE, ERR_PERMISSION, ERR_NOMEM, ERR_IO.
- * A segment that does not open is reported in the log, counted and left out; the rest is served. */
+/* Open: lock, load the manifest, count the fence up and commit it, remove what the manifest does not name, open the segments, tell the
+ * guard their series. Returns 0; ERR_LOCKED (another process has it), ERR_CORRUPT (no whole manifest), ERR_VERSION, ERR_NOSPACE,
+ * ERR_PERMISSION, ERR_NOMEM, ERR_IO. A segment that does not open is reported in the log, counted and left out; the rest is served. */
 must_check enum err partition_open(struct partition **partition_out, const struct partition_options *options, struct errmsg *msg);
 /* Close without flushing; what is in the head is read again from the source. NULL is allowed. No view or compaction may be alive. */
 void partition_close(struct partition *part);
@@ -91,8 +89,8 @@ struct partition_gauges {
 const struct partition_gauges *partition_get_gauges(const struct partition *part);
 void partition_refresh_gauges(struct partition *part); /* [state]; after a batch of records */
 
-/* The position that is safe to give back to the source: the committed one, or `read` (the next record wanted) when nothing is uncommitted here, because
- * an empty partition must not hold the log (LOG.md 25). [state] */
+/* The position that is safe to give back to the source: the committed one, or `read` (the next record wanted) when nothing is uncommitted
+ * here, because an empty partition must not hold the log (LOG.md 25). [state] */
 struct log_cursor_value partition_position(const struct partition *part, const struct log_cursor_value *read);
 /* The committed one alone: where replay begins. position.sequence 0: none yet. */
 struct log_cursor_value partition_committed(const struct partition *part);
@@ -129,8 +127,9 @@ void partition_flush_publish(struct partition *part);
 /* All steps at once, for one thread. Returns 0 also when there was nothing to do. */
 must_check enum err partition_flush(struct partition *part, const struct log_cursor_value *read, struct errmsg *msg);
 
-/* Quarantined entries between flushes: when many have gathered, quarantine_take() them [state], write them [commit], quarantine_done() [state].
- * The write's errors are those of a flush: after ERR_NOSPACE and ERR_NOMEM it may be tried again, any other is the end of the partition. */
+/* Quarantined entries between flushes: when many have gathered, quarantine_take() them [state], write them [commit], quarantine_done()
+ * [state]. The write's errors are those of a flush: after ERR_NOSPACE and ERR_NOMEM it may be tried again, any other is the end of the
+ * partition. */
 struct quarantine *partition_quarantine(struct partition *part);
 must_check enum err partition_quarantine_write(struct partition *part, struct errmsg *msg);
 
@@ -139,7 +138,8 @@ struct partition_compaction;
 
 /* Decide on the next merge. Returns NULL when there is none. [commit + state] */
 struct partition_compaction *partition_compact_begin(struct partition *part, const struct compactor_options *options);
-/* Merge into a new file. Blocks long. Returns 0, ERR_CORRUPT (an input is damaged: nothing is lost, the inputs stay), ERR_NOSPACE, ERR_IO. */
+/* Merge into a new file. Blocks long. Returns 0, ERR_CORRUPT (an input is damaged: nothing is lost, the inputs stay), ERR_NOSPACE, ERR_IO.
+ */
 must_check enum err partition_compact_write(struct partition_compaction *compaction, struct errmsg *msg);
 /* Swap in the manifest. After an error abort it. [commit, held until it is published] */
 must_check enum err partition_compact_commit(struct partition_compaction *compaction, struct errmsg *msg);
@@ -151,9 +151,10 @@ void partition_compact_abort(struct partition_compaction *compaction);
 /* A view of one device (partition_view.h). NULL without memory. [state]; the result is the caller's and needs no lock. */
 struct partition_view *partition_view_take(const struct partition *part, struct span device, int64_t from_ns, int64_t to_ns);
 
-/* Call `on_device` for each device of the heads, in no order, twice when it is in the sealed one too; name borrowed during the call. [state] */
+/* Call `on_device` for each device of the heads, in no order, twice when it is in the sealed one too; name borrowed during the call.
+ * [state] */
 must_check enum err partition_head_devices(const struct partition *part, void *context,
-                                      enum err (*on_device)(void *context, struct span device, int64_t newest_ns));
+                                           enum err (*on_device)(void *context, struct span device, int64_t newest_ns));
 
 /* Reference every segment, for work without the lock; the caller unrefs each and frees the array. NULL without memory. [state] */
 struct segment_ref **partition_hold_segments(const struct partition *part, size_t *count_out);

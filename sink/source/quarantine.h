@@ -3,12 +3,14 @@
  *     {"received":"2026-11-21T06:09:12.123Z","reason":"future","text":"...","row":0,"device":"car42","topic":"fleet/car42/telemetry",
  *      "client":"car42","correlation":"00ff...","broker":"00000000deadbeef","epoch":3,"sequence":4711,"size":52,"payload":"{...}"}
  *
- * A payload that is not UTF-8 stands as "payload_hex" instead; one longer than QUARANTINE_PAYLOAD_MAX is cut ("size" is the whole). Entries are
- * gathered in memory (at most QUARANTINE_BUFFER_MAX bytes, or one file; what comes on top is counted and not kept), taken at a flush and appended to
- * quarantine/current.jsonl, synced; a file of half the bound becomes quarantine/previous.jsonl. Entries can be there twice after a crash, because the
- * records behind them are read again, and a crash can leave half a line; none is lost before the position passes it.
+ * A payload that is not UTF-8 stands as "payload_hex" instead; one longer than QUARANTINE_PAYLOAD_MAX is cut ("size" is the whole). Entries
+ * are gathered in memory (at most QUARANTINE_BUFFER_MAX bytes, or one file; what comes on top is counted and not kept), taken at a flush
+ * and appended to quarantine/current.jsonl, synced; a file of half the bound becomes quarantine/previous.jsonl. Entries can be there twice
+ * after a crash, because the records behind them are read again, and a crash can leave half a line; none is lost before the position passes
+ * it.
  *
- * Thread: add and take under the partition's lock; write by the thread that commits. Pure but for quarantine_write, which uses common/file.h. */
+ * Thread: add and take under the partition's lock; write by the thread that commits. Pure but for quarantine_write, which uses
+ * common/file.h. */
 #ifndef TIDEGATE_SINK_SOURCE_QUARANTINE_H
 #define TIDEGATE_SINK_SOURCE_QUARANTINE_H
 
@@ -23,13 +25,13 @@
 
 struct quarantine {
     struct fs *fs;
-    char dir[FILE_PATH_MAX];  /* of the partition */
-    uint64_t file_size_max;   /* half of the bound */
-    struct buf gathered;      /* entries not yet taken */
-    struct buf taken;         /* being written */
-    struct file *file;        /* current.jsonl, NULL until first needed */
-    uint64_t file_used;       /* bytes */
-    bool is_writing;          /* taken holds entries that are not yet synced */
+    char dir[FILE_PATH_MAX];              /* of the partition */
+    uint64_t file_size_max;               /* half of the bound */
+    struct buf gathered;                  /* entries not yet taken */
+    struct buf taken;                     /* being written */
+    struct file *file;                    /* current.jsonl, NULL until first needed */
+    uint64_t file_used;                   /* bytes */
+    bool is_writing;                      /* taken holds entries that are not yet synced */
     uint64_t gathered_count, taken_count; /* entries in each */
 };
 

@@ -5,8 +5,8 @@
  *     while (!(err = source_next(source, &item, &msg))) ...                ERR_AGAIN: nothing new
  *     source_position(source, &read);  ... partitions commit ...  source_commit(source, &committed, &msg);
  *
- * An item counts as read when the next one is asked for: source_position() is the position behind the last item but one while an item is being worked
- * on, so a partition that could take only half of it commits a position before it. Thread: one, except source_lag. */
+ * An item counts as read when the next one is asked for: source_position() is the position behind the last item but one while an item is
+ * being worked on, so a partition that could take only half of it commits a position before it. Thread: one, except source_lag. */
 #ifndef TIDEGATE_SINK_SOURCE_SOURCE_H
 #define TIDEGATE_SINK_SOURCE_SOURCE_H
 
@@ -41,8 +41,8 @@ struct source {
     const struct source_ops *ops;
 };
 
-/* Take hold of the source and read the position that it holds for us. ERR_AGAIN: not there yet (msg says what is missing); ERR_LOCKED: another sink has
- * it; anything else is final. */
+/* Take hold of the source and read the position that it holds for us. ERR_AGAIN: not there yet (msg says what is missing); ERR_LOCKED:
+ * another sink has it; anything else is final. */
 static inline must_check enum err source_open(struct source *source, struct log_cursor_value *cursor_out, struct errmsg *msg)
 {
     return source->ops->open(source, cursor_out, msg);
@@ -67,19 +67,10 @@ static inline must_check enum err source_commit(struct source *source, const str
 {
     return source->ops->commit(source, position, msg);
 }
-static inline struct source_gap source_get_gap(const struct source *source)
-{
-    return source->ops->gap(source);
-}
-static inline void source_accept_gap(struct source *source)
-{
-    source->ops->accept_gap(source);
-}
+static inline struct source_gap source_get_gap(const struct source *source) { return source->ops->gap(source); }
+static inline void source_accept_gap(struct source *source) { source->ops->accept_gap(source); }
 /* Records that are durable at the source and not yet read. */
-static inline uint64_t source_lag(const struct source *source)
-{
-    return source->ops->lag(source);
-}
+static inline uint64_t source_lag(const struct source *source) { return source->ops->lag(source); }
 static inline void source_free(struct source *source)
 {
     if (source)

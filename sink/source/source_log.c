@@ -87,15 +87,9 @@ static struct source_gap on_gap(const struct source *source)
     return (struct source_gap){gap.from, gap.to};
 }
 
-static void on_accept_gap(struct source *source)
-{
-    log_reader_accept_gap(((struct source_log *)source)->reader);
-}
+static void on_accept_gap(struct source *source) { log_reader_accept_gap(((struct source_log *)source)->reader); }
 
-static uint64_t on_lag(const struct source *source)
-{
-    return __atomic_load_n(&((const struct source_log *)source)->lag, __ATOMIC_RELAXED);
-}
+static uint64_t on_lag(const struct source *source) { return __atomic_load_n(&((const struct source_log *)source)->lag, __ATOMIC_RELAXED); }
 
 static void on_free(struct source *source)
 {
@@ -107,8 +101,7 @@ static void on_free(struct source *source)
     free(log);
 }
 
-static const struct source_ops ops = {on_open,   on_start, on_next,       on_position, on_commit,
-                                      on_gap,    on_accept_gap, on_lag, on_free};
+static const struct source_ops ops = {on_open, on_start, on_next, on_position, on_commit, on_gap, on_accept_gap, on_lag, on_free};
 
 struct source *source_log_new(struct fs *fs, const char *dir)
 {

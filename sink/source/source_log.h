@@ -1,8 +1,8 @@
 /* The broker's log directory as a source (direct mode): log_reader under the lock of `cursor.sink`.
  *
- * The sink may be started before the broker: open answers ERR_AGAIN until the directory and its identity are there. The cursor is the broker's to make
- * (before it reuses any segment); one that is still missing SOURCE_LOG_CURSOR_WAIT opens after the identity appeared is made here, at the oldest record.
- * Thread: see source.h. */
+ * The sink may be started before the broker: open answers ERR_AGAIN until the directory and its identity are there. The cursor is the
+ * broker's to make (before it reuses any segment); one that is still missing SOURCE_LOG_CURSOR_WAIT opens after the identity appeared is
+ * made here, at the oldest record. Thread: see source.h. */
 #ifndef TIDEGATE_SINK_SOURCE_SOURCE_LOG_H
 #define TIDEGATE_SINK_SOURCE_SOURCE_LOG_H
 

@@ -77,7 +77,8 @@ const struct head_device *head_find(const struct head *head, struct span device)
  * an array of none. */
 const struct head_device **head_devices_sorted(const struct head *head, size_t *count_out);
 
-/* Call `on_device` for each device that has rows, in no order, until it returns an error, which is returned. name: borrowed during the call. */
+/* Call `on_device` for each device that has rows, in no order, until it returns an error, which is returned. name: borrowed during the
+ * call. */
 must_check enum err head_each_device(const struct head *head, void *context,
                                      enum err (*on_device)(void *context, struct span name, int64_t newest_ns));
 

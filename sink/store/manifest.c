@@ -17,8 +17,8 @@ static const char *const slot_names[2] = {"manifest.0", "manifest.1"};
 
 void manifest_init(struct manifest *manifest, uint32_t partition_count, uint32_t partition_index)
 {
-    *manifest = (struct manifest){
-        .partition_count = partition_count, .partition_index = partition_index, .flush_next = 1, .arrival_next = 1};
+    *manifest =
+        (struct manifest){.partition_count = partition_count, .partition_index = partition_index, .flush_next = 1, .arrival_next = 1};
 }
 
 void manifest_deinit(struct manifest *manifest)

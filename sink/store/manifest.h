@@ -1,12 +1,12 @@
 /* The manifest of a partition: which segments are its data, and up to which position of the source they reach, in one atomic step.
  *
- * Two files, manifest.0 and manifest.1, hold the same content after each commit; a commit writes one after the other (aside, synced, renamed,
- * directory synced), so at every instant at least one is whole, and after a commit either alone is enough. A reader takes the valid one with the
- * greater generation. The fence number counts the openings of the partition; whoever finds a greater one than its own has lost the partition and
- * commits nothing more (LOG.md 31). The byte table is in docs/formats.md under "Sink store".
+ * Two files, manifest.0 and manifest.1, hold the same content after each commit; a commit writes one after the other (aside, synced,
+ * renamed, directory synced), so at every instant at least one is whole, and after a commit either alone is enough. A reader takes the
+ * valid one with the greater generation. The fence number counts the openings of the partition; whoever finds a greater one than its own
+ * has lost the partition and commits nothing more (LOG.md 31). The byte table is in docs/formats.md under "Sink store".
  *
- * manifest_store and manifest_load do file work through common/file.h and block; the rest is pure. Owner: the partition; committing is one thread at
- * a time. */
+ * manifest_store and manifest_load do file work through common/file.h and block; the rest is pure. Owner: the partition; committing is one
+ * thread at a time. */
 #ifndef TIDEGATE_SINK_STORE_MANIFEST_H
 #define TIDEGATE_SINK_STORE_MANIFEST_H
 
@@ -14,7 +14,7 @@
 #include "common/file.h"
 #include "common/log_cursor.h"
 
-#define MANIFEST_MARKS_MAX 4096         /* broker ids; each is a data directory that once fed this partition */
+#define MANIFEST_MARKS_MAX 4096 /* broker ids; each is a data directory that once fed this partition */
 #define MANIFEST_SEGMENTS_MAX (1U << 20)
 #define MANIFEST_SIZE_MAX ((size_t)128 << 20)
 #define MANIFEST_SEGMENT_NAME_SIZE 48
@@ -39,11 +39,11 @@ struct manifest {
     uint64_t fence;      /* counts openings */
     uint32_t partition_count;
     uint32_t partition_index;
-    uint64_t flush_next;               /* number of the next flush; greater than every segment's */
-    uint64_t arrival_next;             /* number of the next record that comes in */
-    struct log_cursor_value position;  /* the next record wanted; place.generation 0: from the oldest */
-    struct log_cursor_value began;     /* where this partition count began (LOG.md 30) */
-    struct manifest_mark *marks;       /* owned */
+    uint64_t flush_next;              /* number of the next flush; greater than every segment's */
+    uint64_t arrival_next;            /* number of the next record that comes in */
+    struct log_cursor_value position; /* the next record wanted; place.generation 0: from the oldest */
+    struct log_cursor_value began;    /* where this partition count began (LOG.md 30) */
+    struct manifest_mark *marks;      /* owned */
     size_t mark_count;
     struct manifest_segment *segments; /* owned; ordered by flush_first */
     size_t segment_count;
@@ -51,7 +51,7 @@ struct manifest {
 
 /* What manifest_load saw beside the manifest. */
 struct manifest_report {
-    bool is_new;          /* there was none */
+    bool is_new;            /* there was none */
     unsigned corrupt_count; /* slots that do not hold; the other was used */
 };
 
@@ -86,8 +86,8 @@ must_check enum err manifest_load(struct manifest *out, struct manifest_report *
                                   uint32_t partition_count, uint32_t partition_index, struct errmsg *msg);
 
 /* Write both files; `manifest->generation` must be greater than any written. Durable on return of 0.
- * Returns ERR_LOCKED when a file with a greater fence is there (somebody else owns the partition); ERR_NOSPACE and ERR_NOMEM leave the manifest of
- * before or this one, and may be tried again with a greater generation; ERR_IO is final. */
+ * Returns ERR_LOCKED when a file with a greater fence is there (somebody else owns the partition); ERR_NOSPACE and ERR_NOMEM leave the
+ * manifest of before or this one, and may be tried again with a greater generation; ERR_IO is final. */
 must_check enum err manifest_store(const struct manifest *manifest, struct fs *fs, const char *dir, struct errmsg *msg);
 
 #endif

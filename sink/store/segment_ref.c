@@ -38,7 +38,8 @@ void segment_ref_unref(struct segment_ref *ref)
 {
     if (!ref)
         return;
-    /* Release: what this holder did with the segment is done before whoever drops the last reference closes it; acquire: that one sees it. */
+    /* Release: what this holder did with the segment is done before whoever drops the last reference closes it; acquire: that one sees it.
+     */
     unsigned before = __atomic_fetch_sub(&ref->ref_count, 1, __ATOMIC_ACQ_REL);
     CHECK(before > 0);
     if (before > 1)
@@ -51,7 +52,4 @@ void segment_ref_unref(struct segment_ref *ref)
     free(ref);
 }
 
-void segment_ref_doom(struct segment_ref *ref)
-{
-    __atomic_store_n(&ref->is_doomed, true, __ATOMIC_RELAXED);
-}
+void segment_ref_doom(struct segment_ref *ref) { __atomic_store_n(&ref->is_doomed, true, __ATOMIC_RELAXED); }

@@ -1,8 +1,8 @@
 /* A segment that several hold: the partition that lists it, queries that read it, a compaction that merges it.
  *
- * It is closed when the last reference goes, and its file removed then if it was doomed (a compaction took its place). Unlinking is not made durable
- * here: a name that comes back after a crash is in no manifest and is removed at the next start.
- * Thread: any; the count is atomic. */
+ * It is closed when the last reference goes, and its file removed then if it was doomed (a compaction took its place). Unlinking is not
+ * made durable here: a name that comes back after a crash is in no manifest and is removed at the next start. Thread: any; the count is
+ * atomic. */
 #ifndef TIDEGATE_SINK_STORE_SEGMENT_REF_H
 #define TIDEGATE_SINK_STORE_SEGMENT_REF_H
 

@@ -82,15 +82,9 @@ void series_free(struct series *series)
     free(series);
 }
 
-static uint64_t key_of(uint64_t hash)
-{
-    return hash ? hash : 1;
-}
+static uint64_t key_of(uint64_t hash) { return hash ? hash : 1; }
 
-static void count_up(struct table *table)
-{
-    __atomic_store_n(&table->used, table->used + 1, __ATOMIC_RELAXED);
-}
+static void count_up(struct table *table) { __atomic_store_n(&table->used, table->used + 1, __ATOMIC_RELAXED); }
 
 /* Both are new or known after it; false without memory. */
 static bool insert(struct series *series, struct series_device *device, uint64_t series_key)
@@ -161,12 +155,6 @@ enum reject series_admit_metric(struct series *series, struct series_device *dev
     return insert(series, device, key) ? REJECT_NONE : REJECT_NO_MEMORY;
 }
 
-int64_t series_device_count(const struct series *series)
-{
-    return __atomic_load_n(&series->devices.used, __ATOMIC_RELAXED);
-}
+int64_t series_device_count(const struct series *series) { return __atomic_load_n(&series->devices.used, __ATOMIC_RELAXED); }
 
-int64_t series_count(const struct series *series)
-{
-    return __atomic_load_n(&series->series.used, __ATOMIC_RELAXED);
-}
+int64_t series_count(const struct series *series) { return __atomic_load_n(&series->series.used, __ATOMIC_RELAXED); }

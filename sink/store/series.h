@@ -1,9 +1,9 @@
 /* The cardinality guard: which devices and series (device, metric) the sink knows, and whether a new one may begin.
  *
- * Existing series always go on; a new one is refused once a cap is reached, with the reason. Known series are 64-bit seeded hashes, 16 bytes a
- * slot, so a million series costs tens of megabytes and a collision (about 1e-7 at a million) lets one new series in uncounted.
- * The rate of new series is a token bucket of max_new_series_per_hour, full at the start.
- * One guard serves all partitions of a process. Thread: one writer, the ingest thread. Counts may be read by any thread. Pure. */
+ * Existing series always go on; a new one is refused once a cap is reached, with the reason. Known series are 64-bit seeded hashes, 16
+ * bytes a slot, so a million series costs tens of megabytes and a collision (about 1e-7 at a million) lets one new series in uncounted. The
+ * rate of new series is a token bucket of max_new_series_per_hour, full at the start. One guard serves all partitions of a process. Thread:
+ * one writer, the ingest thread. Counts may be read by any thread. Pure. */
 #ifndef TIDEGATE_SINK_STORE_SERIES_H
 #define TIDEGATE_SINK_STORE_SERIES_H
 

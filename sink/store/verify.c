@@ -29,7 +29,8 @@ static void problem(struct verify_report *report, FILE *out, const char *dir, co
     fprintf(out, "%s: %s: %s\n", dir, what, detail);
 }
 
-static enum err verify_segment(struct verify_report *report, struct fs *fs, const char *dir, const struct manifest_segment *entry, FILE *out)
+static enum err verify_segment(struct verify_report *report, struct fs *fs, const char *dir, const struct manifest_segment *entry,
+                               FILE *out)
 {
     char name[MANIFEST_SEGMENT_NAME_SIZE];
     struct errmsg msg = {""};

@@ -1,6 +1,8 @@
-/* `tidegate-sink verify`: reads every manifest and every byte of every segment below a data directory and compares them with their checksums.
+/* `tidegate-sink verify`: reads every manifest and every byte of every segment below a data directory and compares them with their
+ * checksums.
  *
- * Only reads, takes no lock: a sink may run meanwhile (a segment that vanishes between manifest and look is looked for in a fresh manifest). Blocks. */
+ * Only reads, takes no lock: a sink may run meanwhile (a segment that vanishes between manifest and look is looked for in a fresh
+ * manifest). Blocks. */
 #ifndef TIDEGATE_SINK_STORE_VERIFY_H
 #define TIDEGATE_SINK_STORE_VERIFY_H
 
@@ -18,8 +20,8 @@ struct verify_report {
     uint64_t problems;
 };
 
-/* Look at everything below `data_directory`; each problem is a line on `out`. Returns 0 when all holds, ERR_CORRUPT when not, ERR_NOTFOUND when there is
- * no such directory. */
+/* Look at everything below `data_directory`; each problem is a line on `out`. Returns 0 when all holds, ERR_CORRUPT when not, ERR_NOTFOUND
+ * when there is no such directory. */
 must_check enum err verify_data_directory(struct verify_report *report_out, struct fs *fs, const char *data_directory, FILE *out);
 
 #endif

@@ -237,7 +237,8 @@ struct rig *rig_new(const struct rig_options *options)
     add_rules(rig);
     for (actor_id actor = 0; actor < ACTOR_COUNT; actor++)
         rig->ports[actor] = (struct rig_port){.rig = rig, .self = actor};
-    struct route_limits route_limits = {.retained_messages_max = rig->options.retained_max, .retained_bytes_max = 1 << 30, .tree_bytes_max = 1 << 30, .scan_slice = 4};
+    struct route_limits route_limits = {
+        .retained_messages_max = rig->options.retained_max, .retained_bytes_max = 1 << 30, .tree_bytes_max = 1 << 30, .scan_slice = 4};
     rig->route =
         route_actor_new(rig->tree, &rig->retained_counter, HASH_KEY, rig->shard_count, &route_limits, &route_io, &rig->ports[ACTOR_ROUTE]);
     rig->store = store_actor_new(&store_io, &rig->ports[ACTOR_STORE]);

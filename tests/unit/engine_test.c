@@ -67,11 +67,12 @@ static void test_formats(void **state)
     assert_string_equal(run(&f, QUERY_CSV, 10), "time,time_ns,b,\"a\"\"x\"\r\n"
                                                 "1970-01-01T00:00:01Z,1000000000,0.1,-3\r\n"
                                                 "1970-01-01T00:00:02.500Z,2500000000,NaN,\r\n");
-    assert_string_equal(run(&f, QUERY_JSON, 10),
-                        "{\"device\":\"d\",\"watermark\":\"1970-01-01T00:00:01Z\",\"watermark_ns\":1000000000,\"columns\":[\"b\",\"a\\\"x\"],\"rows\":[\n"
-                        "{\"time\":\"1970-01-01T00:00:01Z\",\"time_ns\":1000000000,\"values\":{\"b\":0.1,\"a\\\"x\":-3}},\n"
-                        "{\"time\":\"1970-01-01T00:00:02.500Z\",\"time_ns\":2500000000,\"values\":{\"b\":null}}],"
-                        "\"row_count\":2,\"point_count\":3,\"truncated\":false,\"corrupt_chunks\":0}\n");
+    assert_string_equal(
+        run(&f, QUERY_JSON, 10),
+        "{\"device\":\"d\",\"watermark\":\"1970-01-01T00:00:01Z\",\"watermark_ns\":1000000000,\"columns\":[\"b\",\"a\\\"x\"],\"rows\":[\n"
+        "{\"time\":\"1970-01-01T00:00:01Z\",\"time_ns\":1000000000,\"values\":{\"b\":0.1,\"a\\\"x\":-3}},\n"
+        "{\"time\":\"1970-01-01T00:00:02.500Z\",\"time_ns\":2500000000,\"values\":{\"b\":null}}],"
+        "\"row_count\":2,\"point_count\":3,\"truncated\":false,\"corrupt_chunks\":0}\n");
     assert_string_equal(run(&f, QUERY_TABLE, 1), "time                                       b           a\"x\n"
                                                  "1970-01-01T00:00:01Z                     0.1            -3\n"
                                                  "1 row\ncut here: ask on from 1970-01-01T00:00:02.500Z\n");

@@ -1,4 +1,5 @@
-/* A partition whose disk is full, fails, or was tampered with; and what compaction costs. Single cases beside the model of partition_test.c. */
+/* A partition whose disk is full, fails, or was tampered with; and what compaction costs. Single cases beside the model of
+ * partition_test.c. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -92,10 +93,7 @@ static enum err flush(struct fixture *f)
 
 static const struct compactor_options pairs = {.fan_in = {2, 2, 2}};
 
-static size_t segment_count(const struct fixture *f)
-{
-    return (size_t)gauge_get(&partition_get_gauges(f->part)->segments);
-}
+static size_t segment_count(const struct fixture *f) { return (size_t)gauge_get(&partition_get_gauges(f->part)->segments); }
 
 static void a_full_disk_is_waited_out(void **state)
 {
@@ -215,7 +213,7 @@ static void no_row_is_written_more_than_four_times(void **state)
     }
     written += counter_get(&partition_get_stats(f->part)->compacted_points);
     assert_true(written <= 4 * flushed);
-    assert_true(written >= 3 * flushed); /* the bound is met, not idle */
+    assert_true(written >= 3 * flushed);             /* the bound is met, not idle */
     assert_int_equal(segment_count(f), 100 / 8 + 1); /* 12 of level 3, and 4 flushes in one of level 2 */
 }
 

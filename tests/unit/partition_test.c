@@ -1,8 +1,8 @@
 /* A partition on a file system that forgets, beside a slow obvious model: the last write of each (device, metric, time).
  *
- * Records come one by one, flushes and compactions go step by step in any order that the locks allow, and the machine loses power, the process is
- * killed or the disk fails at any of them. After each reopening the test reads again from where the partition says, as the sink's loop does, and the
- * source has forgotten what was given back to it. Checked:
+ * Records come one by one, flushes and compactions go step by step in any order that the locks allow, and the machine loses power, the
+ * process is killed or the disk fails at any of them. After each reopening the test reads again from where the partition says, as the
+ * sink's loop does, and the source has forgotten what was given back to it. Checked:
  *   - every answer, before and after a crash, is the model's: nothing lost, nothing twice, nothing from the future of the position;
  *   - at a reopening the stored rows are at least those of the records before the committed position;
  *   - what went to the quarantine before the position is in its file;
@@ -49,10 +49,10 @@ struct world {
     bool is_compaction_written;
     struct source_record *records; /* by sequence - 1 */
     uint64_t record_count;
-    uint64_t read_next;   /* sequence of the next record to be read */
-    uint64_t pending_full; /* a record that met a full head: its sequence, or 0 */
+    uint64_t read_next;             /* sequence of the next record to be read */
+    uint64_t pending_full;          /* a record that met a full head: its sequence, or 0 */
     struct log_cursor_value cursor; /* what the source was given back */
-    struct store_model *model; /* of records below read_next */
+    struct store_model *model;      /* of records below read_next */
 };
 
 static struct log_cursor_value value_at(uint64_t sequence)
@@ -61,10 +61,7 @@ static struct log_cursor_value value_at(uint64_t sequence)
         .broker_id = BROKER, .position = {1, sequence}, .place = {1, sequence * 512}, .reopen = {1, sequence * 512}};
 }
 
-static uint64_t below(struct world *world, uint64_t bound)
-{
-    return check_random_below(&world->random, bound);
-}
+static uint64_t below(struct world *world, uint64_t bound) { return check_random_below(&world->random, bound); }
 
 static void record_make(struct world *world, struct source_record *rec)
 {
@@ -76,8 +73,8 @@ static void record_make(struct world *world, struct source_record *rec)
     rec->time_index = below(world, TIMES);
     for (size_t i = 0; i < MODEL_METRICS; i++) {
         if (below(world, 2) || (i + 1 == MODEL_METRICS && rec->metric_count == 0))
-            rec->metrics[rec->metric_count++] =
-                (struct head_metric){.name = store_model_metric(i), .value = (double)check_random_between(&world->random, -5000, 5000) / 16};
+            rec->metrics[rec->metric_count++] = (struct head_metric){
+                .name = store_model_metric(i), .value = (double)check_random_between(&world->random, -5000, 5000) / 16};
     }
 }
 
@@ -175,7 +172,8 @@ static void check_quarantine(struct world *world, uint64_t sequence)
         free(text);
     }
     for (uint64_t s = 1; s < sequence; s++)
-        CHECK_MSG(!world->records[s - 1].is_ours || !world->records[s - 1].is_other || seen[s], "record %llu is nowhere", (unsigned long long)s);
+        CHECK_MSG(!world->records[s - 1].is_ours || !world->records[s - 1].is_other || seen[s], "record %llu is nowhere",
+                  (unsigned long long)s);
     free(seen);
 }
 

@@ -15,10 +15,8 @@
 
 static struct payload_decoder *decoder_new(enum event_time_unit unit)
 {
-    struct payload_rules rules = {.time_names = {SPAN_LITERAL("ts"), SPAN_LITERAL("time")},
-                                  .time_name_count = 2,
-                                  .time_unit = unit,
-                                  .future_bound_ns = NS_PER_HOUR};
+    struct payload_rules rules = {
+        .time_names = {SPAN_LITERAL("ts"), SPAN_LITERAL("time")}, .time_name_count = 2, .time_unit = unit, .future_bound_ns = NS_PER_HOUR};
     struct payload_decoder *decoder = payload_new(&rules);
     CHECK(decoder);
     return decoder;
@@ -52,11 +50,11 @@ static const char *decode(struct payload_decoder *decoder, const char *payload, 
     return text;
 }
 
-#define GIVES(payload, expected)                                       \
-    do {                                                               \
-        const char *got = decode(decoder, payload, sizeof payload - 1); \
-        if (strcmp(got, expected) != 0)                                \
-            fail_msg("%s\n  gives    %s\n  expected %s", payload, got, expected); \
+#define GIVES(payload, expected)                                                                                                           \
+    do {                                                                                                                                   \
+        const char *got = decode(decoder, payload, sizeof payload - 1);                                                                    \
+        if (strcmp(got, expected) != 0)                                                                                                    \
+            fail_msg("%s\n  gives    %s\n  expected %s", payload, got, expected);                                                          \
     } while (0)
 
 static void test_shapes(void **state)
@@ -143,8 +141,12 @@ static void test_what_is_no_telemetry(void **state)
     GIVES("{}", "!no_metrics");
     GIVES("{\"ts\":1700000000}", "!no_metrics");
     GIVES("{\"a\":\"b\"}", "!no_metrics");
-    GIVES("{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":1}}}}}}}}}}}}}}}}", "0:a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a=1");
-    GIVES("{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":1}}}}}}}}}}}}}}}}}", "!too_deep");
+    GIVES(
+        "{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":1}}}}}}}}}}}}}}}}",
+        "0:a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a=1");
+    GIVES("{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":1}}}}}}}}"
+          "}}}}}}}}}",
+          "!too_deep");
     payload_free(decoder);
 }
 
@@ -180,7 +182,8 @@ static void test_bounds(void **state)
 /* Every cut and every flipped byte of a good payload gives an answer, and never rows from behind its end. */
 static void test_damage(void **state)
 {
-    static const char good[] = "[{\"ts\":1700000000.5,\"a\":{\"b\":-1.5e3,\"c\":true},\"d\":\"x\\u00e9\",\"e\":[1,2]},{\"ts\":\"2023-11-14T22:13:20Z\",\"f\":null,\"g\":7}]";
+    static const char good[] = "[{\"ts\":1700000000.5,\"a\":{\"b\":-1.5e3,\"c\":true},\"d\":\"x\\u00e9\",\"e\":[1,2]},{\"ts\":\"2023-11-"
+                               "14T22:13:20Z\",\"f\":null,\"g\":7}]";
     struct payload_decoder *decoder = decoder_new(EVENT_TIME_AUTO);
     struct check_random random;
     (void)state;
@@ -199,7 +202,8 @@ static void test_damage(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_shapes), cmocka_unit_test(test_times), cmocka_unit_test(test_what_is_no_telemetry),
-                                       cmocka_unit_test(test_bounds), cmocka_unit_test(test_damage)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_shapes), cmocka_unit_test(test_times),
+                                       cmocka_unit_test(test_what_is_no_telemetry), cmocka_unit_test(test_bounds),
+                                       cmocka_unit_test(test_damage)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -85,15 +85,16 @@ static void an_entry_says_all_there_is(void **state)
     assert_int_equal(f->quarantine.gathered_count, 3);
     assert_int_equal(write_taken(f), ERR_OK);
     assert_true(quarantine_is_empty(&f->quarantine));
-    assert_string_equal(contents(f, CURRENT),
-                        "{\"reason\":\"not_json\",\"text\":\"the payload is not JSON\",\"broker\":\"0000000000000abc\",\"epoch\":2,\"sequence\":3,"
-                        "\"received\":\"2023-11-14T22:13:20.000000001Z\",\"device\":\"d\\\"1\",\"topic\":\"t\",\"client\":\"c\","
-                        "\"correlation\":\"01ff0000000000000000000000000000\",\"size\":3,\"payload\":\"a\\tb\"}\n"
-                        "{\"reason\":\"not_json\",\"text\":\"the payload is not JSON\",\"broker\":\"0000000000000abc\",\"epoch\":2,\"sequence\":3,"
-                        "\"row\":7,\"received\":\"2023-11-14T22:13:20.000000001Z\",\"device\":\"d\\\"1\",\"topic\":\"t\",\"client\":\"c\","
-                        "\"correlation\":\"01ff0000000000000000000000000000\",\"size\":2,\"payload_hex\":\"ff00\"}\n"
-                        "{\"reason\":\"bad_record\",\"text\":\"the record of the log cannot be decoded\",\"broker\":\"0000000000000001\","
-                        "\"epoch\":1,\"sequence\":1}\n");
+    assert_string_equal(
+        contents(f, CURRENT),
+        "{\"reason\":\"not_json\",\"text\":\"the payload is not JSON\",\"broker\":\"0000000000000abc\",\"epoch\":2,\"sequence\":3,"
+        "\"received\":\"2023-11-14T22:13:20.000000001Z\",\"device\":\"d\\\"1\",\"topic\":\"t\",\"client\":\"c\","
+        "\"correlation\":\"01ff0000000000000000000000000000\",\"size\":3,\"payload\":\"a\\tb\"}\n"
+        "{\"reason\":\"not_json\",\"text\":\"the payload is not JSON\",\"broker\":\"0000000000000abc\",\"epoch\":2,\"sequence\":3,"
+        "\"row\":7,\"received\":\"2023-11-14T22:13:20.000000001Z\",\"device\":\"d\\\"1\",\"topic\":\"t\",\"client\":\"c\","
+        "\"correlation\":\"01ff0000000000000000000000000000\",\"size\":2,\"payload_hex\":\"ff00\"}\n"
+        "{\"reason\":\"bad_record\",\"text\":\"the record of the log cannot be decoded\",\"broker\":\"0000000000000001\","
+        "\"epoch\":1,\"sequence\":1}\n");
 }
 
 static void memory_and_files_are_bounded(void **state)

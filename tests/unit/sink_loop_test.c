@@ -91,8 +91,8 @@ static void configure(struct fixture *f, const char *more)
 {
     char text[1024], path[128];
     struct buf problems;
-    snprintf(text, sizeof text, "data_directory %s/data\nbroker_log %s/log\nhttp_port 0\nhead_memory 8MiB\npartitions 2\n%s", f->root, f->root,
-             more);
+    snprintf(text, sizeof text, "data_directory %s/data\nbroker_log %s/log\nhttp_port 0\nhead_memory 8MiB\npartitions 2\n%s", f->root,
+             f->root, more);
     f->options = options_new(&sink_options_table);
     options_parse_text(f->options, "test.conf", span_of_string(text));
     buf_init(&problems, 1 << 16);
@@ -146,10 +146,7 @@ static void get(struct fixture *f, const char *target)
     CHECK_MSG(err == ERR_OK, "%s", msg.text);
 }
 
-static bool has(struct fixture *f, const char *text)
-{
-    return strstr(buf_string(&f->body), text) != NULL;
-}
+static bool has(struct fixture *f, const char *text) { return strstr(buf_string(&f->body), text) != NULL; }
 
 /* Ask until the answer has `text`. */
 static void get_until(struct fixture *f, const char *target, const char *text)
@@ -193,7 +190,9 @@ static void test_publish_is_queryable_and_stays(void **state)
     publish(f, "car42", "[{\"ts\":1700000001,\"speed\":-0.0},{\"ts\":\"2023-11-14T22:13:22+00:00\",\"speed\":1e-7}]");
     get_until(f, "/api/v1/query?device=car42", "\"row_count\":3");
     assert_true(has(f, "\"columns\":[\"gps.lat\",\"on\",\"speed\"]"));
-    assert_true(has(f, "{\"time\":\"2023-11-14T22:13:20.123Z\",\"time_ns\":1700000000123000000,\"values\":{\"gps.lat\":52.25,\"on\":1,\"speed\":61.5}}"));
+    assert_true(has(
+        f,
+        "{\"time\":\"2023-11-14T22:13:20.123Z\",\"time_ns\":1700000000123000000,\"values\":{\"gps.lat\":52.25,\"on\":1,\"speed\":61.5}}"));
     assert_true(has(f, "\"values\":{\"speed\":-0}"));
     for (int round = 0; round < 3; round++) {
         assert_int_equal(sink_loop_flush(f->loop, WAIT_NS), ERR_OK);
@@ -250,11 +249,12 @@ static void test_killed_before_the_flush(void **state)
     get_until(f, "/api/v1/query?device=b", "\"row_count\":50");
     /* A copy of the directory is what a killed process would leave. */
     char command[512];
-    snprintf(command, sizeof command, "cp -a '%s/data' '%s/killed' && cp -a '%s/log/cursor.sink' '%s/cursor'", f->root, f->root, f->root, f->root);
+    snprintf(command, sizeof command, "cp -a '%s/data' '%s/killed' && cp -a '%s/log/cursor.sink' '%s/cursor'", f->root, f->root, f->root,
+             f->root);
     assert_int_equal(system(command), 0);
     assert_int_equal(sink_stop(f), ERR_OK);
-    snprintf(command, sizeof command, "rm -rf '%s/data' && mv '%s/killed' '%s/data' && mv '%s/cursor' '%s/log/cursor.sink'", f->root, f->root,
-             f->root, f->root, f->root);
+    snprintf(command, sizeof command, "rm -rf '%s/data' && mv '%s/killed' '%s/data' && mv '%s/cursor' '%s/log/cursor.sink'", f->root,
+             f->root, f->root, f->root, f->root);
     assert_int_equal(system(command), 0);
     sink_start(f, "");
     get_until(f, "/api/v1/query?device=a", "\"row_count\":50");
@@ -379,7 +379,8 @@ static void test_compaction_and_verify(void **state)
     /* One flipped byte is found, the rest is served. */
     char command[512];
     snprintf(command, sizeof command,
-             "for f in '%s'/data/partitions/1/0/*.seg; do printf X | dd of=\"$f\" bs=1 seek=140 conv=notrunc status=none; break; done", f->root);
+             "for f in '%s'/data/partitions/1/0/*.seg; do printf X | dd of=\"$f\" bs=1 seek=140 conv=notrunc status=none; break; done",
+             f->root);
     assert_int_equal(system(command), 0);
     FILE *null = fopen("/dev/null", "w");
     assert_int_equal(verify_data_directory(&report, fs_posix(), path, null), ERR_CORRUPT);
@@ -459,7 +460,8 @@ static void test_devices(void **state)
     const char *at = buf_string(&f->body);
     for (int i = 0; i < 30; i++) {
         int number = i < 20 ? i / 2 * 3 + i % 2 + 1 : (i - 20) * 3;
-        snprintf(wanted, sizeof wanted, "{\"device\":\"%s%02d\",\"newest\":\"2023-11-14T22:14:%02dZ\"", i < 20 ? "car" : "van", number, 20 + number);
+        snprintf(wanted, sizeof wanted, "{\"device\":\"%s%02d\",\"newest\":\"2023-11-14T22:14:%02dZ\"", i < 20 ? "car" : "van", number,
+                 20 + number);
         const char *found = strstr(at, wanted);
         assert_non_null(found);
         assert_null(strstr(found + 1, wanted));
