@@ -18,7 +18,7 @@
     X(LOCKED, -10, "locked by another process")                                                                                            \
     X(GAP, -11, "a range of the log is gone")                                                                                              \
     X(VERSION, -12, "written by a version that this program cannot read")                                                                  \
-    X(PERMISSION, -13, "permission denied")                                                                                                \
+    X(PERMISSION, -13, "permission denied or read-only")                                                                                   \
     X(TOOLARGE, -14, "larger than the limit")                                                                                              \
     X(AGAIN, -15, "nothing yet, try again")                                                                                                \
     X(CLOSED, -16, "closed")

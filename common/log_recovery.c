@@ -28,7 +28,8 @@ struct scan {
     struct log_place sync_from;           /* what stands from here on may not be durable yet */
     uint64_t shard_blocks[LOG_SHARD_MAX]; /* last seen in this epoch; 0: none */
     bool group_open[LOG_SHARD_MAX];
-    uint64_t start; /* of the segment scanned last */
+    uint64_t start;      /* of the segment scanned last */
+    uint64_t generation; /* of the segment opened last, for messages; 0: none */
     enum err cursor_err;
 };
 
@@ -181,6 +182,7 @@ static enum err scan_behind(struct scan *scan, struct file *file, const struct l
 static enum err scan_open(struct scan *scan, struct file **file_out, struct log_segment_header *header_out, size_t index)
 {
     char name[LOG_SEGMENT_NAME_SIZE], path[FILE_PATH_MAX];
+    scan->generation = scan->generations[index];
     enum err err = log_segment_open(file_out, header_out, scan->fs, scan->dir, scan->generations[index]);
     if (err != ERR_CORRUPT)
         return err;
@@ -296,6 +298,7 @@ static enum err scan_oldest(struct scan *scan)
     for (uint64_t expected = recovery->last_generation; index > 0 && scan->generations[index - 1] == expected; index--, expected--) {
         struct file *file;
         struct log_segment_header header;
+        scan->generation = expected;
         enum err err = log_segment_open(&file, &header, scan->fs, scan->dir, expected);
         if (err == ERR_CORRUPT || err == ERR_VERSION)
             break;
@@ -341,6 +344,7 @@ static enum err scan_sync(struct scan *scan)
         uint64_t generation = scan->generations[i], size = 0;
         if (generation < from.generation || generation > end->place.generation)
             continue;
+        scan->generation = generation;
         log_segment_name(name, generation);
         enum err err = file_path(path, scan->dir, name);
         if (!err)
@@ -417,8 +421,7 @@ enum err log_recovery_run(struct log_recovery *recovery_out, struct fs *fs, cons
     if (!err)
         err = scan_sync(scan);
     if (err) {
-        err_set(msg, err, "%s: recovery at segment %016" PRIx64 " offset %" PRIu64 ": %s", dir, recovery_out->end.place.generation,
-                recovery_out->end.place.offset, err_text(err));
+        err_set(msg, err, "%s/%016" PRIx64 ".seg: %s", dir, scan->generation, err_text(err)); /* without segments nothing can fail */
         goto out;
     }
     err = scan_verdict(scan);

@@ -375,6 +375,33 @@ static void test_lost_identity_with_a_log_is_refused(void **state)
     stop(&b);
 }
 
+/* Whichever file cannot be opened at the start: the message names that one. */
+static void test_unreadable_segment_is_named(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    bool is_named[2] = {false, false};
+    assert_int_equal(put(&b, 900), ERR_OK);
+    close_log(&b);
+    assert_int_equal(open_log(&b), ERR_OK);
+    assert_int_equal(put(&b, 900), ERR_OK);
+    close_log(&b);
+    for (uint64_t nth = 1; nth <= 20; nth++) {
+        b.msg.text[0] = '\0';
+        sim_fs_fail(b.sim, SIM_FS_OPEN, nth, ERR_PERMISSION, false);
+        if (open_log(&b) == ERR_PERMISSION) {
+            is_named[0] |= strncmp(b.msg.text, "log/0000000000000001.seg: permission denied", 43) == 0;
+            is_named[1] |= strncmp(b.msg.text, "log/0000000000000002.seg: permission denied", 43) == 0;
+            assert_null(strstr(b.msg.text, "0000000000000000"));
+        }
+        close_log(&b);
+    }
+    assert_true(is_named[0]);
+    assert_true(is_named[1]);
+    sim_fs_fail(b.sim, SIM_FS_OPEN, 0, ERR_OK, false);
+    stop(&b);
+}
+
 static void test_reader_states_a_gap(void **state)
 {
     (void)state;
@@ -772,6 +799,7 @@ int main(void)
         cmocka_unit_test(test_hole_before_the_durable_end_is_corruption),
         cmocka_unit_test(test_cursor_past_the_hole_is_corruption),
         cmocka_unit_test(test_lost_identity_with_a_log_is_refused),
+        cmocka_unit_test(test_unreadable_segment_is_named),
         cmocka_unit_test(test_reader_states_a_gap),
         cmocka_unit_test(test_group_with_others_between_and_reopened_from_its_first_block),
         cmocka_unit_test(test_group_without_its_last_block_is_void),
