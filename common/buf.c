@@ -150,6 +150,7 @@ const char *buf_string(struct buf *buf)
 {
     if (!buf->data && !buf_make_room(buf, 0))
         return "";
+    CHECK(buf->data);
     buf->data[buf->size] = '\0';
     return (const char *)buf->data;
 }

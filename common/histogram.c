@@ -7,6 +7,7 @@
 
 #include "common/check.h"
 
+/* NOLINTNEXTLINE(misc-redundant-expression): the header says it in other words */
 static_assert(HISTOGRAM_CELL_COUNT == (HISTOGRAM_VALUE_BITS - HISTOGRAM_SUB_BITS + 1) * (1u << HISTOGRAM_SUB_BITS),
               "cells cover the values");
 

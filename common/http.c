@@ -498,12 +498,13 @@ __attribute__((format(printf, 2, 0))) static void on_library_log(void *arg, cons
 
 static uint16_t socket_port(int fd)
 {
-    struct sockaddr_storage address;
+    struct sockaddr_storage address = {0};
     socklen_t length = sizeof address;
     if (getsockname(fd, (struct sockaddr *)&address, &length) != 0)
         return 0;
     if (address.ss_family == AF_INET6)
         return ntohs(((struct sockaddr_in6 *)&address)->sin6_port);
+    /* NOLINTNEXTLINE(clang-analyzer-core.CallAndMessage): getsockname has filled it in */
     return ntohs(((struct sockaddr_in *)&address)->sin_port);
 }
 

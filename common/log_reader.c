@@ -18,6 +18,7 @@
 #define LOG_READER_STATE_TRIES 3
 #define LOG_READER_GROUP_KEEP ((size_t)1 << 20) /* bytes of a group's buffer that are kept for the next */
 
+/* NOLINTNEXTLINE(misc-redundant-expression): so it is meant */
 _Static_assert(LOG_READER_BUFFER_SIZE == LOG_WINDOW_SIZE, "one buffer, two names");
 
 /* A large record on its way, of one shard. */

@@ -375,7 +375,7 @@ enum err log_writer_prepare(struct log_writer *writer, struct errmsg *msg)
 {
     if (log_writer_failed(writer))
         return err_set(msg, ERR_IO, "%s: the log has failed", writer->dir);
-    enum err cursor_err;
+    enum err cursor_err = ERR_OK;
     enum err err = writer_look(writer, &cursor_err, msg);
     if (err) {
         writer_fail(writer, err);

@@ -518,7 +518,7 @@ static bool door_accept_one(struct door *door, struct door_socket *sock)
         door_accept_pause(door, listener, until);
         return false;
     }
-    struct sockaddr_storage address;
+    struct sockaddr_storage address = {0};
     socklen_t size = sizeof address;
     int fd = accept4(sock->fd, (struct sockaddr *)&address, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd >= 0) {

@@ -45,7 +45,7 @@ static void listener_describe(struct listener_socket *sock)
         struct sockaddr any;
         struct sockaddr_in v4;
         struct sockaddr_in6 v6;
-    } name;
+    } name = {0};
     socklen_t size = sizeof name;
     CHECK(getsockname(sock->fd, &name.any, &size) == 0);
     if (name.any.sa_family == AF_INET6) {

@@ -371,6 +371,7 @@ static void range_pack(struct range_encoder *enc, const uint64_t *residuals, siz
         unsigned below = length - 1;
         struct range_bit *mantissa = m.mantissa[length < 19 ? length : 19];
         if (below >= 1) {
+            /* NOLINTNEXTLINE(clang-analyzer-core.UndefinedBinaryOperatorResult): below is 1..63 */
             unsigned bit = magnitude >> (below - 1) & 1;
             range_encode_bit(enc, &mantissa[0], bit);
             if (below >= 2) {

@@ -388,6 +388,7 @@ static enum err list_add_partition(struct device_list *list, struct sink_partiti
         err = list_merge(list, &heads.stream);
     }
     for (size_t i = 0; i < count; i++) {
+        /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): without refs the count is 0 */
         struct segment_stream segment = {.stream = {segment_stream_next}, .list = list, .seg = refs[i]->seg};
         if (!err)
             err = list_merge(list, &segment.stream);

@@ -111,6 +111,7 @@ static bool read_number(struct reader *reader, bool *is_last, double *value_out,
     if (value_out)
         *value_out = size ? strtod(storage, &end) : NAN;
     else
+        /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): one of the two is given */
         *integer_out = strtoll(storage, &end, 10);
     reader->at += size;
     *is_last = *reader->at != ',';
