@@ -118,6 +118,7 @@ struct sim_client {
     size_t flow_count;
     uint16_t next_packet_id;
     uint32_t receive_maximum;
+    uint32_t session_life;   /* of the broker that made the session the client knows of */
     uint32_t session_number; /* counts sessions: changes when CONNACK says none was there */
     bool subscribed;         /* SUBACK in this session */
     uint64_t subscribed_step;
@@ -166,6 +167,7 @@ struct sim {
     struct sim_conn *conns;
     unsigned starved; /* number of the ring that is not served until starved_end; SIM_RINGS: none */
     uint64_t starved_end;
+    uint64_t power_loss_step; /* behind a fault of the disk; 0: none */
     struct sim_client clients[SIM_CLIENTS_MAX];
     struct sim_ledger ledger;
     uint64_t progress; /* counts everything that moves, to know rest */

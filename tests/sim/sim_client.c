@@ -148,10 +148,10 @@ static void publish_new(struct sim *sim, struct sim_client *client)
         sim_ledger_new(sim, client->index, device, (uint8_t)sim_below(sim, 3), sim_chance(sim, 1, 6) ? SIM_COMMAND : SIM_TELEMETRY);
     if (!message)
         return;
-    message->retain = message->qos > 0 && sim_chance(sim, 1, 8);
+    message->retain = message->qos > 0 && sim_chance(sim, 1, 4);
     if (message->kind == SIM_COMMAND && client->version == MQTT_V5 && sim_chance(sim, 1, 2))
         message->expiry_s = (uint32_t)(1 + sim_below(sim, 20));
-    if (sim_chance(sim, 1, 30))
+    if (sim_chance(sim, 1, 15))
         message->padding = (uint32_t)sim_below(sim, sim->config.padding_max);
     if (message->qos == 0) {
         message->attempts++;
@@ -259,6 +259,7 @@ static void on_connack(struct sim *sim, struct sim_client *client, const struct 
         for (uint32_t id = 0; id < sim->ledger.count; id++)
             sim->ledger.messages[id].unordered |= sim->ledger.messages[id].client == client->index && sim->ledger.messages[id].padding;
         client->session_number++;
+        client->session_life = sim->incarnation;
         client->subscribed = client->subscribe_sent = false;
         client->subscribe_sent_step = 0;
         memset(client->inbound, 0, sizeof client->inbound);
@@ -302,6 +303,9 @@ static void on_publish(struct sim *sim, struct sim_client *client, const struct 
     if (publish->qos == 2) {
         uint8_t *byte = &client->inbound[publish->packet_id / 8], bit = (uint8_t)(1u << publish->packet_id % 8);
         bool open = *byte & bit;
+        /* A broker that lost its sessions may say "present" of one whose CONNACK was lost on the way. */
+        if (open && !publish->dup && client->session_life == sim->incarnation)
+            sim_found(sim, "%s received message %u with id %u, which is in use", client->id, id, publish->packet_id);
         *byte |= bit;
         if (!open)
             on_new_publish(sim, client, publish, id);

@@ -18,6 +18,7 @@
 #define STEPS_DEFAULT 4000
 #define REST_STEPS_MAX 400000 /* far more than coming to rest takes; reaching it means that something is stuck */
 #define REST_IDLE_STEPS 400   /* steps in which nothing could happen */
+#define SEED_SECONDS_MAX 120  /* of real time, for a loop without an end: a seed takes milliseconds, one that is stuck some seconds */
 #define WALL_START INT64_C(1790000000000000000)
 
 void sim_found(struct sim *sim, const char *format, ...)
@@ -69,7 +70,7 @@ static void draw_config(struct sim *sim, uint32_t steps)
     if (config->padding_max > SIM_PADDING_MAX)
         config->padding_max = SIM_PADDING_MAX;
     config->steps = steps;
-    config->disk_faults = sim_chance(sim, 1, 3);
+    config->disk_faults = sim_chance(sim, 1, 2);
     config->power_faults = sim_chance(sim, 2, 3);
 }
 
@@ -113,14 +114,19 @@ static void starve(struct sim *sim)
     sim->starved_end = sim->step + sim_below(sim, 400);
 }
 
+/* Power often goes soon behind a fault: what was believed meanwhile and is not there shows then. */
 static void disk_fault(struct sim *sim)
 {
     if (!sim->config.disk_faults)
         return;
-    uint64_t kind = sim_below(sim, 4);
+    if (sim->config.power_faults && sim_chance(sim, 1, 2))
+        sim->power_loss_step = sim->step + 1 + sim_below(sim, 400);
+    uint64_t kind = sim_below(sim, 5);
     if (kind == 0)
         sim_fs_fail(sim->fs, SIM_FS_WRITE | SIM_FS_SYNC, 1 + sim_below(sim, 10), ERR_IO, false);
     else if (kind == 1)
+        sim_fs_fail(sim->fs, SIM_FS_SYNC, 1 + sim_below(sim, 3), ERR_IO, false);
+    else if (kind == 2)
         sim_fs_set_free(sim->fs, sim_below(sim, 100000));
     else
         sim_fs_set_free(sim->fs, UINT64_MAX);
@@ -137,7 +143,7 @@ static void inject_fault(struct sim *sim)
         sim_trace(sim, "KILL broker"), sim_broker_die(sim, false);
     else if (kind < 80 && sim->sink)
         sim_trace(sim, "KILL sink"), sim_sink_die(sim);
-    else if (kind < 90 && sim->config.power_faults)
+    else if (kind < 88 && sim->config.power_faults)
         power_loss(sim);
     else
         disk_fault(sim);
@@ -186,6 +192,8 @@ static void step(struct sim *sim)
     starve(sim);
     if (!sim->calm && sim_chance(sim, 1, 80))
         inject_fault(sim);
+    if (!sim->calm && sim->step == sim->power_loss_step)
+        power_loss(sim);
     if (sim_chance(sim, 1, 8))
         sim_conn_reset_ghosts(sim, sim->calm);
     uint64_t who = sim_below(sim, 10);
@@ -241,7 +249,7 @@ static void come_to_rest(struct sim *sim)
 
 static struct sim sim_memory;
 
-/* A CHECK of the product, or a signal: a finding like any other. */
+/* A CHECK of the product, or a seed that does not end: a finding like any other. */
 static void on_signal(int number)
 {
     char text[160];
@@ -311,10 +319,12 @@ int main(int argc, char **argv)
             return 2;
     }
     signal(SIGABRT, on_signal);
+    signal(SIGALRM, on_signal);
     logger_set_threshold(trace ? LOGGER_INFO : LOGGER_OFF);
     for (uint64_t i = 0; i < count; i++) {
         if (isatty(STDOUT_FILENO) && i % 10 == 0)
             printf("\rseed %" PRIu64 " of %" PRIu64 " ", i + 1, count), fflush(stdout);
+        alarm(SEED_SECONDS_MAX);
         run(first + i, steps, trace, &messages);
     }
     printf("%s%" PRIu64 " seeds (%" PRIu64 "..%" PRIu64 "), %u messages, nothing found\n%" PRIu64 " passed, 0 failed\n",

@@ -266,6 +266,11 @@ static bool commit_source(struct sim *sim)
     if (least.position.sequence == 0 || log_cursor_compare(&least, &sink->cursor) <= 0)
         return false;
     sink->cursor = least;
+    /* What a sync loses can be read until the power goes. */
+    if (!sim->calm && sim->config.disk_faults && sim->config.power_faults && sim_chance(sim, 1, 4)) {
+        sim_fs_fail(sim->fs, SIM_FS_SYNC, 1, ERR_IO, false);
+        sim->power_loss_step = sim->step + 1 + sim_below(sim, 300);
+    }
     enum err err = source_commit(sink->source, &least, &msg);
     return err ? fail(sim, err, &msg, "the cursor") : true;
 }
