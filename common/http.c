@@ -309,6 +309,31 @@ const char *http_request_query_at(const struct http_request *request, const char
 
 const char *http_request_query(const struct http_request *request, const char *name) { return http_request_query_at(request, name, 0); }
 
+struct unknown_search {
+    const char *const *known;
+    size_t count;
+    const char *found;
+};
+
+static enum MHD_Result on_unknown(void *arg, enum MHD_ValueKind kind, const char *name, const char *value)
+{
+    struct unknown_search *search = arg;
+    (void)kind;
+    (void)value;
+    for (size_t i = 0; i < search->count; i++)
+        if (!strcmp(name, search->known[i]))
+            return MHD_YES;
+    search->found = name;
+    return MHD_NO;
+}
+
+const char *http_request_unknown_query(const struct http_request *request, const char *const *known, size_t count)
+{
+    struct unknown_search search = {known, count, NULL};
+    MHD_get_connection_values(exchange_of(request)->connection, MHD_GET_ARGUMENT_KIND, on_unknown, &search);
+    return search.found;
+}
+
 const char *http_request_header(const struct http_request *request, const char *name)
 {
     return MHD_lookup_connection_value(exchange_of(request)->connection, MHD_HEADER_KIND, name);

@@ -76,6 +76,9 @@ uint16_t http_server_port(const struct http_server *server);
  * The n-th (0-based) of a repeated one by the second form. */
 const char *http_request_query(const struct http_request *request, const char *name);
 const char *http_request_query_at(const struct http_request *request, const char *name, size_t index);
+/* The first argument of the query string that is not among the `count` known names; NULL when there is none. A misspelt argument is better
+ * refused than passed over. */
+const char *http_request_unknown_query(const struct http_request *request, const char *const *known, size_t count);
 /* A header; NULL when absent. */
 const char *http_request_header(const struct http_request *request, const char *name);
 

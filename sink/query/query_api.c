@@ -75,11 +75,29 @@ static bool parse_format(const struct http_request *request, struct http_respons
     return false;
 }
 
+/* A misspelt `from` would otherwise answer with everything. */
+static bool parse_names(const struct http_request *request, struct http_response *response)
+{
+    static const char *const known[] = {"device", "metric", "from", "to", "limit", "format"};
+    const char *unknown = http_request_unknown_query(request, known, sizeof known / sizeof *known);
+    if (unknown) {
+        http_response_error(response, 400, "%.64s: unknown; known are device, metric, from, to, limit and format", unknown);
+        return false;
+    }
+    if (http_request_query_at(request, "device", 1)) {
+        http_response_error(response, 400, "device: given twice");
+        return false;
+    }
+    return true;
+}
+
 static bool parse_query(struct query_api *api, const struct http_request *request, struct http_response *response,
                         struct query_state *state)
 {
     const char *device = http_request_query(request, "device");
     int64_t limit = ROW_LIMIT_DEFAULT;
+    if (!parse_names(request, response))
+        return false;
     if (!device || device[0] == 0) {
         http_response_error(response, 400, "device: missing");
         return false;

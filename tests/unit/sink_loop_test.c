@@ -229,6 +229,11 @@ static void test_publish_is_queryable_and_stays(void **state)
     assert_int_equal(f->status, 400);
     get(f, "/api/v1/query?device=car42&from=-1h&to=-2h");
     assert_int_equal(f->status, 400);
+    get(f, "/api/v1/query?device=car42&form=-1h"); /* a misspelt name is not passed over */
+    assert_int_equal(f->status, 400);
+    assert_true(has(f, "form: unknown"));
+    get(f, "/api/v1/query?device=car42&device=car43");
+    assert_int_equal(f->status, 400);
     assert_int_equal(sink_stop(f), ERR_OK);
     broker_stop(f);
 }
