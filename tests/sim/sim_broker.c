@@ -179,6 +179,11 @@ static bool open_log(struct sim *sim, struct sim_broker *broker)
         .wall_ns = sim->wall,
     };
     sim_fs_set_process(sim->fs, 1);
+    /* A start whose first sync fails, a start, a power loss: what the second accepted must be there. */
+    if (!sim->calm && sim->config.disk_faults && sim->config.power_faults && sim_chance(sim, 1, 4)) {
+        sim_fs_fail(sim->fs, SIM_FS_SYNC, 1, ERR_IO, false);
+        sim->power_loss_step = sim->step + 1 + sim_below(sim, 300);
+    }
     enum err err = log_writer_open(&broker->writer, &options, &recovery, &msg);
     if (!err)
         err = log_writer_ensure_cursor(broker->writer, "sink", &msg);

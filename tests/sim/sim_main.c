@@ -64,9 +64,10 @@ static void draw_config(struct sim *sim, uint32_t steps)
     config->segment_size = 16384u << sim_below(sim, 3);
     config->sink_rest = sim_chance(sim, 1, 3) ? 1500 : 40;
     config->alignment = sim_chance(sim, 1, 4) ? 4096 : 512;
-    /* A large record of each shard at a time leaves room in the log, whatever its blocks are rounded up to. */
+    /* The large records under way together, rounded up to whole blocks, take less than half a segment: one that holds more of the log than
+     * there is waits for ever, since nobody looks at the room for all of it before it is begun. */
     uint32_t block_size = (config->block_body + 160 + config->alignment - 1) / config->alignment * config->alignment;
-    config->padding_max = config->segment_size / config->shard_count / block_size * config->block_body;
+    config->padding_max = config->segment_size / 2 / config->shard_count / block_size * config->block_body;
     if (config->padding_max > SIM_PADDING_MAX)
         config->padding_max = SIM_PADDING_MAX;
     config->steps = steps;

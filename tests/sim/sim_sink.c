@@ -173,7 +173,7 @@ static void check_mark(struct sim *sim, uint32_t index, uint64_t duplicates_befo
     uint64_t wanted = sink->opened[index];
     /* A position is that of the record in hand: whether this one was in the head at the seal, we have noted. */
     uint8_t noted = wanted < SEALED_MAX ? sealed[index][wanted] : SEALED_BOTH;
-    bool is_known = sequence != wanted || (noted && noted != SEALED_BOTH);
+    bool is_known = wanted && (sequence != wanted || (noted && noted != SEALED_BOTH)); /* 0: sealed with the oldest record in hand */
     sink->newest[index] = sequence;
     if (is_known && is_duplicate != (sequence < wanted || (sequence == wanted && noted == SEALED_WITH)))
         sim_found(sim, "record %lu is %s as a duplicate, and partition %u had committed up to %lu", (unsigned long)sequence,
