@@ -333,6 +333,13 @@ static uint64_t limit_u64(int64_t value) { return value == OPTION_UNLIMITED ? UI
 static uint64_t rate_u64(int64_t value) { return value == OPTION_UNLIMITED ? ADMISSION_UNLIMITED : (uint64_t)value; }
 static uint32_t clamp_u32(int64_t value) { return value > UINT32_MAX ? UINT32_MAX : (uint32_t)value; }
 
+/* A record of each shard may be under way at a time; together they take at most half of the log. */
+static uint64_t record_bytes_max(const struct broker_config *config)
+{
+    uint64_t share = (uint64_t)config->log_max_size / 2 / config->shard_count;
+    return share < RECORD_SIZE_MAX ? share : RECORD_SIZE_MAX;
+}
+
 static enum err start_loops(struct broker *broker, struct errmsg *msg)
 {
     const struct broker_config *config = &broker->config;
@@ -350,6 +357,7 @@ static enum err start_loops(struct broker *broker, struct errmsg *msg)
                         .outbox_bytes_max = (uint64_t)config->outbox_limit,
                         .outboxes_bytes_max = (uint64_t)config->outbox_total_limit / config->shard_count,
                         .partial_bytes_max = (uint64_t)config->partial_packet_limit / config->shard_count,
+                        .record_bytes_max = record_bytes_max(config),
                         .connect_timeout_ms = clamp_u32(config->connect_timeout_ns / NS_PER_MS),
                         .session_expiry_max_s = expiry_s == 0 ? UINT32_MAX : clamp_u32(expiry_s),
                         .sessions_max = clamp_u32(config->max_sessions / config->shard_count + 1),

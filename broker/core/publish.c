@@ -256,7 +256,7 @@ static enum telemetry_verdict judge_telemetry(struct shard *shard, struct publis
     }
     size_t size = RECORD_OVERHEAD + in->source.topic.size + in->source.properties.size + in->source.payload.size + in->client_id.size +
                   in->device.size + strlen(in->rule->name);
-    if (size > RECORD_SIZE_MAX) {
+    if (size > shard->config.limits.record_bytes_max) {
         count_telemetry(shard, &stats->telemetry_refused_too_large);
         *reason_out = MQTT_REASON_QUOTA_EXCEEDED;
         *cell_out = &stats->publish_refused_too_large;

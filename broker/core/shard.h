@@ -79,6 +79,7 @@ struct shard_limits {
     uint32_t connect_timeout_ms;
     uint32_t session_expiry_max_s; /* persistent_client_expiration; UINT32_MAX = never */
     uint32_t sessions_max;
+    uint64_t record_bytes_max;       /* of telemetry, 1..RECORD_SIZE_MAX: a record that the log cannot hold would wait for room for ever */
     uint32_t publishes_per_turn_max; /* fairness: of one connection in one turn; the rest waits for the next turn */
     bool queue_qos0_messages;        /* QoS 0 for offline sessions */
     bool allow_zero_length_clientid;

@@ -442,7 +442,8 @@ static const struct option_spec specs[] = {
      .text = "4GiB",
      .min = 16 * MIB,
      .max = 1024 * TIB,
-     .doc = "Bytes of the durable log on disk. When it is full, publishers of durable messages wait until its readers have caught up."},
+     .doc = "Bytes of the durable log on disk. When it is full, publishers of durable messages wait until its readers have caught "
+            "up. Telemetry larger than half of it, divided by the number of shards, is refused."},
     {.name = "log_segment_size",
      .type = OPTION_SIZE,
      .offset = OFF(log_segment_size),

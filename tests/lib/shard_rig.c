@@ -196,6 +196,7 @@ static void fill_options(struct rig_options *options)
     DEFAULT(limits.outbox_bytes_max, 1 << 20);
     DEFAULT(limits.outboxes_bytes_max, 64 << 20);
     DEFAULT(limits.partial_bytes_max, 64 << 20);
+    DEFAULT(limits.record_bytes_max, RECORD_SIZE_MAX);
     DEFAULT(limits.connect_timeout_ms, 10000);
     DEFAULT(limits.session_expiry_max_s, UINT32_MAX);
     DEFAULT(limits.sessions_max, 1000000);

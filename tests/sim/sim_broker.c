@@ -206,6 +206,7 @@ static void set_config(struct sim *sim, struct sim_broker *broker, struct shard_
                    .inflight_max = 5,
                    .outbox_bytes_max = 1 << 20,
                    .outboxes_bytes_max = 1 << 24,
+                   .record_bytes_max = RECORD_SIZE_MAX,
                    .partial_bytes_max = 1 << 20,
                    .connect_timeout_ms = 10000,
                    .session_expiry_max_s = UINT32_MAX,

@@ -1942,6 +1942,24 @@ static void large_record_is_a_group_of_blocks(void **state) /* LOG 6 */
     rig_free(rig);
 }
 
+/* A record that the log could never hold is refused, not begun. */
+static void record_beyond_the_log_is_refused(void **state)
+{
+    struct rig *rig = RIG(.limits = {.record_bytes_max = 2000});
+    struct rig_client *client = v5(rig, "c");
+    char payload[3000];
+    memset(payload, 'x', sizeof payload - 1);
+    payload[sizeof payload - 1] = '\0';
+    rig_publish(client, "t/dev/x", payload, 1, 7);
+    rig_publish(client, "other", payload, 1, 8); /* not telemetry: no record */
+    rig_settle(rig);
+    expect_ack(client, MQTT_PUBACK, 7, MQTT_REASON_QUOTA_EXCEEDED);
+    expect_ack(client, MQTT_PUBACK, 8, MQTT_REASON_NO_MATCHING_SUBSCRIBERS);
+    assert_int_equal(RIG_COUNTER(rig, telemetry_refused_too_large), 1);
+    assert_int_equal(rig_record_count(rig), 0);
+    rig_free(rig);
+}
+
 static void large_record_outlives_its_connection(void **state)
 {
     struct rig *rig = RIG(.block_count = 4, .body_max = 4096);
@@ -2398,6 +2416,7 @@ int main(void)
         TEST(full_log_costs_others_nothing),
         TEST(empty_pool_is_back_pressure),
         TEST(large_record_is_a_group_of_blocks),
+        TEST(record_beyond_the_log_is_refused),
         TEST(large_record_outlives_its_connection),
         TEST(failed_log_acknowledges_nothing),
         TEST(telemetry_rules_decide),
