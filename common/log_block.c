@@ -218,7 +218,7 @@ void log_block_header_encode(uint8_t *at, const struct log_block_header *header)
 static bool log_block_header_possible(const struct log_block_header *header)
 {
     uint16_t group = header->flags & LOG_BLOCK_GROUP;
-    if (header->flags & ~(LOG_BLOCK_LZ4 | LOG_BLOCK_GROUP) || header->shard >= LOG_SHARD_MAX)
+    if (header->flags & ~(LOG_BLOCK_LZ4 | LOG_BLOCK_GROUP | LOG_BLOCK_STATE) || header->shard >= LOG_SHARD_MAX)
         return false;
     if (header->stored_size == 0 || header->raw_size == 0 || header->raw_size > LOG_BLOCK_BODY_MAX ||
         header->stored_size > header->raw_size)

@@ -71,6 +71,7 @@ enum log_block_flag {
     LOG_BLOCK_GROUP_FIRST = 2,
     LOG_BLOCK_GROUP_MIDDLE = 4,
     LOG_BLOCK_GROUP_LAST = 8,
+    LOG_BLOCK_STATE = 16, /* some record of it is for the checkpoint, too (record_is_state) */
     LOG_BLOCK_GROUP = LOG_BLOCK_GROUP_FIRST | LOG_BLOCK_GROUP_MIDDLE | LOG_BLOCK_GROUP_LAST,
 };
 

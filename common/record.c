@@ -32,6 +32,8 @@ enum tag {
     TAG_SHARED_GROUPS = TAG_BYTES | 7,
     TAG_CORRELATION = TAG_BYTES | 8,
     TAG_PAYLOAD = TAG_BYTES | 9, /* the last */
+    TAG_POSITIONS = TAG_BYTES | 10,
+    TAG_USER_NAME = TAG_BYTES | 11,
 };
 
 static inline size_t varint_size(uint64_t value)
@@ -68,6 +70,14 @@ static inline uint64_t flags_of(const struct record *rec)
     return (uint64_t)(rec->qos & 3u) | (rec->retain ? 4u : 0u) | (rec->dup ? 8u : 0u);
 }
 
+bool record_is_state(const struct record *rec)
+{
+    if (rec->type != RECORD_PUBLISH)
+        return rec->type != RECORD_PARTITIONS && rec->type != RECORD_DEVICE;
+    return rec->recipients.size > 0 || rec->shared_groups.size > 0 || rec->retained_number != 0 || rec->packet_id != 0 ||
+           rec->will_session != 0;
+}
+
 size_t record_head_size(const struct record *rec)
 {
     size_t size = RECORD_SIZE_MIN;
@@ -92,6 +102,8 @@ size_t record_head_size(const struct record *rec)
     size += bytes_size(rec->device);
     size += bytes_size(rec->recipients);
     size += bytes_size(rec->shared_groups);
+    size += bytes_size(rec->positions);
+    size += bytes_size(rec->user_name);
     size += rec->has_correlation ? 2 + RECORD_CORRELATION_SIZE : 0;
     size += rec->payload.size ? 1 + varint_size(rec->payload.size) : 0;
     return size;
@@ -125,6 +137,8 @@ size_t record_encode_head(uint8_t *at, const struct record *rec)
     at = put_bytes(at, TAG_DEVICE, rec->device);
     at = put_bytes(at, TAG_RECIPIENTS, rec->recipients);
     at = put_bytes(at, TAG_SHARED_GROUPS, rec->shared_groups);
+    at = put_bytes(at, TAG_POSITIONS, rec->positions);
+    at = put_bytes(at, TAG_USER_NAME, rec->user_name);
     if (rec->has_correlation)
         at = put_bytes(at, TAG_CORRELATION, span_of(rec->correlation, RECORD_CORRELATION_SIZE));
     if (rec->payload.size) {
@@ -234,6 +248,12 @@ static enum err decode_bytes(struct record *rec, uint8_t tag, struct span bytes)
         return ERR_OK;
     case TAG_PAYLOAD:
         rec->payload = bytes;
+        return ERR_OK;
+    case TAG_POSITIONS:
+        rec->positions = bytes;
+        return ERR_OK;
+    case TAG_USER_NAME:
+        rec->user_name = bytes;
         return ERR_OK;
     default:
         return tag & TAG_MUST_UNDERSTAND ? ERR_VERSION : ERR_OK;

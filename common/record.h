@@ -25,25 +25,34 @@
 #define RECORD_CORRELATION_TEXT_SIZE (2 * RECORD_CORRELATION_SIZE + 1)
 
 /* What a record says. A reader passes over a type that it does not know when the number is below 128, and stops with ERR_VERSION from 128
- * on. Only PUBLISH and PARTITIONS are written so far; the other numbers are taken. */
+ * on. `session` is always the number of the session that the record is about, `subject_sequence` a message's own sequence. */
 enum record_type {
     RECORD_PUBLISH = 1,        /* a message and all it causes */
     RECORD_PARTITIONS = 2,     /* from here on the rule's telemetry is spread over partition_count partitions */
-    RECORD_SESSION = 3,        /* a session was created, resumed or changed: session, client_id, expiry */
-    RECORD_SESSION_DELETE = 4, /* session */
-    RECORD_SUBSCRIPTION = 5,   /* session, topic (the filter), options, subscription identifier in packet_id */
-    RECORD_UNSUBSCRIBE = 6,    /* session, topic (the filter) */
-    RECORD_WILL = 7,           /* session, topic, payload, properties, flags, expiry */
-    RECORD_WILL_DELETE = 8,    /* session */
-    RECORD_ACK = 9,            /* session has acknowledged the message of subject_epoch, subject_sequence */
-    RECORD_DROP = 10,          /* session's message was dropped, reason in options */
-    RECORD_SENT = 11,          /* outgoing QoS 2: session, subject, packet_id */
-    RECORD_RECEIVED = 12,      /* PUBREC of an outgoing QoS 2: session, packet_id */
-    RECORD_RELEASED = 13,      /* PUBREL of an incoming QoS 2: session, packet_id */
-    RECORD_BEGUN = 14,         /* a shared group's message belongs to a member from here on: session, shared_groups, subject */
-    RECORD_DEVICE = 15,        /* device registry: device, session */
+    RECORD_SESSION = 3,        /* a session was created, resumed or disconnected: client_id, received_ns = when, options as below */
+    RECORD_SESSION_DELETE = 4, /* it has ended; what it wanted that is in no run was named by DROP before */
+    RECORD_SUBSCRIPTION = 5,   /* topic = the filter, options: bits 0-7 as in SUBSCRIBE's options byte, 8-35 subscription identifier */
+    RECORD_UNSUBSCRIBE = 6,    /* topic = the filter */
+    RECORD_WILL = 7,        /* topic, payload, properties, client_id, user_name, qos, retain, expiry_ns = interval (not deadline), options:
+                               bits 0-31 delay in s, bit 32 has an expiry interval */
+    RECORD_WILL_DELETE = 8, /* it will not be published */
+    RECORD_ACK = 9,         /* the session is done with subject_sequence; with packet_id: an outgoing QoS 2 is complete */
+    RECORD_DROP = 10,       /* the session will not get the messages `positions`, reason in options (the metric's number) */
+    RECORD_SENT = 11,       /* outgoing QoS 2: subject_sequence goes under packet_id */
+    RECORD_RECEIVED = 12,   /* PUBREC of an outgoing QoS 2: packet_id, subject_sequence; the body is no longer wanted */
+    RECORD_RELEASED = 13,   /* PUBREL of an incoming QoS 2: packet_id */
+    RECORD_BEGUN = 14,      /* a shared group's message belongs to a member from here on: session, shared_groups, subject */
+    RECORD_DEVICE = 15,     /* device registry: device, session */
     RECORD_TYPE_MUST_UNDERSTAND = 128,
 };
+
+/* options of RECORD_SESSION. */
+#define RECORD_SESSION_EXPIRY_MASK UINT64_C(0xffffffff) /* session expiry interval in s */
+#define RECORD_SESSION_CONNECTED (UINT64_C(1) << 32)    /* it has a connection; otherwise it is away since received_ns */
+#define RECORD_SESSION_PROTOCOL_SHIFT 40                /* 8 bits: 3, 4 or 5 */
+/* options of RECORD_WILL. */
+#define RECORD_WILL_DELAY_MASK UINT64_C(0xffffffff)
+#define RECORD_WILL_HAS_EXPIRY (UINT64_C(1) << 32)
 
 /* How the payload of telemetry is to be read; from the rule. */
 enum record_codec {
@@ -104,7 +113,12 @@ struct record {
     uint32_t subject_epoch;
     uint64_t subject_sequence;
     uint64_t options;
+    struct span positions; /* DROP: sequences of messages, common/position_list.h */
+    struct span user_name; /* WILL: of the client, for the rules that take the device from it */
 };
+
+/* Whether the checkpoint has to see the record (DESIGN: one log, one checkpoint); telemetry that nobody else wants is passed over. */
+bool record_is_state(const struct record *rec);
 
 /* Bytes of the encoded record, RECORD_SIZE_MIN..; compare with RECORD_SIZE_MAX before logging. */
 size_t record_size(const struct record *rec);

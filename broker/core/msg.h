@@ -19,16 +19,18 @@
 
 struct msg {
     _Atomic uint32_t refs;
-    uint32_t topic_size;      /* bytes, 1..65535 */
-    uint32_t properties_size; /* bytes of forwardable properties */
-    uint32_t payload_size;    /* bytes */
-    uint8_t qos;              /* as published, 0..2 */
-    bool retain;              /* RETAIN of the PUBLISH */
-    uint16_t flags;           /* room */
-    uint64_t publisher;       /* session number of the publisher, for No Local; 0 = the broker itself */
-    uint64_t retained_number; /* of a retained PUBLISH, process-wide order; 0 otherwise */
-    int64_t receive_wall_ns;  /* when it was accepted; strictly increasing in one shard */
-    int64_t expiry_wall_ns;   /* absolute, MSG_NO_EXPIRY when it does not expire [MQTT-3.3.2-5] */
+    uint32_t topic_size;       /* bytes, 1..65535 */
+    uint32_t properties_size;  /* bytes of forwardable properties */
+    uint32_t payload_size;     /* bytes */
+    uint8_t qos;               /* as published, 0..2 */
+    bool retain;               /* RETAIN of the PUBLISH */
+    uint16_t flags;            /* room */
+    uint64_t publisher;        /* session number of the publisher, for No Local; 0 = the broker itself */
+    uint64_t retained_number;  /* of a retained PUBLISH, process-wide order; 0 otherwise */
+    _Atomic uint64_t sequence; /* of its record in the log: its name in the checkpoint. 0 until the record is durable (or when there is
+                                  none); set once, by the publisher's shard, before a persistent session is given the message */
+    int64_t receive_wall_ns;   /* when it was accepted; strictly increasing in one shard */
+    int64_t expiry_wall_ns;    /* absolute, MSG_NO_EXPIRY when it does not expire [MQTT-3.3.2-5] */
     uint8_t correlation_id[16];
     uint8_t bytes[];
 };

@@ -17,6 +17,8 @@ struct log_block;
 struct msg;
 struct route_request;
 struct store_page;
+struct store_read;
+struct store_run;
 
 /* Actor addresses: 0..shard_count-1 are shards. */
 typedef uint16_t actor_id;
@@ -24,28 +26,36 @@ typedef uint16_t actor_id;
 #define ACTOR_ROUTE 64
 #define ACTOR_LOG 65
 #define ACTOR_STORE 66
-#define ACTOR_COUNT 67
+#define ACTOR_READER 67 /* reads the checkpoint */
+#define ACTOR_COUNT 68
 
 enum op_type {
     OP_NONE,
-    OP_DELIVER,        /* publisher's shard -> session's home: a message and its recipients there                 */
-    OP_ROUTE_REQUEST,  /* shard -> route: SUBSCRIBE, UNSUBSCRIBE, or all subscriptions of a session away          */
-    OP_ROUTE_REPLY,    /* route -> shard: reason codes; the tree holds them now                                    */
-    OP_ROUTE_RETAIN,   /* publisher's shard -> route: set or clear a retained value                               */
-    OP_ROUTE_RETAINED, /* route -> publisher's shard: the value of that number is in (or superseded)              */
-    OP_RETAINED_VALUE, /* route -> session's home: one retained message for filter `count` of the request        */
-    OP_RETAINED_END,   /* route -> session's home: no more for this request                                       */
-    OP_ROUTE_ASK,      /* route -> shard: answer behind everything you have sent; `count` is the round                   */
-    OP_ROUTE_PASS,     /* shard -> route: the answer: no OP_ROUTE_RETAIN with a number below `retain.hold` comes any more   */
-    OP_RETAINED_MORE,  /* session's home -> route: `count` more values of a request may come                        */
-    OP_LOG_BLOCK,      /* shard -> log: a sealed block, taken; comes back by OP_LOG_DURABLE                        */
-    OP_LOG_DURABLE,    /* log -> shard: own blocks up to `durable_blocks` are durable; `blocks` returned           */
-    OP_LOG_FAILED,     /* log -> shard: the log is failed for good; nothing is acknowledged from here on           */
-    OP_LOG_ROOM,       /* log -> shard: the log takes PUBLISH records / does not                                  */
-    OP_STORE_PUT,      /* session's home -> store: append one message to a session's stored queue                 */
-    OP_STORE_LOAD,     /* session's home -> store: give the oldest n of a session's stored queue                  */
-    OP_STORE_LOADED,   /* store -> session's home: those messages, removed from the stored queue                  */
-    OP_STORE_FORGET,   /* session's home -> store: the session has ended, drop its queue                          */
+    OP_DELIVER,          /* publisher's shard -> session's home: a message and its recipients there                 */
+    OP_ROUTE_REQUEST,    /* shard -> route: SUBSCRIBE, UNSUBSCRIBE, or all subscriptions of a session away          */
+    OP_ROUTE_REPLY,      /* route -> shard: reason codes; the tree holds them now                                    */
+    OP_ROUTE_RETAIN,     /* publisher's shard -> route: set or clear a retained value                               */
+    OP_ROUTE_RETAINED,   /* route -> publisher's shard: the value of that number is in (or superseded)              */
+    OP_RETAINED_VALUE,   /* route -> session's home: one retained message for filter `count` of the request        */
+    OP_RETAINED_END,     /* route -> session's home: no more for this request                                       */
+    OP_ROUTE_ASK,        /* route -> shard: answer behind everything you have sent; `count` is the round                   */
+    OP_ROUTE_PASS,       /* shard -> route: the answer: no OP_ROUTE_RETAIN with a number below `retain.hold` comes any more   */
+    OP_RETAINED_MORE,    /* session's home -> route: `count` more values of a request may come                        */
+    OP_LOG_BLOCK,        /* shard -> log: a sealed block, taken; comes back by OP_LOG_DURABLE                        */
+    OP_LOG_DURABLE,      /* log -> shard: own blocks up to `durable_blocks` are durable; `blocks` returned           */
+    OP_LOG_FAILED,       /* log -> shard: the log is failed for good; nothing is acknowledged from here on           */
+    OP_LOG_ROOM,         /* log -> shard: the log takes PUBLISH records / does not                                  */
+    OP_STORE_PUT,        /* session's home -> store: append one message to a session's stored queue                 */
+    OP_STORE_LOAD,       /* session's home -> store: give the oldest n of a session's stored queue                  */
+    OP_STORE_LOADED,     /* store -> session's home: those messages, removed from the stored queue                  */
+    OP_STORE_FORGET,     /* session's home -> store: the session has ended, drop its queue                          */
+    OP_STORE_CHECKPOINT, /* store -> shards and route: everything below `checkpoint.sequence` can be read from the store           */
+    OP_STORE_ROOM,       /* store -> shards: the checkpoint keeps up (`flag`) / PUBLISHes that need it must wait    */
+    OP_STORE_RUN,        /* session's home -> store: these positions stand in a run from now on                     */
+    OP_STORE_RUN_DROP,   /* session's home -> store: the run that begins at `run.first` is consumed                 */
+    OP_STORE_PASSED,     /* shard -> store: retained numbers below `passed.number` are in own blocks up to `passed.block` */
+    OP_STORE_READ,       /* session's home or route -> reader: find these messages                                  */
+    OP_STORE_READ_DONE,  /* reader -> who asked: the same block, filled                                             */
 };
 
 /* A session as others know it: for memory only, checked at its home; stale when the generation differs. */
@@ -53,6 +63,13 @@ struct session_ref {
     uint32_t slot;
     uint32_t generation;
     actor_id shard;
+};
+
+/* Positions that leave their home's memory: ascending, all below the checkpoint. */
+#define STORE_RUN_MAX 32
+struct store_run {
+    uint32_t count;
+    uint64_t sequences[STORE_RUN_MAX];
 };
 
 struct op {
@@ -85,6 +102,19 @@ struct op {
             uint32_t meta;           /* OP_STORE_PUT: delivery options packed by session/queue.h, opaque to the store */
             uint32_t slot;           /* OP_STORE_LOAD(ED): where to find the session again */
         } store;
+        struct {
+            uint64_t sequence; /* exclusive */
+        } checkpoint;          /* OP_STORE_CHECKPOINT; OP_STORE_ROOM uses `flag` alone */
+        struct {
+            uint64_t session_number;
+            struct store_run *run; /* OP_STORE_RUN: taken */
+            uint64_t first;        /* OP_STORE_RUN_DROP */
+        } run;
+        struct {
+            uint64_t number;     /* retained */
+            uint64_t block;      /* the shard's own count */
+        } passed;                /* OP_STORE_PASSED */
+        struct store_read *read; /* OP_STORE_READ: taken, OP_STORE_READ_DONE: given back */
     };
 };
 

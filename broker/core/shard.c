@@ -262,6 +262,13 @@ void shard_on_op(struct shard *shard, const struct op *op)
     case OP_STORE_PUT:
     case OP_STORE_LOAD:
     case OP_STORE_FORGET:
+    case OP_STORE_CHECKPOINT:
+    case OP_STORE_ROOM:
+    case OP_STORE_RUN:
+    case OP_STORE_RUN_DROP:
+    case OP_STORE_PASSED:
+    case OP_STORE_READ:
+    case OP_STORE_READ_DONE:
         break;
     }
     UNREACHABLE();

@@ -305,6 +305,13 @@ static void drop_op(struct rig *rig, actor_id to, const struct op *op)
     case OP_LOG_ROOM:
     case OP_STORE_LOAD:
     case OP_STORE_FORGET:
+    case OP_STORE_CHECKPOINT:
+    case OP_STORE_ROOM:
+    case OP_STORE_RUN:
+    case OP_STORE_RUN_DROP:
+    case OP_STORE_PASSED:
+    case OP_STORE_READ:
+    case OP_STORE_READ_DONE:
         break;
     }
 }

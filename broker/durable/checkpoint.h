@@ -1,0 +1,138 @@
+/* The checkpoint: what the log has caused so far, in a database, together with the position up to which that is true.
+ *
+ * Durable records are applied in log order to a *delta* in memory; checkpoint_commit() writes the delta and the position in one
+ * transaction. So after a crash the database is exactly what the log says up to some position, and replay from there gives the rest. What
+ * comes and goes within one delta (a message that all its recipients acknowledged, a QoS 2 identifier opened and released) never reaches
+ * the database.
+ *
+ * A message is named by its sequence in the log. Its body is stored once, under the sequence; those who still want it stand in chunks
+ * beside it; with the last of them (and no retained value) the body goes. Start-up reads the chunks, never the bodies.
+ *
+ *   PUBLISH        recipients -> a message with outstanding sessions; retained number -> retained value of its topic (the greater number
+ *                  wins, LOG 12); qos 2 and packet id -> an open inbound identifier of the publisher's session, if that is stored;
+ *                  will_session -> that session's will is gone
+ *   SESSION        created, resumed or disconnected: the newest says all; a resumed one has no will until WILL says so
+ *   SESSION_DELETE the session, its runs and all it still wanted (the home named what is in no run by DROP before)
+ *   SUBSCRIPTION, UNSUBSCRIBE, WILL, WILL_DELETE, RELEASED      change the session
+ *   SENT, RECEIVED outgoing QoS 2: (sequence, packet id); RECEIVED also ends the want of the body
+ *   ACK, DROP      end what the session wants of one or more messages; ACK with packet id ends an outgoing QoS 2
+ * A record that names a session or message that is not there changes nothing: it came before the position, or the session is deleted.
+ *
+ * Runs of positions (LOG 17) are no log records: homes hand them over when their list in memory gets long, and they only repeat what the
+ * chunks say. A run that is lost in a crash is made again at start.
+ *
+ * Owner: the store thread. Memory: the delta, see checkpoint_delta_bytes(). Pure over kv.h. */
+#ifndef TIDEGATE_BROKER_DURABLE_CHECKPOINT_H
+#define TIDEGATE_BROKER_DURABLE_CHECKPOINT_H
+
+#include "broker/durable/kv.h"
+#include "common/log_cursor.h"
+#include "common/metrics.h"
+#include "common/record.h"
+
+#define CHECKPOINT_FORMAT 1
+#define CHECKPOINT_CHUNK 256 /* sessions of a message under one key: an acknowledgement rewrites at most so many */
+#define CHECKPOINT_RUN 32    /* positions of a run */
+
+struct checkpoint;
+
+/* What the database says of itself. */
+struct checkpoint_state {
+    uint64_t broker_id;             /* 0: nothing was ever committed */
+    struct log_cursor_value cursor; /* applied up to here, exclusive; reopen is where replay begins to read */
+    uint64_t retained_number_max;   /* greatest applied */
+    uint64_t session_count, retained_count;
+};
+
+/* Cells: the store thread. */
+struct checkpoint_stats {
+    struct counter applied, applied_puts, applied_acks, commits, commit_retries, written_bytes;
+    struct counter never_written;   /* messages that all recipients acknowledged within one delta */
+    struct counter dropped_deleted; /* wants of sessions that are gone */
+    struct counter corrupt;         /* values whose checksum was wrong: left out */
+    struct queue_stats delta;       /* messages and bytes that wait for the next commit */
+};
+
+/* kv is borrowed for life. Returns 0, ERR_VERSION (written by a newer broker), ERR_CORRUPT, ERR_NOMEM, ERR_IO. A new database gets its
+ * format and random seed of topic hashes with the first commit; `random` is that seed. */
+enum err checkpoint_open(struct checkpoint **checkpoint_out, struct kv *kv, uint64_t random, struct errmsg *msg) must_check;
+void checkpoint_free(struct checkpoint *checkpoint); /* drops the delta; NULL is fine */
+
+struct checkpoint_state checkpoint_state(const struct checkpoint *checkpoint);
+
+/* Apply one record to the delta; `sequence` is its own. Records come in ascending order of sequence; one below the position is ignored.
+ * rec borrowed until return. Returns 0, ERR_CORRUPT (a record that no broker writes: counted, changes nothing), ERR_NOMEM, ERR_IO. */
+enum err checkpoint_apply(struct checkpoint *checkpoint, const struct record *rec, uint64_t sequence) must_check;
+
+/* From homes: positions (ascending, 1..CHECKPOINT_RUN, all below the position committed) that stand in a run from now on; and a run that is
+ * consumed. Go with the next commit. */
+enum err checkpoint_put_run(struct checkpoint *checkpoint, uint64_t session, const uint64_t *sequences, uint32_t count) must_check;
+enum err checkpoint_drop_run(struct checkpoint *checkpoint, uint64_t session, uint64_t first_sequence) must_check;
+
+/* Removals of retained values with a number below this need not be remembered any more: no older number can come in the log. */
+void checkpoint_forget_removals(struct checkpoint *checkpoint, uint64_t retained_number);
+
+/* Write the delta and the position. broker_id: of the log. On ERR_NOSPACE the delta is kept: call again. Returns 0, ERR_NOSPACE, ERR_NOMEM,
+ * ERR_IO (final). */
+enum err checkpoint_commit(struct checkpoint *checkpoint, const struct log_cursor_value *cursor, struct errmsg *msg) must_check;
+
+size_t checkpoint_delta_bytes(const struct checkpoint *checkpoint);
+struct checkpoint_stats *checkpoint_get_stats(struct checkpoint *checkpoint);
+
+/* --- reading; from any read transaction ------------------------------------------------------------------------------------------- */
+
+/* One message as a session wants it. */
+struct checkpoint_want {
+    uint8_t qos, options; /* struct record_recipient */
+    struct span ids;      /* subscription identifiers, borrowed from the transaction */
+};
+
+/* Whether `session` still wants the message. Returns 0, ERR_NOTFOUND, ERR_CORRUPT, ERR_IO. */
+enum err checkpoint_find_want(struct kv_txn *txn, struct checkpoint_want *want_out, uint64_t session, uint64_t sequence) must_check;
+/* The body as a record (type PUBLISH, spans borrowed from the transaction). Returns 0, ERR_NOTFOUND, ERR_CORRUPT, ERR_IO. */
+enum err checkpoint_find_body(struct kv_txn *txn, struct record *rec_out, uint64_t sequence) must_check;
+/* The first run of a session at or after `from`: up to CHECKPOINT_RUN positions. Returns 0, ERR_NOTFOUND, ERR_CORRUPT, ERR_IO. */
+enum err checkpoint_find_run(struct kv_txn *txn, uint64_t sequences_out[CHECKPOINT_RUN], uint32_t *count_out, uint64_t session,
+                             uint64_t from) must_check;
+
+/* --- start ------------------------------------------------------------------------------------------------------------------------- */
+
+/* One session as it stood. Spans borrowed during the call. */
+struct checkpoint_session {
+    uint64_t number;
+    struct span client_id;
+    uint32_t expiry_interval_s;
+    bool was_connected;          /* at the position */
+    int64_t since_wall_ns;       /* of its connection or its end */
+    uint8_t protocol;            /* of its last connection: 3, 4, 5 */
+    struct span subscriptions;   /* records SUBSCRIPTION one after the other */
+    struct span will;            /* one record WILL, or empty */
+    const uint16_t *inbound_ids; /* QoS 2 PUBLISHes not released */
+    uint32_t inbound_count;
+    const struct checkpoint_sent { /* outgoing QoS 2, in the order of sending */
+        uint64_t sequence;
+        uint16_t packet_id;
+        bool is_received; /* PUBREC came */
+    } * sent;
+    uint32_t sent_count;
+};
+
+/* Callbacks of checkpoint_load(), in this order of phases: all sessions, runs, wants, retained. An error ends the load and is returned. */
+struct checkpoint_loader {
+    enum err (*on_session)(void *arg, const struct checkpoint_session *session);
+    /* The newest position that stands in a run of the session: wants at or below it are on disk, above it the home holds them. */
+    enum err (*on_runs)(void *arg, uint64_t session, uint64_t last_sequence);
+    /* The session wants this message; ascending by sequence. cost: bytes it counts for. ERR_NOTFOUND: there is no such session any more
+     * (the loader removes the want). */
+    enum err (*on_want)(void *arg, uint64_t session, uint64_t sequence, const struct checkpoint_want *want, uint32_t cost);
+    enum err (*on_retained)(void *arg, struct span topic, uint64_t retained_number, uint64_t sequence, uint32_t cost,
+                            int64_t expiry_wall_ns);
+    /* A damaged value was left out. */
+    void (*on_corrupt)(void *arg, enum kv_tree tree, struct span key);
+    void *arg;
+};
+
+/* Read everything, once, before anything is applied in this run (but after replay was committed). Cleans up what belongs to nobody. */
+enum err checkpoint_load(struct checkpoint *checkpoint, const struct checkpoint_loader *loader, struct errmsg *msg) must_check;
+
+#endif
