@@ -22,6 +22,7 @@
 #include "broker/ops/admin_api.h"
 #include "broker/ops/broker_options.h"
 #include "broker/route/topic_tree.h"
+#include "broker/session/session.h"
 #include "common/check.h"
 #include "common/data_dir.h"
 #include "common/log_writer.h"
@@ -272,6 +273,9 @@ static enum err start_data(struct broker *broker, struct errmsg *msg)
     LOG_NOTICE("log open", LOG_TEXT("dir", dir), LOG_U64("records", recovery.record_count), LOG_U64("torn_bytes", recovery.torn_bytes),
                LOG_HEX("broker_id", log_writer_broker_id(broker->writer)), LOG_U64("epoch", log_writer_epoch(broker->writer)),
                LOG_DURATION("took", clock_mono() - begun));
+    if (log_writer_epoch(broker->writer) > SESSION_NUMBER_EPOCH_MAX) /* numbers of sessions would come twice */
+        return err_set(msg, ERR_TOOLARGE, "%s: epoch %u: a log is good for %u starts; begin a new one", dir,
+                       log_writer_epoch(broker->writer), SESSION_NUMBER_EPOCH_MAX);
     if (broker->rules.count > 0)
         err = log_writer_ensure_cursor(broker->writer, "sink", msg);
     for (size_t i = 0; err == ERR_OK && i < config->log_cursors.count; i++)
@@ -371,6 +375,7 @@ static enum err start_loops(struct broker *broker, struct errmsg *msg)
                 .listener_count = (uint16_t)config->listeners.count,
                 .rules = broker->rules.count > 0 ? &broker->rules : NULL,
                 .retained_counter = &broker->retained_counter,
+                .epoch = broker->writer ? log_writer_epoch(broker->writer) : 0,
                 .persistence = config->persistence,
             },
         .tree = broker->tree,

@@ -45,7 +45,7 @@ static void check_tree(const struct lines *filters, const struct lines *topics)
     struct match_list list;
     match_list_init(&list);
     for (size_t i = 0; i < filters->count; i++) {
-        struct subscriber sub = {.slot = (uint32_t)i};
+        struct subscriber sub = {.number = i};
         bool was_there;
         CHECK(topic_tree_add(tree, &was_there, filters->texts[i], &sub) == ERR_OK);
         CHECK(!was_there);
@@ -54,8 +54,8 @@ static void check_tree(const struct lines *filters, const struct lines *topics)
         CHECK(topic_tree_match(tree, NULL, topics->texts[i], &list) == ERR_OK);
         uint32_t found = 0, expected = 0;
         for (size_t j = 0; j < list.count; j++) {
-            CHECK((found & 1u << list.matches[j].slot) == 0); /* once each */
-            found |= 1u << list.matches[j].slot;
+            CHECK((found & 1u << list.matches[j].number) == 0); /* once each */
+            found |= 1u << list.matches[j].number;
         }
         for (size_t j = 0; j < filters->count; j++)
             expected |= (uint32_t)topic_matches_filter(filters->texts[j], topics->texts[i]) << j;
@@ -63,7 +63,7 @@ static void check_tree(const struct lines *filters, const struct lines *topics)
         CHECK(topic_tree_any(tree, NULL, topics->texts[i], &list) == (expected != 0));
     }
     for (size_t i = 0; i < filters->count; i++)
-        CHECK(topic_tree_remove(tree, filters->texts[i], 0, (uint32_t)i, 0));
+        CHECK(topic_tree_remove(tree, filters->texts[i], i));
     struct topic_tree_stats stats;
     topic_tree_get_stats(tree, &stats);
     CHECK(stats.nodes == 0);

@@ -108,8 +108,7 @@ static void count_outbox(struct shard *shard, struct client *client)
 void client_free(struct shard *shard, struct client *client)
 {
     timer_wheel_remove(&shard->client_timers, &client->timer);
-    if (list_node_is_linked(&client->work))
-        list_remove(&client->work);
+    list_remove(&client->work);
     if (list_node_is_linked(&client->dirty))
         list_remove(&client->dirty);
     outbox_clear(&client->outbox, &shard->outboxes);
@@ -305,16 +304,22 @@ void client_on_writable(struct shard *shard, struct client *client)
 
 /* --- blocking ----------------------------------------------------------------------------------------------------------------------- */
 
+static void move_to(struct list_node *list, struct client *client)
+{
+    list_remove(&client->work);
+    list_push_back(list, &client->work);
+}
+
 void client_set_block(struct shard *shard, struct client *client, enum client_block cause)
 {
     CHECK(client->block == BLOCK_NONE);
     CHECK(cause != BLOCK_NONE);
     client->block = (uint8_t)cause;
     if (cause == BLOCK_FAIR) {
-        list_push_back(&shard->ready, &client->work);
+        move_to(&shard->ready, client);
         shard->is_work_left = true;
     } else if (cause == BLOCK_ROOM) {
-        list_push_back(&shard->blocked, &client->work);
+        move_to(&shard->blocked, client);
     }
 }
 
@@ -322,8 +327,6 @@ void client_wake(struct shard *shard, struct client *client)
 {
     if (client->block == BLOCK_NONE || client->block == BLOCK_FAIR)
         return;
-    if (list_node_is_linked(&client->work))
-        list_remove(&client->work);
     client->block = BLOCK_NONE;
     client_set_block(shard, client, BLOCK_FAIR);
 }
@@ -331,12 +334,12 @@ void client_wake(struct shard *shard, struct client *client)
 struct client_ref client_ref_of(const struct client *client)
 {
     const struct session *sess = client->session;
-    return (struct client_ref){.slot = sess->slot, .generation = sess->generation, .connection = sess->connection};
+    return (struct client_ref){.number = sess->number, .connection = sess->connection};
 }
 
 struct client *client_find(const struct shard *shard, const struct client_ref *ref)
 {
-    struct session *sess = session_table_find_slot(&shard->sessions, ref->slot, ref->generation);
+    struct session *sess = session_table_find_number(&shard->sessions, ref->number);
     return sess && sess->connection == ref->connection ? sess->client : NULL;
 }
 
@@ -411,6 +414,12 @@ static struct session *take_over(struct shard *shard, const struct packet_connec
         sess = NULL;
     }
     return sess;
+}
+
+static uint64_t next_number(struct shard *shard)
+{
+    shard->session_counter += shard->session_counter ? shard->config.shard_count : shard->config.index + 1u;
+    return session_number_of(shard->config.epoch, shard->session_counter);
 }
 
 static uint32_t expiry_in_force(const struct shard *shard, uint32_t asked_s)
@@ -491,8 +500,7 @@ static bool attach(struct shard *shard, struct client *client, struct session *s
 {
     struct session_rare *rare = connect->has_will ? session_rare_get(sess) : NULL;
     if (connect->has_will) {
-        struct will *will =
-            rare ? will_new(connect, session_client_id(sess), session_number_of(shard->config.index, sess->slot, sess->generation)) : NULL;
+        struct will *will = rare ? will_new(connect, session_client_id(sess), sess->number) : NULL;
         if (!will)
             return false;
         rare->will = will;
@@ -503,7 +511,7 @@ static bool attach(struct shard *shard, struct client *client, struct session *s
     sess->client = client;
     client->session = sess;
     client->state = CLIENT_CONNECTED;
-    list_remove(&client->work);
+    move_to(&shard->idle, client);
     inflight_restart(&sess->inflight);
     if (sess->rare)
         inbound_ids_uncount(&sess->rare->inbound);
@@ -541,7 +549,7 @@ static enum client_step on_connect(struct shard *shard, struct client *client, c
     if (sess)
         forget_will(shard, sess);
     else
-        sess = session_table_add(&shard->sessions, client_id);
+        sess = session_table_add(&shard->sessions, client_id, next_number(shard));
     if (sess && !is_resumed)
         gauge_add(&shard->stats.sessions, 1);
     if (!sess || !keep_user_name(shard, client, connect) || !attach(shard, client, sess, connect)) {
@@ -805,8 +813,7 @@ void client_resume(struct shard *shard, struct client *client)
 {
     CHECK(client->block != BLOCK_NONE);
     client->block = BLOCK_NONE;
-    if (list_node_is_linked(&client->work))
-        list_remove(&client->work);
+    move_to(&shard->idle, client);
     handle_partial(shard, client);
 }
 

@@ -52,7 +52,7 @@ struct client {
     struct outbox outbox;    /* */
     struct timer_node timer; /* connect timeout, keep-alive */
     struct list_node dirty;  /* in shard.dirty */
-    struct list_node work;   /* in shard.connecting, .ready or .blocked */
+    struct list_node work;   /* in shard.connecting, .idle, .ready or .blocked: always in one */
     struct client_partial *partial;
     struct client_extra *extra; /* NULL = none */
     uint32_t packet_size_max;   /* the client's Maximum Packet Size; UINT32_MAX = none */

@@ -84,7 +84,7 @@ static bool batch_add(struct shard *shard, struct msg *msg, const struct recipie
 
 static void deliver_home(struct shard *shard, struct msg *msg, const struct recipient *recipient)
 {
-    struct session *sess = session_table_find_slot(&shard->sessions, recipient->slot, recipient->generation);
+    struct session *sess = session_table_find_number(&shard->sessions, recipient->number);
     if (!sess) {
         counter_inc(&shard->stats.dropped_session_gone);
         return;
@@ -257,10 +257,7 @@ static void enqueue(struct shard *shard, struct session *sess, struct msg *msg, 
         shard_post(shard, ACTOR_STORE,
                    &(struct op){.type = OP_STORE_PUT,
                                 .from = shard->config.index,
-                                .store = {.session_number = session_number_of(shard->config.index, sess->slot, sess->generation),
-                                          .msg = msg_ref(msg),
-                                          .meta = meta,
-                                          .slot = sess->slot}});
+                                .store = {.session_number = sess->number, .msg = msg_ref(msg), .meta = meta}});
         break;
     case QUEUE_RESIDENT:
         break;
@@ -338,11 +335,7 @@ static void ask_for_more(struct shard *shard, struct session *sess)
         return;
     sess->queue.is_loading = true;
     shard_post(shard, ACTOR_STORE,
-               &(struct op){
-                   .type = OP_STORE_LOAD,
-                   .from = shard->config.index,
-                   .count = count,
-                   .store = {.session_number = session_number_of(shard->config.index, sess->slot, sess->generation), .slot = sess->slot}});
+               &(struct op){.type = OP_STORE_LOAD, .from = shard->config.index, .count = count, .store = {.session_number = sess->number}});
 }
 
 void deliver_pump(struct shard *shard, struct client *client)
@@ -373,8 +366,8 @@ void deliver_pump(struct shard *shard, struct client *client)
 void deliver_on_loaded(struct shard *shard, const struct op *op)
 {
     struct store_page *page = op->store.page;
-    struct session *sess = op->store.slot < shard->sessions.slot_count ? session_table_at(&shard->sessions, op->store.slot) : NULL;
-    if (!sess || session_number_of(shard->config.index, sess->slot, sess->generation) != op->store.session_number) {
+    struct session *sess = session_table_find_number(&shard->sessions, op->store.session_number);
+    if (!sess) {
         /* The session has ended; its queue was counted as dropped then. */
         for (uint32_t i = 0; i < page->count; i++)
             msg_unref(page->items[i].msg);

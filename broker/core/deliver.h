@@ -25,14 +25,18 @@
 #define DELIVERY_SIZE_POST 65536u /* bytes from which a batch is posted before the turn ends */
 
 struct recipient {
-    uint32_t slot, generation;
+    uint64_t number;
     uint16_t shard;
     uint8_t qos; /* of the copy: min(published, granted) [MQTT-3.8.4-8] */
     bool retain; /* of the copy [MQTT-3.3.1-12] [MQTT-3.3.1-13] */
     uint32_t id_count;
     uint32_t ids[]; /* subscription identifiers [MQTT-3.3.4-3] */
 };
-static inline size_t recipient_size(uint32_t id_count) { return sizeof(struct recipient) + id_count * sizeof(uint32_t); }
+/* Bytes, the next one stands behind them. */
+static inline size_t recipient_size(uint32_t id_count)
+{
+    return align_up(sizeof(struct recipient) + id_count * sizeof(uint32_t), _Alignof(struct recipient));
+}
 
 /* A message in a batch, its recipients behind it. */
 struct delivery_entry {

@@ -58,10 +58,9 @@ enum op_type {
     OP_STORE_READ_DONE,  /* reader -> who asked: the same block, filled                                             */
 };
 
-/* A session as others know it: for memory only, checked at its home; stale when the generation differs. */
+/* A session as others know it: looked up at its home, where it may be gone. */
 struct session_ref {
-    uint32_t slot;
-    uint32_t generation;
+    uint64_t number;
     actor_id shard;
 };
 
@@ -100,7 +99,6 @@ struct op {
             struct msg *msg;         /* OP_STORE_PUT: shared (ref) */
             struct store_page *page; /* OP_STORE_LOADED: taken; may hold fewer than asked for, never none when the queue had some */
             uint32_t meta;           /* OP_STORE_PUT: delivery options packed by session/queue.h, opaque to the store */
-            uint32_t slot;           /* OP_STORE_LOAD(ED): where to find the session again */
         } store;
         struct {
             uint64_t sequence; /* exclusive */

@@ -66,14 +66,11 @@ struct publish_in {
 
 enum publish_outcome { PUBLISH_DONE, PUBLISH_NO_ROOM, PUBLISH_REFUSED };
 
-static bool same_session(const struct subscriber *a, const struct subscriber *b)
-{
-    return a->slot == b->slot && a->generation == b->generation && a->shard == b->shard;
-}
+static bool same_session(const struct subscriber *a, const struct subscriber *b) { return a->number == b->number; }
 
 static bool is_own_no_local(const struct subscriber *sub, uint64_t publisher)
 {
-    return (sub->options & SUBSCRIBER_NO_LOCAL) && session_number_of(sub->shard, sub->slot, sub->generation) == publisher;
+    return (sub->options & SUBSCRIBER_NO_LOCAL) && sub->number == publisher;
 }
 
 /* Chain the matches of one session together: next_same[first] -> ... O(matches). */
@@ -105,7 +102,7 @@ static bool merge(struct publish_scratch *scratch)
     memset(scratch->cells, 0, cell_count * sizeof *scratch->cells);
     for (uint32_t i = 0; i < count; i++) {
         const struct subscriber *sub = &scratch->list.matches[i];
-        size_t at = (sub->slot * 2654435769u + sub->shard * 40503u) & (cell_count - 1);
+        size_t at = hash_u64(sub->number, 0) & (cell_count - 1);
         while (scratch->cells[at] && !same_session(&scratch->list.matches[scratch->cells[at] - 1], sub))
             at = (at + 1) & (cell_count - 1);
         if (!scratch->cells[at]) {
@@ -147,8 +144,7 @@ static bool put_recipient(struct publish_scratch *scratch, const struct publish_
     if (!recipient)
         return false;
     *recipient = (struct recipient){
-        .slot = sub->slot,
-        .generation = sub->generation,
+        .number = sub->number,
         .shard = sub->shard,
         .qos = qos,
         .retain = in->source.retain && (options & SUBSCRIBER_RETAIN_AS_PUBLISHED),
@@ -171,7 +167,7 @@ static bool put_recipient(struct publish_scratch *scratch, const struct publish_
     for (uint32_t i = 0; i < recipient->id_count; i++)
         ids_size += varint_put(ids + ids_size, recipient->ids[i]);
     struct record_recipient logged = {
-        .session = session_number_of(sub->shard, sub->slot, sub->generation),
+        .session = sub->number,
         .qos = qos,
         .options = options & (SUBSCRIBER_NO_LOCAL | SUBSCRIBER_RETAIN_AS_PUBLISHED),
         .ids = span_of(ids, ids_size),
@@ -458,11 +454,6 @@ static enum publish_outcome publish(struct shard *shard, struct publish_in *in, 
     return PUBLISH_DONE;
 }
 
-static uint64_t client_number(const struct shard *shard, const struct session *sess)
-{
-    return session_number_of(shard->config.index, sess->slot, sess->generation);
-}
-
 static int64_t expiry_of(const struct shard *shard, bool has_expiry, uint32_t interval_s)
 {
     return has_expiry ? shard->now_wall_ns + (int64_t)interval_s * NS_PER_S : MSG_NO_EXPIRY;
@@ -526,7 +517,7 @@ static bool has_room_for(const struct shard *shard, const struct session *sess, 
 {
     /* The session's large record, begun on an earlier connection, is not complete: it keeps its place before this one (LOG 6). */
     const struct publish_job *large = shard->log.large;
-    if (large && !large->is_will && large->client.slot == sess->slot && large->client.generation == sess->generation)
+    if (large && !large->is_will && large->client.number == sess->number)
         return false;
     if (packet->retain && shard->backlog.count > 0)
         return false;
@@ -602,7 +593,7 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
     enum publish_outcome outcome = PUBLISH_REFUSED;
     if (properties) {
         in.source.properties = span_of(properties, properties_forwardable_put(properties, packet->properties.raw));
-        in.source.publisher = client_number(shard, sess);
+        in.source.publisher = sess->number;
         in.source.expiry_wall_ns = expiry_of(shard, packet->properties.present & MQTT_PROPERTY_BIT(MESSAGE_EXPIRY_INTERVAL),
                                              packet->properties.message_expiry_interval_s);
         outcome = publish(shard, &in, &done, &reason, &cell);
@@ -641,7 +632,7 @@ void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wa
     gauge_add(&shard->stats.telemetry_logging, -1);
     shard->is_room_news = true; /* for another large one, and for who repeats or releases this one's identifier */
     give_held(shard, job->msg, span_of(job->held.data, job->held.size), job->held_count, wait_block);
-    struct session *sess = job->qos > 0 ? session_table_find_slot(&shard->sessions, job->client.slot, job->client.generation) : NULL;
+    struct session *sess = job->qos > 0 ? session_table_find_number(&shard->sessions, job->client.number) : NULL;
     if (sess && job->qos == 2 && sess->rare) {
         struct inbound_id *id = inbound_ids_find(&sess->rare->inbound, job->packet_id);
         if (id && id->wait_block == WAIT_UNKNOWN)

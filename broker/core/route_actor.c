@@ -150,8 +150,7 @@ struct route_stats *route_actor_stats(struct route_actor *actor) { return &actor
 static void subscribe_filter(struct route_actor *actor, const struct route_request *request, struct route_filter *filter)
 {
     struct subscriber subscriber = {
-        .slot = request->session.slot,
-        .generation = request->session.generation,
+        .number = request->session.number,
         .subscription_id = filter->subscription_id,
         .shard = request->session.shard,
         .qos = filter->qos,
@@ -256,29 +255,21 @@ static void on_unsubscribe(struct route_actor *actor, struct route_request *requ
         struct route_filter *filter = &request->filters[i];
         if (filter->reason >= REASON_ERROR)
             continue;
-        bool was_there = topic_tree_remove(actor->tree, filter_span(request, filter), request->session.shard, request->session.slot,
-                                           request->session.generation);
+        bool was_there = topic_tree_remove(actor->tree, filter_span(request, filter), request->session.number);
         filter->reason = was_there ? 0 : REASON_NO_SUBSCRIPTION_EXISTED;
     }
     struct op reply = {.type = OP_ROUTE_REPLY, .from = ACTOR_ROUTE, .request = request};
     op_backlog_post(&actor->backlog, post, actor, request->session.shard, &reply);
 }
 
-static bool same_session(const struct session_ref *a, const struct session_ref *b)
-{
-    return a->shard == b->shard && a->slot == b->slot && a->generation == b->generation;
-}
-
 static void on_forget_session(struct route_actor *actor, struct route_request *request)
 {
     for (uint32_t i = 0; i < request->filter_count; i++)
-        topic_tree_remove(actor->tree, filter_span(request, &request->filters[i]), request->session.shard, request->session.slot,
-                          request->session.generation);
+        topic_tree_remove(actor->tree, filter_span(request, &request->filters[i]), request->session.number);
     LIST_EACH_SAFE(node, following, &actor->jobs)
     {
         struct scan_job *job = LIST_ENTRY(node, struct scan_job, node);
-        const struct session_ref *session = &job->request->session;
-        if (same_session(session, &request->session))
+        if (job->request->session.number == request->session.number)
             job_free(actor, job);
     }
     route_request_free(request);
@@ -364,7 +355,7 @@ static void on_more(struct route_actor *actor, const struct op *op)
     LIST_EACH(node, &actor->jobs)
     {
         struct scan_job *job = LIST_ENTRY(node, struct scan_job, node);
-        if (job->request->id == op->retained.request_id && same_session(&job->request->session, &op->retained.session))
+        if (job->request->id == op->retained.request_id && job->request->session.number == op->retained.session.number)
             job->credit += op->count;
     }
 }

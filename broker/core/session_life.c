@@ -103,10 +103,7 @@ void session_end(struct shard *shard, struct session *sess)
     subscribe_forget_session(shard, sess);
     if (sess->has_stored)
         shard_post(shard, ACTOR_STORE,
-                   &(struct op){.type = OP_STORE_FORGET,
-                                .from = shard->config.index,
-                                .store = {.session_number = session_number_of(shard->config.index, sess->slot, sess->generation),
-                                          .slot = sess->slot}});
+                   &(struct op){.type = OP_STORE_FORGET, .from = shard->config.index, .store = {.session_number = sess->number}});
     uint32_t queued = queue_count(&sess->queue);
     counter_add(&shard->stats.dropped_session_ended, queued + sess->inflight.count);
     gauge_add(&shard->stats.inflight, -(int64_t)sess->inflight.count);

@@ -29,6 +29,7 @@ struct shard *shard_new(const struct shard_config *config, struct topic_tree *tr
     CHECK(config->shard_count <= ACTOR_SHARDS_MAX);
     CHECK(config->retained_counter);
     CHECK(config->persistence == (pool != NULL));
+    CHECK(config->epoch <= SESSION_NUMBER_EPOCH_MAX);
     struct shard *shard = calloc(1, sizeof *shard);
     if (!shard)
         return NULL;
@@ -45,6 +46,7 @@ struct shard *shard_new(const struct shard_config *config, struct topic_tree *tr
     op_backlog_init(&shard->backlog);
     match_list_init(&shard->scratch.list);
     list_init(&shard->connecting);
+    list_init(&shard->idle);
     list_init(&shard->ready);
     list_init(&shard->blocked);
     list_init(&shard->dirty);
@@ -81,13 +83,10 @@ void shard_free(struct shard *shard)
         return;
     if (shard->in_turn)
         epoch_end(shard->reader);
-    for (uint32_t slot = 0; slot < shard->sessions.slot_count; slot++) {
-        struct session *sess = session_table_at(&shard->sessions, slot);
-        if (sess && sess->client)
-            client_free(shard, sess->client);
-    }
-    while (!list_is_empty(&shard->connecting))
-        client_free(shard, LIST_ENTRY(list_first(&shard->connecting), struct client, work));
+    struct list_node *lists[] = {&shard->connecting, &shard->idle, &shard->ready, &shard->blocked};
+    for (size_t i = 0; i < sizeof lists / sizeof lists[0]; i++)
+        while (!list_is_empty(lists[i]))
+            client_free(shard, LIST_ENTRY(list_first(lists[i]), struct client, work));
     while (shard->wills_first) {
         struct will *will = shard->wills_first;
         shard->wills_first = will->next;
@@ -382,6 +381,19 @@ int64_t shard_next_turn_ns(const struct shard *shard)
 
 /* --- the end ------------------------------------------------------------------------------------------------------------------------ */
 
+/* Those that nothing is held for go; after the first turn the lists are short. */
+static void drain_list(struct shard *shard, struct list_node *list, bool force)
+{
+    LIST_EACH_SAFE(node, following, list)
+    {
+        struct client *client = LIST_ENTRY(node, struct client, work);
+        if (force || (client->gate_held == 0 && client->block != BLOCK_LARGE))
+            client_close(shard, client, MQTT_REASON_SERVER_SHUTTING_DOWN, &shard->stats.closed_shutdown);
+        else
+            client_stop_reading(shard, client); /* or what it sends meanwhile would be waited for, too, and so on */
+    }
+}
+
 bool shard_drain(struct shard *shard, bool force)
 {
     CHECK(shard->in_turn);
@@ -389,16 +401,9 @@ bool shard_drain(struct shard *shard, bool force)
     while (!list_is_empty(&shard->connecting))
         client_close(shard, LIST_ENTRY(list_first(&shard->connecting), struct client, work), MQTT_REASON_SUCCESS,
                      &shard->stats.refused_shutdown);
-    for (uint32_t slot = 0; slot < shard->sessions.slot_count; slot++) {
-        struct session *sess = session_table_at(&shard->sessions, slot);
-        struct client *client = sess ? sess->client : NULL;
-        if (!client)
-            continue;
-        if (force || (client->gate_held == 0 && client->block != BLOCK_LARGE))
-            client_close(shard, client, MQTT_REASON_SERVER_SHUTTING_DOWN, &shard->stats.closed_shutdown);
-        else
-            client_stop_reading(shard, client); /* or what it sends meanwhile would be waited for, too, and so on */
-    }
+    drain_list(shard, &shard->idle, force);
+    drain_list(shard, &shard->ready, force);
+    drain_list(shard, &shard->blocked, force);
     return gauge_get(&shard->stats.connections) == 0 && shard_log_is_quiet(&shard->log) && shard->backlog.count == 0 &&
            (force || ack_gate_is_empty(&shard->gate));
 }

@@ -96,6 +96,7 @@ struct shard_config {
     uint16_t listener_count;
     const struct rule_table *rules;     /* borrowed for life; NULL = no telemetry */
     _Atomic uint64_t *retained_counter; /* process-wide: numbers retained PUBLISHes, the first is 1; shared by all shards */
+    uint32_t epoch;                     /* the log's of this start, at most SESSION_NUMBER_EPOCH_MAX; 0 without persistence */
     bool persistence;                   /* false: nothing is logged, everything is acknowledged at once */
 };
 

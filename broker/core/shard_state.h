@@ -46,6 +46,7 @@ struct shard {
     struct delivery *batches[ACTOR_SHARDS_MAX]; /* to be posted at the end of the turn */
 
     struct list_node connecting, ready, blocked; /* of clients, by client.work */
+    struct list_node idle;                       /* the same: connected, and neither ready nor waiting for room */
     struct list_node dirty;                      /* of clients, by client.dirty */
     bool is_any_doomed;
     bool is_work_left; /* a budget ended something: the next turn is due at once */
@@ -56,6 +57,7 @@ struct shard {
     uint64_t *retained_refused; /* tickets the route actor refused and the gate still holds, ascending */
     uint32_t retained_refused_count, retained_refused_capacity;
     uint64_t request_id;                   /* of route requests */
+    uint64_t session_counter;              /* of the newest session's number; 0 before the first */
     struct will *wills_first, *wills_last; /* that found no room */
     uint64_t random_state[2];
     bool wants_user_name; /* some rule takes the device from it */

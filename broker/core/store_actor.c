@@ -198,7 +198,7 @@ static void on_load(struct store_actor *actor, const struct op *op)
         .type = OP_STORE_LOADED,
         .from = ACTOR_STORE,
         .count = count,
-        .store = {.session_number = page->session_number, .page = page, .slot = op->store.slot},
+        .store = {.session_number = page->session_number, .page = page},
     };
     op_backlog_post(&actor->backlog, post, actor, op->from, &answer);
     /* NOLINTNEXTLINE(clang-analyzer-unix.Malloc): the op has taken the page */

@@ -67,7 +67,7 @@ static void request_send(struct shard *shard, struct session *sess, struct route
     request->id = id;
     request->kind = (uint8_t)kind;
     request->packet_id = packet_id;
-    request->session = (struct session_ref){.slot = sess->slot, .generation = sess->generation, .shard = shard->config.index};
+    request->session = (struct session_ref){.number = sess->number, .shard = shard->config.index};
     shard_post(shard, ACTOR_ROUTE, &(struct op){.type = OP_ROUTE_REQUEST, .from = shard->config.index, .request = request});
 }
 
@@ -168,7 +168,7 @@ void subscribe_forget_session(struct shard *shard, struct session *sess)
         return;
     struct route_request *request = route_request_new(list->count, list->size);
     if (!request)
-        return; /* its entries stay and lead to a slot of another generation: dropped as session_gone */
+        return; /* its entries stay and lead to a number that is gone: dropped as session_gone */
     struct span filter;
     uint32_t index = 0, used = 0;
     for (uint32_t offset = 0; subscription_list_next(list, &offset, &filter); index++)
@@ -211,7 +211,7 @@ static void settle_subscribe(struct shard *shard, struct session *sess, const st
 
 void subscribe_on_reply(struct shard *shard, struct route_request *request)
 {
-    struct session *sess = session_table_find_slot(&shard->sessions, request->session.slot, request->session.generation);
+    struct session *sess = session_table_find_number(&shard->sessions, request->session.number);
     struct pending_request *pending = sess ? session_find_pending(sess, request->id) : NULL;
     if (pending) {
         if (request->kind == ROUTE_SUBSCRIBE)
@@ -248,7 +248,7 @@ void subscribe_pace_retained(struct shard *shard, struct session *sess)
     for (struct pending_request *pending = sess->rare ? sess->rare->pending : NULL; pending; pending = pending->next) {
         if (pending->taken_count < ROUTE_RETAINED_WINDOW / 2 || !has_room_for_retained(shard, sess))
             continue;
-        struct session_ref session = {.slot = sess->slot, .generation = sess->generation, .shard = shard->config.index};
+        struct session_ref session = {.number = sess->number, .shard = shard->config.index};
         ask_for_values(shard, pending->id, &session, pending->taken_count);
         pending->taken_count = 0;
     }
@@ -257,7 +257,7 @@ void subscribe_pace_retained(struct shard *shard, struct session *sess)
 void subscribe_on_retained_value(struct shard *shard, const struct op *op)
 {
     struct msg *msg = op->retained.msg;
-    struct session *sess = session_table_find_slot(&shard->sessions, op->retained.session.slot, op->retained.session.generation);
+    struct session *sess = session_table_find_number(&shard->sessions, op->retained.session.number);
     struct pending_request *pending = sess ? session_find_pending(sess, op->retained.request_id) : NULL;
     if (pending) {
         CHECK(op->count < pending->filter_count);
@@ -265,8 +265,7 @@ void subscribe_on_retained_value(struct shard *shard, const struct op *op)
         uint8_t qos = filter->qos < msg->qos ? filter->qos : msg->qos; /* [MQTT-3.8.4-8] */
         counter_inc(&shard->stats.retained_received);
         counter_inc(&shard->stats.copies_routed);
-        if ((filter->options & SUBSCRIBER_NO_LOCAL) &&
-            msg->publisher == session_number_of(shard->config.index, sess->slot, sess->generation))
+        if ((filter->options & SUBSCRIBER_NO_LOCAL) && msg->publisher == sess->number)
             counter_inc(&shard->stats.dropped_no_local);
         else if (session_has_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg))
             counter_inc(&shard->stats.dropped_stale_retained);
@@ -283,7 +282,7 @@ void subscribe_on_retained_value(struct shard *shard, const struct op *op)
 
 void subscribe_on_retained_end(struct shard *shard, const struct op *op)
 {
-    struct session *sess = session_table_find_slot(&shard->sessions, op->retained.session.slot, op->retained.session.generation);
+    struct session *sess = session_table_find_number(&shard->sessions, op->retained.session.number);
     if (sess)
         session_remove_pending(sess, op->retained.request_id);
 }

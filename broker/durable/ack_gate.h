@@ -31,8 +31,8 @@ enum gate_kind { GATE_ACK, GATE_DELIVERY };
 
 /* A connection of a session, as it was when the item was made. */
 struct client_ref {
-    uint32_t slot, generation; /* of the session */
-    uint32_t connection;       /* session.connection */
+    uint64_t number;     /* of the session */
+    uint32_t connection; /* session.connection */
 };
 
 struct gate_item {

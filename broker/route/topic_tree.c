@@ -226,15 +226,9 @@ static void topic_tree_reclaim(struct topic_tree *tree)
 
 /* ---- subscribers of one filter ---- */
 
-static bool subscriber_is(const struct subscriber *a, const struct subscriber *b)
-{
-    return a->slot == b->slot && a->generation == b->generation && a->shard == b->shard;
-}
+static bool subscriber_is(const struct subscriber *a, const struct subscriber *b) { return a->number == b->number; }
 
-static uint64_t subscriber_hash(const struct subscriber *sub)
-{
-    return hash_u64((uint64_t)sub->generation << 32 | sub->slot, (uint64_t)sub->shard * UINT64_C(0x9e3779b97f4a7c15));
-}
+static uint64_t subscriber_hash(const struct subscriber *sub) { return hash_u64(sub->number, 0); }
 
 static size_t fanout_index(uint32_t depth, uint64_t hash) { return depth == 0 ? 0 : (size_t)(hash >> (64 - depth)); }
 
@@ -796,9 +790,9 @@ static bool topic_tree_remove_wildcard(struct topic_tree *tree, struct span filt
     return true;
 }
 
-bool topic_tree_remove(struct topic_tree *tree, struct span filter, uint16_t shard, uint32_t slot, uint32_t generation)
+bool topic_tree_remove(struct topic_tree *tree, struct span filter, uint64_t number)
 {
-    struct subscriber id = {.shard = shard, .slot = slot, .generation = generation};
+    struct subscriber id = {.number = number};
     bool wildcard;
     if (!filter_check(filter, &wildcard))
         return false;
@@ -809,10 +803,9 @@ bool topic_tree_remove(struct topic_tree *tree, struct span filter, uint16_t sha
     return true;
 }
 
-bool topic_tree_get(struct topic_tree *tree, struct subscriber *sub_out, struct span filter, uint16_t shard, uint32_t slot,
-                    uint32_t generation)
+bool topic_tree_get(struct topic_tree *tree, struct subscriber *sub_out, struct span filter, uint64_t number)
 {
-    struct subscriber id = {.shard = shard, .slot = slot, .generation = generation};
+    struct subscriber id = {.number = number};
     bool wildcard;
     if (!filter_check(filter, &wildcard))
         return false;

@@ -44,13 +44,12 @@
 #define SUBSCRIBER_RETAIN_AS_PUBLISHED 0x08
 #define SUBSCRIBER_RETAIN_HANDLING_MASK 0x30
 #define SUBSCRIBER_RETAIN_HANDLING_SHIFT 4
-#define SUBSCRIBER_GROUP 0x40 /* the slot is a shared subscription group's, not a session's */
+#define SUBSCRIBER_GROUP 0x40 /* the number is a shared subscription group's, not a session's */
 #define SUBSCRIBER_FULL 0x80  /* its queue is full and its policy is to refuse: read before routing */
 
-/* Who gets it, and how. A value; (shard, slot, generation) is its identity within one filter. */
+/* Who gets it, and how. A value; the number is its identity within one filter, so a group's must be one that no session has. */
 struct subscriber {
-    uint32_t slot;
-    uint32_t generation;
+    uint64_t number;
     uint32_t subscription_id; /* 1..268435455, 0 = none */
     uint16_t shard;
     uint8_t qos; /* granted maximum, 0..2 */
@@ -89,11 +88,10 @@ struct epoch_reader *topic_tree_reader_register(struct topic_tree *tree);
 enum err topic_tree_add(struct topic_tree *tree, bool *was_there_out, struct span filter, const struct subscriber *sub) must_check;
 
 /* Take a subscriber off a filter. Returns whether it was there. Never fails. Thread: writer. */
-bool topic_tree_remove(struct topic_tree *tree, struct span filter, uint16_t shard, uint32_t slot, uint32_t generation);
+bool topic_tree_remove(struct topic_tree *tree, struct span filter, uint64_t number);
 
 /* The subscriber of a filter, if it is there. Thread: writer. */
-bool topic_tree_get(struct topic_tree *tree, struct subscriber *sub_out, struct span filter, uint16_t shard, uint32_t slot,
-                    uint32_t generation);
+bool topic_tree_get(struct topic_tree *tree, struct subscriber *sub_out, struct span filter, uint64_t number);
 
 /* Everyone whose filter matches the topic, into `list` (which it empties first).
  * reader  of this thread, inside a section; NULL only for the writer itself.

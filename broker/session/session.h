@@ -1,11 +1,11 @@
 /* What a client is to us, connected or not: the state that outlives a network connection [MQTT-4.1.0-1].
  *
- * A session is found by its client id, is at home in one shard for ever, and has a number of 64 bits that is never given again while the
- * broker runs. The number is made of shard, slot and generation, so whoever holds a subscriber of the topic tree knows it without asking.
+ * A session is found by its client id, is at home in one shard for ever, and has a number of 64 bits that is never given again, not after
+ * a restart of the broker either: with persistence, what is on disk speaks of sessions by it.
  *
  *   connected      client set, no timer
  *   away           client NULL, expiry running (or none: UINT32_MAX), perhaps a will delay running
- *   gone           its slot has another generation: whatever is addressed to it is dropped with a reason
+ *   gone           nothing is found by its number: whatever is addressed to it is dropped with a reason
  *
  * Memory: what every session needs is in the struct, with the client id behind it; what few need (a will, incoming QoS 2, subscriptions on
  * their way, several subscription identifiers on one message) is in `rare`, allocated when first needed and given back when empty. Pure;
@@ -25,6 +25,7 @@
 #include "broker/session/timer_wheel.h"
 #include "broker/session/will.h"
 #include "common/bytes.h"
+#include "common/check.h"
 #include "common/err.h"
 
 #define SESSION_NEVER_EXPIRES UINT32_MAX
@@ -73,30 +74,36 @@ struct session_rare {
 };
 
 struct session {
-    struct session *next_in_bucket; /* session_table's */
-    struct client *client;          /* NULL while away */
-    struct timer_node timer;        /* session expiry and will delay, whichever is first */
+    struct session *next_by_client_id, *next_by_number; /* session_table's */
+    uint64_t number;
+    struct client *client;   /* NULL while away */
+    struct timer_node timer; /* session expiry and will delay, whichever is first */
     struct inflight inflight;
     struct queue queue;
     struct subscription_list *subscriptions; /* NULL = none */
     struct session_rare *rare;               /* NULL = none */
     int64_t expiry_at_ms;                    /* mono, while away; INT64_MAX = never */
-    uint32_t slot, generation;
-    uint32_t connection;        /* counts connections: an answer for an earlier one is not sent on a later one */
-    uint32_t expiry_interval_s; /* SESSION_NEVER_EXPIRES: for ever */
-    uint32_t hash;              /* of the client id, session_table's */
-    uint16_t client_id_size;    /* bytes */
-    bool has_stored;            /* something was put at the store actor: it must be told of the end */
+    uint32_t connection;                     /* counts connections: an answer for an earlier one is not sent on a later one */
+    uint32_t expiry_interval_s;              /* SESSION_NEVER_EXPIRES: for ever */
+    uint32_t hash;                           /* of the client id, session_table's */
+    uint16_t client_id_size;                 /* bytes */
+    bool has_stored;                         /* something was put at the store actor: it must be told of the end */
     uint8_t client_id[];
 };
 
-/* The number of a session by its place: never 0, never the same twice. */
-#define SESSION_SLOT_BITS 26
-#define SESSION_SLOT_MAX ((1u << SESSION_SLOT_BITS) - 1)
-_Static_assert(ACTOR_SHARDS_MAX <= 1 << (32 - SESSION_SLOT_BITS), "shard and slot share 32 bits of the number");
-static inline uint64_t session_number_of(actor_id shard, uint32_t slot, uint32_t generation)
+/* The number of a session: above, the log's epoch of the start that made it (without persistence 0: nothing outlives the start); below, a
+ * counter of that start, never 0. Shard i of n counts i+1, i+1+n, i+1+2n and so on, so that no two shards ever give the same.
+ * 22 bits of epoch are 4 million starts, 8 years of one a minute; 42 bits of counter are 4e12 sessions of one start, 139 years of a
+ * thousand a second. Neither is used up by a peer, and neither wraps. */
+#define SESSION_NUMBER_COUNTER_BITS 42
+#define SESSION_NUMBER_COUNTER_MAX (((uint64_t)1 << SESSION_NUMBER_COUNTER_BITS) - 1)
+#define SESSION_NUMBER_EPOCH_MAX ((UINT32_C(1) << (64 - SESSION_NUMBER_COUNTER_BITS)) - 1)
+static inline uint64_t session_number_of(uint32_t epoch, uint64_t counter)
 {
-    return (uint64_t)generation << 32 | (uint64_t)shard << SESSION_SLOT_BITS | slot;
+    CHECK(epoch <= SESSION_NUMBER_EPOCH_MAX);
+    CHECK(counter > 0);
+    CHECK(counter <= SESSION_NUMBER_COUNTER_MAX);
+    return (uint64_t)epoch << SESSION_NUMBER_COUNTER_BITS | counter;
 }
 
 static inline struct span session_client_id(const struct session *sess) { return span_of(sess->client_id, sess->client_id_size); }

@@ -5,206 +5,192 @@
 #include "common/check.h"
 #include "common/hash.h"
 
-#define NONE UINT32_MAX
+#define BUCKETS_MIN 16
 
-static struct session **bucket(const struct session_table *table, uint32_t index)
+/* --- a linear hash table ------------------------------------------------------------------------------------------------------------ */
+
+static struct session **bucket_at(const struct session_buckets *buckets, uint32_t index)
 {
-    return &table->buckets[index / SESSION_TABLE_PAGE][index % SESSION_TABLE_PAGE];
+    return &buckets->pages[index / SESSION_TABLE_PAGE][index % SESSION_TABLE_PAGE];
 }
 
-static uint32_t bucket_of(const struct session_table *table, uint32_t hash)
+static struct session **bucket_of(const struct session_buckets *buckets, uint32_t hash)
 {
-    uint32_t index = hash & (table->level - 1);
-    return index < table->split ? hash & (table->level * 2 - 1) : index;
+    uint32_t index = hash & (buckets->level - 1);
+    return bucket_at(buckets, index < buckets->split ? hash & (buckets->level * 2 - 1) : index);
 }
 
-static struct session_slot *slot_at(const struct session_table *table, uint32_t slot)
-{
-    return &table->slots[slot / SESSION_TABLE_PAGE][slot % SESSION_TABLE_PAGE];
-}
-
-static bool bucket_page_add(struct session_table *table)
+static bool buckets_page_add(struct session_buckets *buckets)
 {
     /* The page directory doubles; it holds a pointer for a thousand buckets. */
-    if ((table->bucket_page_count & (table->bucket_page_count - 1)) == 0) {
-        size_t capacity = table->bucket_page_count ? table->bucket_page_count * 2u : 1u;
-        struct session ***grown = realloc(table->buckets, capacity * sizeof *grown);
+    if ((buckets->page_count & (buckets->page_count - 1)) == 0) {
+        size_t capacity = buckets->page_count ? buckets->page_count * 2u : 1u;
+        struct session ***grown = realloc(buckets->pages, capacity * sizeof *grown);
         if (!grown)
             return false;
-        table->buckets = grown;
+        buckets->pages = grown;
     }
     struct session **page = calloc(SESSION_TABLE_PAGE, sizeof(struct session *));
     if (!page)
         return false;
-    table->buckets[table->bucket_page_count++] = page;
+    buckets->pages[buckets->page_count++] = page;
     return true;
 }
 
+static void buckets_deinit(struct session_buckets *buckets)
+{
+    for (uint32_t page = 0; page < buckets->page_count; page++)
+        free(buckets->pages[page]);
+    free(buckets->pages);
+}
+
+/* Split one bucket: its sessions go by one more bit of their hash. */
+static void buckets_grow(struct session_buckets *buckets)
+{
+    if (buckets->count == buckets->page_count * SESSION_TABLE_PAGE && !buckets_page_add(buckets))
+        return; /* longer chains, nothing worse */
+    struct session **from = bucket_at(buckets, buckets->split), **to = bucket_at(buckets, buckets->split + buckets->level);
+    struct session *sess = *from;
+    *from = *to = NULL;
+    buckets->count++;
+    while (sess) {
+        struct session *next = *buckets->link(sess);
+        struct session **head = buckets->hash(sess, buckets->hash_key) & buckets->level ? to : from;
+        *buckets->link(sess) = *head;
+        *head = sess;
+        sess = next;
+    }
+    if (++buckets->split == buckets->level) {
+        buckets->level *= 2;
+        buckets->split = 0;
+    }
+}
+
+/* Undo the last split. */
+static void buckets_shrink(struct session_buckets *buckets)
+{
+    if (buckets->split == 0) {
+        buckets->level /= 2;
+        buckets->split = buckets->level;
+    }
+    buckets->split--;
+    buckets->count--;
+    struct session **tail = bucket_at(buckets, buckets->split), **source = bucket_at(buckets, buckets->split + buckets->level);
+    while (*tail)
+        tail = buckets->link(*tail);
+    *tail = *source;
+    *source = NULL;
+}
+
+/* Put a session in; `count` are there already. */
+static void buckets_add(struct session_buckets *buckets, struct session *sess, uint32_t count)
+{
+    if (count >= buckets->count)
+        buckets_grow(buckets);
+    struct session **head = bucket_of(buckets, buckets->hash(sess, buckets->hash_key));
+    *buckets->link(sess) = *head;
+    *head = sess;
+}
+
+/* Take a session out; `count` are left. */
+static void buckets_remove(struct session_buckets *buckets, const struct session *sess, uint32_t count)
+{
+    struct session **place = bucket_of(buckets, buckets->hash(sess, buckets->hash_key));
+    while (*place != sess) {
+        CHECK(*place);
+        place = buckets->link(*place);
+    }
+    *place = *buckets->link(*place);
+    if (buckets->count > BUCKETS_MIN && count < buckets->count / 2)
+        buckets_shrink(buckets);
+}
+
+/* --- the two of them ---------------------------------------------------------------------------------------------------------------- */
+
+static struct session **client_id_link(struct session *sess) { return &sess->next_by_client_id; }
+static struct session **number_link(struct session *sess) { return &sess->next_by_number; }
+
+static uint32_t hash_client_id(struct span client_id, uint64_t hash_key) { return (uint32_t)(hash_span(client_id, hash_key) >> 16); }
+static uint32_t hash_number(uint64_t number, uint64_t hash_key) { return (uint32_t)hash_u64(number, hash_key); }
+
+static uint32_t client_id_hash(const struct session *sess, uint64_t hash_key)
+{
+    (void)hash_key; /* kept: it is the dearer one */
+    return sess->hash;
+}
+static uint32_t number_hash(const struct session *sess, uint64_t hash_key) { return hash_number(sess->number, hash_key); }
+
 enum err session_table_init(struct session_table *table, uint64_t hash_key)
 {
-    *table = (struct session_table){.hash_key = hash_key, .first_free = NONE, .level = 16, .bucket_count = 16};
-    if (!bucket_page_add(table)) {
-        free(table->buckets);
-        return ERR_NOMEM;
-    }
-    return ERR_OK;
+    struct session_buckets buckets = {.hash_key = hash_key, .level = BUCKETS_MIN, .count = BUCKETS_MIN};
+    *table = (struct session_table){.by_client_id = buckets, .by_number = buckets};
+    table->by_client_id.link = client_id_link;
+    table->by_client_id.hash = client_id_hash;
+    table->by_number.link = number_link;
+    table->by_number.hash = number_hash;
+    if (buckets_page_add(&table->by_client_id) && buckets_page_add(&table->by_number))
+        return ERR_OK;
+    buckets_deinit(&table->by_client_id);
+    buckets_deinit(&table->by_number);
+    return ERR_NOMEM;
 }
 
 void session_table_deinit(struct session_table *table)
 {
-    for (uint32_t slot = 0; slot < table->slot_count; slot++) {
-        struct session *sess = slot_at(table, slot)->sess;
-        if (!sess)
-            continue;
-        session_deinit(sess);
-        free(sess);
+    for (uint32_t i = 0; i < table->by_number.count; i++) {
+        for (struct session *sess = *bucket_at(&table->by_number, i), *next; sess; sess = next) {
+            next = sess->next_by_number;
+            session_deinit(sess);
+            free(sess);
+        }
     }
-    for (uint32_t page = 0; page < table->slot_page_count; page++)
-        free(table->slots[page]);
-    for (uint32_t page = 0; page < table->bucket_page_count; page++)
-        free(table->buckets[page]);
-    free(table->slots);
-    free(table->buckets);
-    *table = (struct session_table){.first_free = NONE};
-}
-
-static uint32_t hash_of(const struct session_table *table, struct span client_id)
-{
-    return (uint32_t)(hash_span(client_id, table->hash_key) >> 16);
+    buckets_deinit(&table->by_client_id);
+    buckets_deinit(&table->by_number);
+    *table = (struct session_table){0};
 }
 
 struct session *session_table_find(const struct session_table *table, struct span client_id)
 {
-    uint32_t hash = hash_of(table, client_id);
-    for (struct session *sess = *bucket(table, bucket_of(table, hash)); sess; sess = sess->next_in_bucket)
+    uint32_t hash = hash_client_id(client_id, table->by_client_id.hash_key);
+    for (struct session *sess = *bucket_of(&table->by_client_id, hash); sess; sess = sess->next_by_client_id)
         if (sess->hash == hash && span_equal(session_client_id(sess), client_id))
             return sess;
     return NULL;
 }
 
-struct session *session_table_find_slot(const struct session_table *table, uint32_t slot, uint32_t generation)
+struct session *session_table_find_number(const struct session_table *table, uint64_t number)
 {
-    if (slot >= table->slot_count)
-        return NULL;
-    const struct session_slot *place = slot_at(table, slot);
-    return place->generation == generation ? place->sess : NULL;
+    struct session *sess = *bucket_of(&table->by_number, hash_number(number, table->by_number.hash_key));
+    while (sess && sess->number != number)
+        sess = sess->next_by_number;
+    return sess;
 }
 
-struct session *session_table_at(const struct session_table *table, uint32_t slot)
-{
-    CHECK(slot < table->slot_count);
-    return slot_at(table, slot)->sess;
-}
-
-static uint32_t slot_take(struct session_table *table)
-{
-    uint32_t slot = table->first_free;
-    if (slot != NONE) {
-        table->first_free = slot_at(table, slot)->next_free;
-        return slot;
-    }
-    if (table->slot_count > SESSION_SLOT_MAX)
-        return NONE;
-    if (table->slot_count == table->slot_page_count * SESSION_TABLE_PAGE) {
-        if (table->slot_page_count == table->slot_page_capacity) {
-            uint32_t capacity = table->slot_page_capacity ? table->slot_page_capacity * 2 : 4;
-            struct session_slot **grown = realloc(table->slots, capacity * sizeof *grown);
-            if (!grown)
-                return NONE;
-            table->slots = grown;
-            table->slot_page_capacity = capacity;
-        }
-        struct session_slot *page = calloc(SESSION_TABLE_PAGE, sizeof *page);
-        if (!page)
-            return NONE;
-        table->slots[table->slot_page_count++] = page;
-    }
-    return table->slot_count++;
-}
-
-/* Split one bucket: its sessions go by one more bit of their hash. */
-static void table_grow(struct session_table *table)
-{
-    if (table->bucket_count == table->bucket_page_count * SESSION_TABLE_PAGE && !bucket_page_add(table))
-        return; /* longer chains, nothing worse */
-    uint32_t from = table->split, to = table->split + table->level;
-    struct session *sess = *bucket(table, from);
-    *bucket(table, from) = *bucket(table, to) = NULL;
-    table->bucket_count++;
-    while (sess) {
-        struct session *next = sess->next_in_bucket;
-        struct session **head = bucket(table, sess->hash & (table->level * 2 - 1));
-        sess->next_in_bucket = *head;
-        *head = sess;
-        sess = next;
-    }
-    if (++table->split == table->level) {
-        table->level *= 2;
-        table->split = 0;
-    }
-}
-
-struct session *session_table_add(struct session_table *table, struct span client_id)
+struct session *session_table_add(struct session_table *table, struct span client_id, uint64_t number)
 {
     CHECK(client_id.size > 0);
     CHECK(client_id.size <= UINT16_MAX);
     DCHECK(session_table_find(table, client_id) == NULL);
+    DCHECK(session_table_find_number(table, number) == NULL);
     struct session *sess = calloc(1, sizeof *sess + client_id.size);
-    uint32_t slot = sess ? slot_take(table) : NONE;
-    if (slot == NONE) {
-        free(sess);
+    if (!sess)
         return NULL;
-    }
-    struct session_slot *place = slot_at(table, slot);
-    place->sess = sess;
-    place->generation++;
-    if (place->generation == 0)
-        place->generation = 1;
-    sess->slot = slot;
-    sess->generation = place->generation;
+    sess->number = number;
     sess->client_id_size = (uint16_t)client_id.size;
     memcpy(sess->client_id, client_id.data, client_id.size);
-    sess->hash = hash_of(table, client_id);
-    if (table->count >= table->bucket_count)
-        table_grow(table);
-    struct session **head = bucket(table, bucket_of(table, sess->hash));
-    sess->next_in_bucket = *head;
-    *head = sess;
+    sess->hash = hash_client_id(client_id, table->by_client_id.hash_key);
+    buckets_add(&table->by_client_id, sess, table->count);
+    buckets_add(&table->by_number, sess, table->count);
     table->count++;
     return sess;
 }
 
-/* Undo the last split. */
-static void table_shrink(struct session_table *table)
-{
-    if (table->split == 0) {
-        table->level /= 2;
-        table->split = table->level;
-    }
-    table->split--;
-    table->bucket_count--;
-    struct session **tail = bucket(table, table->split), **source = bucket(table, table->split + table->level);
-    while (*tail)
-        tail = &(*tail)->next_in_bucket;
-    *tail = *source;
-    *source = NULL;
-}
-
 void session_table_remove(struct session_table *table, struct session *sess)
 {
-    struct session_slot *place = slot_at(table, sess->slot);
-    CHECK(place->sess == sess);
     CHECK(!timer_node_is_set(&sess->timer));
-    struct session **link = bucket(table, bucket_of(table, sess->hash));
-    while (*link != sess)
-        link = &(*link)->next_in_bucket;
-    *link = sess->next_in_bucket;
-    place->sess = NULL;
-    place->next_free = table->first_free;
-    table->first_free = sess->slot;
     table->count--;
-    if (table->bucket_count > 16 && table->count < table->bucket_count / 2)
-        table_shrink(table);
+    buckets_remove(&table->by_client_id, sess, table->count);
+    buckets_remove(&table->by_number, sess, table->count);
     session_deinit(sess);
     free(sess);
 }

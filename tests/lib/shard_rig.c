@@ -254,6 +254,7 @@ struct rig *rig_new(const struct rig_options *options)
                                       .listener_count = 1,
                                       .rules = &rig->rules,
                                       .retained_counter = &rig->retained_counter,
+                                      .epoch = rig->options.no_persistence ? 0 : 1, /* as in the blocks */
                                       .persistence = !rig->options.no_persistence};
         CHECK(log_block_pool_init(&rig->pools[index], index, rig->options.block_count, rig->options.body_max, 512) == ERR_OK);
         rig->shards[index] = shard_new(&config, rig->tree, config.persistence ? &rig->pools[index] : NULL, &shard_io, &rig->ports[index]);

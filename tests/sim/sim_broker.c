@@ -218,6 +218,7 @@ static void set_config(struct sim *sim, struct sim_broker *broker, struct shard_
         .listener_count = 1,
         .rules = &broker->rules,
         .retained_counter = &broker->retained_counter,
+        .epoch = log_writer_epoch(broker->writer),
         .persistence = true,
     };
 }

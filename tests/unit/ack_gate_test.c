@@ -22,7 +22,7 @@ static uint64_t waits[20000], waits_retained[20000];
 static void on_release(void *arg, const struct gate_item *item, struct span extra)
 {
     struct seen *seen = arg;
-    assert_int_equal(item->client.slot, seen->next);
+    assert_int_equal(item->client.number, seen->next);
     assert_true(waits[seen->next] <= seen->durable);
     assert_true(waits_retained[seen->next] <= seen->retained);
     assert_int_equal(extra.size, item->extra_size);
@@ -48,7 +48,7 @@ static void leaves_in_order_when_both_conditions_hold(void **state)
     while (put < 20000) {
         unsigned action = (unsigned)check_random_below(&random, 8);
         if (action < 4) {
-            struct gate_item item = {.client = {.slot = put}, .kind = GATE_ACK, .since_mono_ns = put};
+            struct gate_item item = {.client = {.number = put}, .kind = GATE_ACK, .since_mono_ns = put};
             item.wait_block = check_random_chance(&random, 2, 3) ? filling : 0; /* an answer without a record waits for nothing itself */
             item.wait_retained = check_random_chance(&random, 1, 5) ? ++asked : 0;
             if (check_random_chance(&random, 1, 3)) {

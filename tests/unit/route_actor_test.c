@@ -82,11 +82,8 @@ static void subscribe_only(struct fixture *f, const char *filter)
 {
     size_t size = strlen(filter);
     struct route_request *request = route_request_new(1, size);
-    *request = (struct route_request){.id = 7,
-                                      .session = {.slot = 3, .generation = 1, .shard = 1},
-                                      .filter_count = 1,
-                                      .filters = request->filters,
-                                      .text = request->text};
+    *request = (struct route_request){
+        .id = 7, .session = {.number = 3, .shard = 1}, .filter_count = 1, .filters = request->filters, .text = request->text};
     request->filters[0] = (struct route_filter){.size = (uint32_t)size, .qos = 1};
     memcpy(request->text, filter, size);
     route_actor_on_op(f->actor, &(struct op){.type = OP_ROUTE_REQUEST, .from = 1, .request = request});
@@ -266,7 +263,7 @@ static void unsubscribe_says_what_was_there(void **state)
     for (int i = 0; i < 2; i++) {
         struct route_request *request = route_request_new(1, 3);
         request->kind = ROUTE_UNSUBSCRIBE;
-        request->session = (struct session_ref){.slot = 3, .generation = 1, .shard = 1};
+        request->session = (struct session_ref){.number = 3, .shard = 1};
         request->filters[0].size = 3;
         memcpy(request->text, "a/#", 3);
         route_actor_on_op(f->actor, &(struct op){.type = OP_ROUTE_REQUEST, .from = 1, .request = request});

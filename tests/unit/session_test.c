@@ -66,9 +66,10 @@ static void stale_values_are_known(void **state)
 static void numbers_are_never_zero_and_differ(void **state)
 {
     (void)state;
-    assert_true(session_number_of(0, 0, 1) != 0);
-    assert_true(session_number_of(1, 0, 1) != session_number_of(0, 1, 1));
-    assert_true(session_number_of(63, SESSION_SLOT_MAX, 1) < session_number_of(0, 0, 2));
+    assert_int_equal(session_number_of(0, 1), 1);
+    assert_true(session_number_of(1, SESSION_NUMBER_COUNTER_MAX) + 1 < session_number_of(2, 1));
+    assert_true(session_number_of(SESSION_NUMBER_EPOCH_MAX, SESSION_NUMBER_COUNTER_MAX) == UINT64_MAX);
+    assert_int_equal(SESSION_NUMBER_EPOCH_MAX, 4194303);
 }
 
 int main(void)

@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "broker/session/session.h"
 #include "broker/session/subscription_list.h"
 #include "tests/lib/check_random.h"
 #include "tests/lib/shard_rig.h"
@@ -1796,6 +1797,32 @@ static void record_has_everything(void **state) /* LOG 1 */
     rig_free(rig);
 }
 
+static void session_numbers_are_never_given_twice(void **state)
+{
+    enum { CLIENTS = 40, ROUNDS = 3 };
+    (void)state;
+    struct rig *rig = rig_new(&(struct rig_options){.shard_count = 3});
+    size_t count = 0;
+    uint64_t numbers[CLIENTS * ROUNDS];
+    for (int round = 0; round < ROUNDS; round++) { /* a clean start is another session of the same client */
+        for (int i = 0; i < CLIENTS; i++) {
+            char id[16];
+            snprintf(id, sizeof id, "car-%d", i);
+            struct rig_client *client = rig_connect(rig, id, MQTT_V5, true);
+            rig_publish(client, "t/car/x", "1", 1, 1);
+            rig_settle(rig);
+            struct record rec;
+            rig_record(rig, &rec, count);
+            assert_int_equal(rec.session >> SESSION_NUMBER_COUNTER_BITS, 1); /* the epoch */
+            assert_int_equal(((rec.session & SESSION_NUMBER_COUNTER_MAX) - 1) % 3, rig_home(rig, id));
+            for (size_t earlier = 0; earlier < count; earlier++)
+                assert_true(numbers[earlier] != rec.session);
+            numbers[count++] = rec.session;
+        }
+    }
+    rig_free(rig);
+}
+
 static void receive_times_strictly_increase(void **state) /* LOG 1 */
 {
     struct rig *rig = RIG();
@@ -2410,6 +2437,7 @@ int main(void)
         TEST(dollar_topics_are_not_for_wildcards),
         TEST(puback_means_saved),
         TEST(record_has_everything),
+        cmocka_unit_test(session_numbers_are_never_given_twice),
         TEST(receive_times_strictly_increase),
         TEST(persistent_sessions_get_it_when_durable),
         TEST(full_log_stops_reading_not_losing),

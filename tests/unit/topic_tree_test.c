@@ -55,8 +55,10 @@ static bool slow_match(const char *filter, const char *topic)
 
 static struct subscriber sub_of(uint32_t slot)
 {
-    return (struct subscriber){.slot = slot, .generation = slot * 3 + 1, .shard = (uint16_t)(slot % 5)};
+    return (struct subscriber){.number = (uint64_t)(slot * 3 + 1) << 42 | slot, .shard = (uint16_t)(slot % 5)};
 }
+
+static uint32_t slot_of(const struct subscriber *sub) { return (uint32_t)sub->number; }
 
 static void add(struct topic_tree *tree, const char *filter, uint32_t slot)
 {
@@ -67,7 +69,7 @@ static void add(struct topic_tree *tree, const char *filter, uint32_t slot)
 static bool take(struct topic_tree *tree, const char *filter, uint32_t slot)
 {
     struct subscriber sub = sub_of(slot);
-    return topic_tree_remove(tree, span_of_string(filter), sub.shard, sub.slot, sub.generation);
+    return topic_tree_remove(tree, span_of_string(filter), sub.number);
 }
 
 static size_t match_count(struct topic_tree *tree, const char *topic)
@@ -128,7 +130,7 @@ static void malformed_filters_are_refused(void **state)
     size_t bytes = tree_bytes(tree);
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         assert_int_equal(topic_tree_add(tree, NULL, span_of_string(bad[i]), &sub), ERR_INVALID);
-        assert_false(topic_tree_remove(tree, span_of_string(bad[i]), sub.shard, sub.slot, sub.generation));
+        assert_false(topic_tree_remove(tree, span_of_string(bad[i]), sub.number));
     }
     static uint8_t large[65536];
     memset(large, 'a', sizeof large);
@@ -146,14 +148,13 @@ static void a_second_subscribe_replaces_the_first(void **state)
         struct topic_tree *tree = topic_tree_new(1);
         struct span filter = span_of_string(filters[i]);
         for (uint32_t others = 0; others < 80; others++) { /* alone, in a block, in a fan-out */
-            struct subscriber sub = {.slot = 9, .generation = 9, .shard = 9, .qos = (uint8_t)(others % 3), .subscription_id = others + 1},
-                              got;
+            struct subscriber sub = {.number = 9, .shard = 9, .qos = (uint8_t)(others % 3), .subscription_id = others + 1}, got;
             bool was_there;
             assert_int_equal(topic_tree_add(tree, &was_there, filter, &sub), ERR_OK);
             assert_int_equal(was_there, others > 0);
-            assert_true(topic_tree_get(tree, &got, filter, 9, 9, 9));
+            assert_true(topic_tree_get(tree, &got, filter, 9));
             assert_memory_equal(&got, &sub, sizeof sub);
-            assert_false(topic_tree_get(tree, &got, filter, 9, 9, 8)); /* another generation is another session */
+            assert_false(topic_tree_get(tree, &got, filter, (uint64_t)1 << 42 | 9)); /* of another epoch: another session */
             assert_int_equal(match_count(tree, "a/b"), others + 1);
             add(tree, filters[i], 1000 + others);
         }
@@ -228,9 +229,9 @@ static void run_model(uint64_t seed, bool starve)
         struct model_sub *one = &model[check_random_below(&random, MODEL_SUBS)];
         bool grow = (step / 8000) % 2 == 0;
         if (!one->there && (grow || check_random_chance(&random, 1, 10))) {
-            /* The slot is the place in the model, so each pair of filter and identity is there at most once. */
+            /* The place in the model is in the number, so each pair of filter and identity is there at most once. */
             random_text(&random, one->filter, true);
-            one->sub = (struct subscriber){.slot = (uint32_t)(one - model), .generation = (uint32_t)check_random_next(&random), .shard = 3};
+            one->sub = (struct subscriber){.number = check_random_next(&random) << 32 | (uint64_t)(one - model), .shard = 3};
             bool was_there = true;
             mallocs_until_failure = starve ? (long)check_random_below(&random, 6) : -1;
             enum err err = topic_tree_add(tree, &was_there, span_of_string(one->filter), &one->sub);
@@ -246,9 +247,9 @@ static void run_model(uint64_t seed, bool starve)
             assert_int_equal(topic_tree_add(tree, &was_there, span_of_string(one->filter), &one->sub), ERR_OK);
             assert_true(was_there);
         } else if (one->there && !grow) {
-            assert_false(topic_tree_remove(tree, span_of_string(one->filter), 4, one->sub.slot, one->sub.generation));
-            assert_true(topic_tree_remove(tree, span_of_string(one->filter), 3, one->sub.slot, one->sub.generation));
-            assert_false(topic_tree_remove(tree, span_of_string(one->filter), 3, one->sub.slot, one->sub.generation));
+            assert_false(topic_tree_remove(tree, span_of_string(one->filter), one->sub.number ^ (uint64_t)1 << 63));
+            assert_true(topic_tree_remove(tree, span_of_string(one->filter), one->sub.number));
+            assert_false(topic_tree_remove(tree, span_of_string(one->filter), one->sub.number));
             one->there = false;
             there--;
         }
@@ -264,7 +265,7 @@ static void run_model(uint64_t seed, bool starve)
     assert_int_equal(refused > 0, starve);
     for (size_t i = 0; i < MODEL_SUBS; i++)
         if (model[i].there)
-            assert_true(topic_tree_remove(tree, span_of_string(model[i].filter), 3, model[i].sub.slot, model[i].sub.generation));
+            assert_true(topic_tree_remove(tree, span_of_string(model[i].filter), model[i].sub.number));
     struct topic_tree_stats stats;
     topic_tree_get_stats(tree, &stats);
     assert_int_equal(stats.exact_filters + stats.wildcard_filters + stats.nodes + stats.subscriptions, 0);
@@ -306,8 +307,8 @@ static void a_large_fan_out_grows_and_shrinks(void **state)
         assert_int_equal(topic_tree_match(tree, NULL, SPAN_LITERAL("fleet/7/x"), &list), ERR_OK);
         assert_int_equal(list.count, left);
         for (size_t i = 0; i < list.count; i++) {
-            assert_true(list.matches[i].slot >= MANY - left);
-            assert_int_equal(seen[list.matches[i].slot]++, 0);
+            assert_true(slot_of(&list.matches[i]) >= MANY - left);
+            assert_int_equal(seen[slot_of(&list.matches[i])]++, 0);
         }
         if (left == 0)
             break;
@@ -345,8 +346,8 @@ static void levels_without_end_need_no_stack(void **state)
     assert_int_equal(list.count, 1);
     assert_int_equal(topic_tree_match(tree, NULL, span_of(deep, sizeof deep - 2), &list), ERR_OK);
     assert_int_equal(list.count, 0);
-    assert_true(topic_tree_remove(tree, span_of(slashes, sizeof slashes), sub.shard, sub.slot, sub.generation));
-    assert_true(topic_tree_remove(tree, span_of(pluses, sizeof pluses), sub.shard, sub.slot, sub.generation));
+    assert_true(topic_tree_remove(tree, span_of(slashes, sizeof slashes), sub.number));
+    assert_true(topic_tree_remove(tree, span_of(pluses, sizeof pluses), sub.number));
     assert_int_equal(tree_bytes(tree), empty_bytes);
     match_list_deinit(&list);
     topic_tree_free(tree);
@@ -406,12 +407,12 @@ static void *match_on(void *arg)
         memset(others, 0, sizeof others);
         for (size_t i = 0; i < list.count; i++) {
             struct subscriber *sub = &list.matches[i];
-            struct subscriber whole = sub_of(sub->slot);
-            if (!subscriber_is(sub, &whole) || sub->subscription_id != sub->slot + sub->qos)
+            struct subscriber whole = sub_of(slot_of(sub));
+            if (!subscriber_is(sub, &whole) || sub->subscription_id != slot_of(sub) + sub->qos)
                 abort(); /* torn */
-            if (sub->slot < STEADY)
-                steady[sub->slot]++;
-            else if (++others[sub->slot % 4096] > 3)
+            if (slot_of(sub) < STEADY)
+                steady[slot_of(sub)]++;
+            else if (++others[slot_of(sub) % 4096] > 3)
                 abort(); /* more often than it has filters */
         }
         for (uint32_t slot = 0; slot < STEADY; slot++)
@@ -468,8 +469,7 @@ static void readers_see_every_steady_subscription_exactly_once(void **state)
             assert_int_equal(topic_tree_add(shared.tree, NULL, span_of_string(filters[filter]), &sub), ERR_OK);
             there[filter][slot] = true;
         } else {
-            assert_int_equal(topic_tree_remove(shared.tree, span_of_string(filters[filter]), sub.shard, sub.slot, sub.generation),
-                             there[filter][slot]);
+            assert_int_equal(topic_tree_remove(shared.tree, span_of_string(filters[filter]), sub.number), there[filter][slot]);
             there[filter][slot] = false;
         }
         if (step % 16 == 0)
