@@ -241,6 +241,15 @@ void client_answer(struct shard *shard, struct client *client, enum mqtt_packet_
     client->gate_held++;
 }
 
+void client_send_bytes(struct shard *shard, struct client *client, struct span bytes)
+{
+    if (!outbox_put(&client->outbox, &shard->outboxes, bytes.data, bytes.size))
+        doom(shard, client);
+    client_mark_dirty(shard, client);
+}
+
+void client_on_session_durable(struct shard *shard, struct client *client) { deliver_pump(shard, client); }
+
 /* Reading stops while packets cannot be handled or the other direction is clogged. */
 static void update_reading(struct shard *shard, struct client *client)
 {

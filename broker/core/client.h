@@ -101,6 +101,10 @@ void client_send_ack(struct shard *shard, struct client *client, enum mqtt_packe
 /* An answer that may have to wait for the log or the route actor. */
 void client_answer(struct shard *shard, struct client *client, enum mqtt_packet_type type, uint16_t packet_id, enum mqtt_reason reason,
                    uint64_t wait_block, uint64_t wait_retained);
+/* Encoded packets. */
+void client_send_bytes(struct shard *shard, struct client *client, struct span bytes);
+/* What its CONNECT did to the session is durable: CONNACK, then what the session has for it, then the packets behind CONNECT. */
+void client_on_session_durable(struct shard *shard, struct client *client);
 /* Bytes were put into its outbox. */
 void client_mark_dirty(struct shard *shard, struct client *client);
 /* Write what is there; at the end of a turn. */

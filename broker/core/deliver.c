@@ -429,3 +429,9 @@ void deliver_on_pubcomp(struct shard *shard, struct client *client, uint16_t pac
     if (entry && entry->state == INFLIGHT_PUBREL)
         finish(shard, client, entry);
 }
+
+void deliver_on_sent_durable(struct shard *shard, struct client *client, uint16_t packet_id)
+{
+    (void)packet_id;
+    deliver_pump(shard, client);
+}

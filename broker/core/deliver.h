@@ -75,4 +75,7 @@ void deliver_on_puback(struct shard *shard, struct client *client, uint16_t pack
 void deliver_on_pubrec(struct shard *shard, struct client *client, uint16_t packet_id, enum mqtt_reason reason);
 void deliver_on_pubcomp(struct shard *shard, struct client *client, uint16_t packet_id);
 
+/* The SENT record of an outgoing QoS 2 message is durable: the PUBLISH may leave. */
+void deliver_on_sent_durable(struct shard *shard, struct client *client, uint16_t packet_id);
+
 #endif

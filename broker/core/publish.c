@@ -731,6 +731,26 @@ void publish_on_released(void *arg, const struct gate_item *item, struct span ex
         release_ack(shard, item);
         return;
     }
-    deliver_recipients(shard, item->msg, extra);
-    msg_unref(item->msg);
+    struct client *client = item->kind == GATE_DELIVERY ? NULL : client_find(shard, &item->client);
+    switch ((enum gate_kind)item->kind) {
+    case GATE_DELIVERY:
+        deliver_recipients(shard, item->msg, extra);
+        msg_unref(item->msg);
+        return;
+    case GATE_PACKET:
+        if (client)
+            client_send_bytes(shard, client, extra);
+        return;
+    case GATE_CONNACK:
+        if (client)
+            client_on_session_durable(shard, client);
+        return;
+    case GATE_SEND:
+        if (client)
+            deliver_on_sent_durable(shard, client, item->packet_id);
+        return;
+    case GATE_ACK:
+        break;
+    }
+    UNREACHABLE();
 }

@@ -19,6 +19,9 @@ void shard_log_deinit(struct shard_log *log)
     *log = (struct shard_log){0};
 }
 
+/* Blocks that PUBLISH leaves to the others. */
+static uint32_t control_blocks(const struct log_block_pool *pool) { return pool->block_count_max < 4 ? 0 : 1 + pool->block_count_max / 16; }
+
 bool shard_log_has_room(const struct shard_log *log, size_t size)
 {
     if (!log->has_room || log->is_failed)
@@ -27,7 +30,19 @@ bool shard_log_has_room(const struct shard_log *log, size_t size)
         return log->large == NULL;
     if (log->block && log->pool->body_max - log->block->body_size >= size)
         return true;
-    return log->pool->used_count < log->pool->block_count_max;
+    return log->pool->used_count + control_blocks(log->pool) < log->pool->block_count_max;
+}
+
+bool shard_log_has_control_room(const struct shard_log *log, size_t size)
+{
+    if (!log->pool)
+        return true;
+    if (log->is_failed)
+        return false;
+    uint32_t free_count = log->pool->block_count_max - log->pool->used_count;
+    if (!shard_log_is_large(log, size))
+        return free_count > 0 || (log->block && log->pool->body_max - log->block->body_size >= size);
+    return log->large == NULL && size / log->pool->body_max + 1 <= free_count;
 }
 
 bool shard_log_is_starved(const struct shard_log *log)
@@ -82,6 +97,40 @@ uint64_t shard_log_append(struct shard *shard, const struct record *rec, size_t 
     counter_inc(&shard->stats.log_records);
     counter_add(&shard->stats.log_record_bytes, used);
     return shard_log_filling(log);
+}
+
+/* All its blocks in one go: a few, because nothing but a PUBLISH is larger than five texts of 64 KiB. */
+static uint64_t control_large(struct shard *shard, const struct record *rec)
+{
+    struct shard_log *log = &shard->log;
+    CHECK(!log->large);
+    seal_filling(shard);
+    uint8_t *head = malloc(record_head_size(rec));
+    CHECK_MSG(head, "out of memory for a record of %zu bytes", record_size(rec));
+    struct log_block_group group;
+    log_block_group_init(&group, span_of(head, record_encode_head(head, rec)), rec->payload);
+    while (!log_block_group_done(&group)) {
+        struct log_block *block = log_block_pool_get(log->pool);
+        CHECK_MSG(block, "out of memory for a log block");
+        log_block_group_next(&group, block);
+        hand_over(shard, block, 1);
+    }
+    free(head);
+    counter_inc(&shard->stats.log_records);
+    counter_add(&shard->stats.log_record_bytes, record_size(rec));
+    return log->pool->sealed_count;
+}
+
+uint64_t shard_log_control(struct shard *shard, const struct record *rec)
+{
+    if (!shard->log.pool)
+        return 0;
+    size_t size = record_size(rec);
+    if (shard_log_is_large(&shard->log, size))
+        return control_large(shard, rec);
+    uint64_t wait_block = shard_log_append(shard, rec, size);
+    CHECK_MSG(wait_block != 0, "out of memory for a log block");
+    return wait_block;
 }
 
 enum err shard_log_begin_large(struct shard *shard, const struct record *rec, struct publish_job *job)

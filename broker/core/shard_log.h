@@ -42,6 +42,12 @@ static inline bool shard_log_is_large(const struct shard_log *log, size_t size) 
 bool shard_log_is_starved(const struct shard_log *log);
 /* Append; shard_log_has_room() said yes, it is not large. Returns the block's number: what it waits for. */
 uint64_t shard_log_append(struct shard *shard, const struct record *rec, size_t size);
+/* Records that are no PUBLISH (sessions, subscriptions, acknowledgements): they go on when PUBLISH has to wait (LOG 7), so a few blocks of
+ * the pool and the last tenth of the log are theirs. size: record_size(). Always true without persistence. */
+bool shard_log_has_control_room(const struct shard_log *log, size_t size);
+/* Append one; there is room. Returns the block to wait for, 0 without persistence. One larger than a body becomes a group of blocks at
+ * once. Memory shortage is fatal here: what the record says has happened already. */
+uint64_t shard_log_control(struct shard *shard, const struct record *rec);
 /* Begin a large record; none is open. The job is taken, msg and all; publish_on_logged() follows in a later turn_end. ERR_NOMEM: not taken.
  */
 enum err shard_log_begin_large(struct shard *shard, const struct record *rec, struct publish_job *job) must_check;

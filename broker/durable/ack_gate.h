@@ -7,8 +7,11 @@
  * nothing in it; the caller looks at client.gate_held).
  *
  *   kind           holds                                    leaves as
- *   GATE_ACK       PUBACK, PUBREC, PUBCOMP of a connection  a packet, if that connection is still there
+ *   GATE_ACK       an answer of a connection                a packet, if that connection is still there
  *   GATE_DELIVERY  a message and its recipients             copies to their homes (LOG 9)
+ *   GATE_PACKET    SUBACK, UNSUBACK, encoded                those bytes, if that connection is still there
+ *   GATE_CONNACK   a connection that waits for its session  CONNACK, and what the session has for it (LOG 8)
+ *   GATE_SEND      an outgoing QoS 2 message under its id   the PUBLISH, if that connection is still there (LOG 8)
  *
  * In pairs: an item may wait only for blocks up to the one being filled, and leaves only when durable (CHECK on both sides).
  *
@@ -27,7 +30,13 @@
 
 #define ACK_GATE_BYTES_MAX ((uint64_t)64 << 20) /* messages held and items; one item may go beyond it */
 
-enum gate_kind { GATE_ACK, GATE_DELIVERY };
+enum gate_kind {
+    GATE_ACK,      /* an answer of four bytes or so: PUBACK, PUBREC, PUBREL, PUBCOMP */
+    GATE_DELIVERY, /* a message and its recipients */
+    GATE_PACKET,   /* encoded bytes for a connection behind the item: SUBACK, UNSUBACK */
+    GATE_CONNACK,  /* a connection's session is durable: client_on_session_durable() */
+    GATE_SEND,     /* an outgoing QoS 2 PUBLISH may leave, packet_id names it: deliver_on_sent_durable() */
+};
 
 /* A connection of a session, as it was when the item was made. */
 struct client_ref {
@@ -41,12 +50,13 @@ struct gate_item {
     int64_t since_mono_ns;  /* when it was put */
     struct msg *msg;        /* GATE_DELIVERY: taken */
     struct client_ref client;
-    uint32_t extra_size; /* GATE_DELIVERY: bytes of recipients behind the item */
-    uint32_t copy_count; /* GATE_DELIVERY: recipients */
-    uint16_t packet_id;  /* GATE_ACK */
-    uint8_t kind;        /* enum gate_kind */
-    uint8_t packet_type; /* GATE_ACK: enum mqtt_packet_type */
-    uint8_t reason;      /* GATE_ACK: enum mqtt_reason */
+    uint32_t extra_size;   /* bytes behind the item: GATE_DELIVERY recipients, GATE_PACKET the packet */
+    uint32_t record_index; /* GATE_DELIVERY with a record: its place among the records of wait_block, from 0 */
+    uint32_t copy_count;   /* GATE_DELIVERY: recipients */
+    uint16_t packet_id;    /* GATE_ACK, GATE_SEND */
+    uint8_t kind;          /* enum gate_kind */
+    uint8_t packet_type;   /* GATE_ACK: enum mqtt_packet_type */
+    uint8_t reason;        /* GATE_ACK: enum mqtt_reason */
 };
 
 struct gate_chunk;
