@@ -1,6 +1,6 @@
 /* The seam to the checkpoint's database: ordered trees of keys and values under transactions.
  *
- * The checkpoint needs six trees, one writer and snapshots for readers. In production they are LMDB (kv_lmdb.h); in tests and in the
+ * The checkpoint needs seven trees, one writer and snapshots for readers. In production they are LMDB (kv_lmdb.h); in tests and in the
  * simulator they are memory that forgets, fails and fills up as told (tests/lib/sim_kv.h). Everything that reads or writes a tree goes
  * through the functions below, which put a CRC-32C over tree, key and value behind each value and check it at every read: LMDB 0.9 has no
  * checksums of its own.
@@ -10,7 +10,7 @@
  * may be tried again; after ERR_IO nobody knows what is on disk: the database is not written again until a restart.
  *
  * Keys: 1..KV_KEY_MAX bytes, in memcmp order; numbers in them big endian (kv_key_u64). Values: 0..KV_VALUE_MAX bytes. Spans that come out
- * are borrowed: of a read transaction until it ends, of a write transaction until its next call.
+ * are borrowed: of a read transaction until it ends, of a write transaction until its next call (which may take them as its key).
  * Threads: a write transaction and all its calls on one thread; a read transaction on one thread at a time. */
 #ifndef TIDEGATE_BROKER_DURABLE_KV_H
 #define TIDEGATE_BROKER_DURABLE_KV_H
@@ -46,7 +46,10 @@ struct kv_stats {
     uint64_t entries[KV_TREE_COUNT];
 };
 
-/* Values here are with their CRC; use the functions below. */
+/* What an implementation does; everybody else uses the functions below. Values that come out are with the 4 bytes of CRC behind them, as
+ * put was given them; keys that go in were checked. begin gives a zeroed transaction, whose first member the caller fills. next is not
+ * called after a put or del in that tree (kv.c seeks anew). Whatever commit returns, the transaction is gone. floor may leave the place
+ * anywhere when it finds nothing. */
 struct kv_ops {
     enum err (*begin)(struct kv *kv, struct kv_txn **txn_out, bool is_write);
     enum err (*commit)(struct kv_txn *txn);
@@ -68,26 +71,37 @@ struct kv {
 struct kv_txn {
     struct kv *kv;
     bool is_write;
+    enum err failed; /* a put or del failed so: nothing more goes in, and commit undoes */
+    /* Where the walks stand. The key is kept for write transactions only, where a put or del may move everything (is_stale). */
+    struct kv_place {
+        bool is_set, is_stale;
+        uint8_t key_size;
+        uint8_t key[KV_KEY_MAX];
+    } places[KV_TREE_COUNT];
 };
 
-/* Returns 0, ERR_NOMEM, ERR_NOSPACE, ERR_IO. */
+/* Returns 0, ERR_NOMEM, ERR_NOSPACE, ERR_FULL (too many readers), ERR_IO (also: for writing after a write that failed so), ERR_PERMISSION
+ * (opened read only). */
 enum err kv_begin(struct kv *kv, struct kv_txn **txn_out, bool is_write) must_check;
-/* Ends the transaction, whatever it returns: 0 = durable; ERR_NOSPACE (undone, try again later), ERR_IO (final). */
+/* Ends the transaction, whatever it returns: 0 = durable; ERR_NOSPACE, ERR_NOMEM (undone, try again later), ERR_IO, ERR_CORRUPT (final). If
+ * a put or del failed, it is undone and the error of that returned. */
 enum err kv_commit(struct kv_txn *txn) must_check;
 /* Undo, or end a read transaction. NULL is fine. */
 void kv_abort(struct kv_txn *txn);
 
 /* Returns 0, ERR_NOTFOUND, ERR_CORRUPT (the value is damaged), ERR_IO. */
 enum err kv_get(struct kv_txn *txn, enum kv_tree tree, struct span key, struct span *value_out) must_check;
-/* Set, in place of what was there. Returns 0, ERR_NOSPACE, ERR_NOMEM, ERR_IO. */
+/* Set, in place of what was there. `value` is not borrowed from this transaction. An error is the end of the transaction: abort or commit,
+ * which both undo it. Returns 0, ERR_NOSPACE, ERR_NOMEM, ERR_CORRUPT, ERR_IO. */
 enum err kv_put(struct kv_txn *txn, enum kv_tree tree, struct span key, struct span value) must_check;
-/* Returns 0 (also when there was none). */
+/* Returns 0 (also when there was none), otherwise as kv_put(). */
 enum err kv_del(struct kv_txn *txn, enum kv_tree tree, struct span key) must_check;
 
 /* Walks. A transaction has one place in each tree; kv_seek sets it to the first key at or after `key` (an empty key: the first of all),
  * kv_next goes on, kv_floor sets it to the last key at or before `key`. A put or del in that tree in between is allowed; kv_next then goes
- * on behind the key it stood at. Returns 0, ERR_NOTFOUND (no such key: the end), ERR_CORRUPT: the value is damaged, *key_out names it,
- * *value_out is empty, and kv_next goes on behind it; ERR_IO. */
+ * on behind the key it stood at. Returns 0, ERR_NOTFOUND (no such key: the walk has ended, and kv_next says so again), ERR_CORRUPT: the
+ * value is damaged, *key_out names it, *value_out is empty, and kv_next goes on behind it (an empty *key_out: the tree itself is damaged
+ * there, and the walk has ended); ERR_IO. */
 enum err kv_seek(struct kv_txn *txn, enum kv_tree tree, struct span key, struct span *key_out, struct span *value_out) must_check;
 enum err kv_next(struct kv_txn *txn, enum kv_tree tree, struct span *key_out, struct span *value_out) must_check;
 enum err kv_floor(struct kv_txn *txn, enum kv_tree tree, struct span key, struct span *key_out, struct span *value_out) must_check;
