@@ -87,13 +87,15 @@ uint8_t *log_block_reserve(struct log_block *block, size_t size)
     return block->memory + LOG_BLOCK_HEADER_SIZE + block->body_size;
 }
 
-void log_block_commit(struct log_block *block, size_t size)
+void log_block_commit(struct log_block *block, size_t size, bool is_state)
 {
     CHECK(size >= RECORD_SIZE_MIN);
     CHECK(size <= block->body_max - block->body_size);
     DCHECK(load_le32(block->memory + LOG_BLOCK_HEADER_SIZE + block->body_size) == size);
     block->body_size += (uint32_t)size;
     block->record_count++;
+    if (is_state)
+        block->flags |= LOG_BLOCK_STATE;
 }
 
 enum err log_block_append(struct log_block *block, const struct record *rec)
@@ -102,7 +104,7 @@ enum err log_block_append(struct log_block *block, const struct record *rec)
     uint8_t *at = log_block_reserve(block, size);
     if (!at)
         return size > block->body_max ? ERR_TOOLARGE : ERR_FULL;
-    log_block_commit(block, record_encode(at, rec));
+    log_block_commit(block, record_encode(at, rec), record_is_state(rec));
     return ERR_OK;
 }
 
@@ -143,7 +145,7 @@ void log_block_seal(struct log_block_pool *pool, struct log_block *block)
 
 /* Groups */
 
-void log_block_group_init(struct log_block_group *group, struct span head, struct span payload)
+void log_block_group_init(struct log_block_group *group, struct span head, struct span payload, bool is_state)
 {
     CHECK(head.size + payload.size <= RECORD_SIZE_MAX);
     CHECK(head.size >= RECORD_SIZE_MIN);
@@ -151,6 +153,7 @@ void log_block_group_init(struct log_block_group *group, struct span head, struc
     group->head = head;
     group->payload = payload;
     group->offset = 0;
+    group->is_state = is_state;
 }
 
 bool log_block_group_done(const struct log_block_group *group) { return group->offset == group->head.size + group->payload.size; }
@@ -175,6 +178,8 @@ size_t log_block_group_next(struct log_block_group *group, struct log_block *blo
     block->flags |= group->offset == 0              ? LOG_BLOCK_GROUP_FIRST
                     : group->offset + part == whole ? LOG_BLOCK_GROUP_LAST
                                                     : LOG_BLOCK_GROUP_MIDDLE;
+    if (group->is_state)
+        block->flags |= LOG_BLOCK_STATE;
     block->body_size = (uint32_t)part;
     block->record_count = block->flags & LOG_BLOCK_GROUP_LAST ? 1 : 0;
     block->group_offset = (uint32_t)group->offset;

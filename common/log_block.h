@@ -14,7 +14,7 @@
  *
  *     struct log_block *block = log_block_pool_get(pool);     NULL: back-pressure, stop reading sockets
  *     uint8_t *at = log_block_reserve(block, size);           NULL: the block is full, seal it and get another
- *     if (at) log_block_commit(block, record_encode(at, &rec));
+ *     if (at) log_block_commit(block, record_encode(at, &rec), record_is_state(&rec));
  *     log_block_seal(pool, block);
  *
  * Thread: the owner. Pure (memory only). */
@@ -122,7 +122,8 @@ void log_block_pool_put(struct log_block_pool *pool, struct log_block *block);
 /* Room for one record of `size` bytes at the end of the body, or NULL when it does not fit. Commit what was encoded there, or do nothing.
  */
 uint8_t *log_block_reserve(struct log_block *block, size_t size);
-void log_block_commit(struct log_block *block, size_t size);
+/* is_state: record_is_state() of it; readers of the checkpoint pass over blocks without such a record. */
+void log_block_commit(struct log_block *block, size_t size, bool is_state);
 
 /* reserve + encode + commit. Returns 0, ERR_FULL (seal this one, get another), ERR_TOOLARGE (larger than any body: a group). */
 must_check enum err log_block_append(struct log_block *block, const struct record *rec);
@@ -135,9 +136,11 @@ struct log_block_group {
     struct span head;
     struct span payload;
     size_t offset; /* bytes handed out */
+    bool is_state;
 };
 
-void log_block_group_init(struct log_block_group *group, struct span head, struct span payload);
+/* is_state: record_is_state() of the record; all its blocks say so. */
+void log_block_group_init(struct log_block_group *group, struct span head, struct span payload, bool is_state);
 /* Fill the empty `block` with the next part; the caller seals it. Returns the bytes copied. The caller loops up to LOG_GROUP_TURN_MAX a
  * turn. */
 size_t log_block_group_next(struct log_block_group *group, struct log_block *block);

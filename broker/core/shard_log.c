@@ -89,7 +89,7 @@ uint64_t shard_log_append(struct shard *shard, const struct record *rec, size_t 
     }
     size_t used = record_encode(at, rec);
     CHECK(used == size);
-    log_block_commit(log->block, used);
+    log_block_commit(log->block, used, record_is_state(rec));
     if (log->connection_count == 0 || log->session_last != rec->session) {
         log->session_last = rec->session;
         log->connection_count++;
@@ -108,7 +108,7 @@ static uint64_t control_large(struct shard *shard, const struct record *rec)
     uint8_t *head = malloc(record_head_size(rec));
     CHECK_MSG(head, "out of memory for a record of %zu bytes", record_size(rec));
     struct log_block_group group;
-    log_block_group_init(&group, span_of(head, record_encode_head(head, rec)), rec->payload);
+    log_block_group_init(&group, span_of(head, record_encode_head(head, rec)), rec->payload, record_is_state(rec));
     while (!log_block_group_done(&group)) {
         struct log_block *block = log_block_pool_get(log->pool);
         CHECK_MSG(block, "out of memory for a log block");
@@ -144,7 +144,7 @@ enum err shard_log_begin_large(struct shard *shard, const struct record *rec, st
     size_t used = record_encode_head(log->large_head, rec);
     CHECK(used == head_size);
     log->large = job;
-    log_block_group_init(&log->group, span_of(log->large_head, head_size), msg_payload(job->msg));
+    log_block_group_init(&log->group, span_of(log->large_head, head_size), msg_payload(job->msg), record_is_state(rec));
     counter_inc(&shard->stats.log_records);
     counter_add(&shard->stats.log_record_bytes, head_size + job->msg->payload_size);
     return ERR_OK;

@@ -136,6 +136,30 @@ static void test_lone_record_takes_one_sector(void **state)
     log_block_pool_deinit(&pool);
 }
 
+static void test_one_record_of_state_marks_its_block(void **state)
+{
+    (void)state;
+    struct log_block_pool pool;
+    char payload[100];
+    assert_int_equal(log_block_pool_init(&pool, 0, 1, LOG_BLOCK_BODY_MAX, 512), ERR_OK);
+    for (uint64_t which = 0; which < 4; which++) { /* none, the first, one in the middle, the last */
+        struct log_block *block = log_block_pool_get(&pool);
+        for (uint64_t i = 0; i < 300; i++) {
+            struct record rec = telemetry(i, payload);
+            if (which > 0 && i == (which - 1) * 299 / 2)
+                rec.retained_number = 1;
+            assert_int_equal(log_block_append(block, &rec), ERR_OK);
+        }
+        log_block_seal(&pool, block);
+        put_header(block);
+        struct log_block_view view;
+        assert_int_equal(log_block_view_parse(&view, block->memory, block->size), ERR_OK);
+        assert_int_equal(!!(view.header.flags & LOG_BLOCK_STATE), which > 0);
+        log_block_pool_put(&pool, block);
+    }
+    log_block_pool_deinit(&pool);
+}
+
 static void test_every_flipped_bit_is_found(void **state)
 {
     (void)state;
@@ -191,7 +215,7 @@ static void test_groups_of_every_size(void **state)
         struct record rec = {.type = RECORD_PUBLISH, .topic = SPAN_LITERAL("t"), .payload = span_of(payload, size)};
         size_t total = record_encode(whole, &rec), got = 0;
         struct log_block_group group;
-        log_block_group_init(&group, span_of(whole, total - size), rec.payload);
+        log_block_group_init(&group, span_of(whole, total - size), rec.payload, size % 2 == 1);
         for (int part = 0; !log_block_group_done(&group); part++) {
             struct log_block *block = log_block_pool_get(&pool);
             size_t copied = log_block_group_next(&group, block);
@@ -200,6 +224,7 @@ static void test_groups_of_every_size(void **state)
             struct log_block_view view;
             assert_int_equal(log_block_view_parse(&view, block->memory, block->size), ERR_OK);
             assert_int_equal(log_block_view_unpack(&view, scratch), ERR_OK);
+            assert_int_equal(!!(view.header.flags & LOG_BLOCK_STATE), size % 2 == 1); /* each of them */
             assert_int_equal(view.header.group_offset, got);
             assert_int_equal(view.header.group_size, total);
             assert_int_equal(view.body.size, copied);
@@ -247,7 +272,7 @@ static void test_impossible_headers_are_refused(void **state)
     REFUSE(generation, 0);
     REFUSE(sequence, 0);
     REFUSE(shard_block, 0);
-    REFUSE(flags, 0x10);
+    REFUSE(flags, 0x20);
     REFUSE(flags, LOG_BLOCK_GROUP_FIRST);
     REFUSE(flags, LOG_BLOCK_GROUP_FIRST | LOG_BLOCK_GROUP_LAST);
     REFUSE(shard, LOG_SHARD_MAX);
@@ -306,6 +331,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_records_come_back),
         cmocka_unit_test(test_lone_record_takes_one_sector),
+        cmocka_unit_test(test_one_record_of_state_marks_its_block),
         cmocka_unit_test(test_every_flipped_bit_is_found),
         cmocka_unit_test(test_full_block_and_empty_pool),
         cmocka_unit_test(test_groups_of_every_size),

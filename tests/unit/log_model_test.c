@@ -158,7 +158,7 @@ static void shard_small(struct world *w, struct shard *shard)
         at = log_block_reserve(shard->open->block, size);
     }
     make_record(at, id, payload);
-    log_block_commit(shard->open->block, size);
+    log_block_commit(shard->open->block, size, true);
     shard->open->ids[shard->open->count++] = id;
     w->next_id++;
 }
@@ -173,7 +173,7 @@ static void shard_large(struct world *w, struct shard *shard)
         shard->group_bytes = (uint8_t *)malloc(size);
         make_record(shard->group_bytes, shard->group_id, payload);
         size_t head = size - payload;
-        log_block_group_init(&shard->group, span_of(shard->group_bytes, head), span_of(shard->group_bytes + head, payload));
+        log_block_group_init(&shard->group, span_of(shard->group_bytes, head), span_of(shard->group_bytes + head, payload), true);
     }
     enqueue(w, shard);
     if (!open_block(w, shard))

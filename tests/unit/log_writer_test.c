@@ -445,7 +445,7 @@ static void test_group_with_others_between_and_reopened_from_its_first_block(voi
     struct record rec = {.type = RECORD_PUBLISH, .session = 2, .payload = span_of(payload, sizeof payload)};
     size_t size = record_encode(bytes, &rec);
     struct log_block_group group;
-    log_block_group_init(&group, span_of(bytes, size - sizeof payload), rec.payload);
+    log_block_group_init(&group, span_of(bytes, size - sizeof payload), rec.payload, false);
     struct log_reader *reader = reader_at(&b, NULL);
     put_group_part(&b, &group);
     b.next_id = 1;
@@ -481,7 +481,7 @@ static void test_reused_before_the_position_loses_the_open_group_only(void **sta
     size_t size = record_encode(bytes, &rec);
     struct log_block_group group;
     struct log_cursor_value value;
-    log_block_group_init(&group, span_of(bytes, size - sizeof payload), rec.payload);
+    log_block_group_init(&group, span_of(bytes, size - sizeof payload), rec.payload, false);
     put_group_part(&b, &group);
     b.next_id = 1;
     struct log_reader *reader = reader_at(&b, NULL);
@@ -522,7 +522,7 @@ static void test_group_without_its_last_block_is_void(void **state)
     struct record rec = {.type = RECORD_PUBLISH, .session = 2, .payload = span_of(payload, sizeof payload)};
     size_t size = record_encode(bytes, &rec);
     struct log_block_group group;
-    log_block_group_init(&group, span_of(bytes, size - sizeof payload), rec.payload);
+    log_block_group_init(&group, span_of(bytes, size - sizeof payload), rec.payload, false);
     put_group_part(&b, &group);
     put_group_part(&b, &group);
     sim_fs_crash(b.sim);
