@@ -56,7 +56,7 @@ CFLAGS := -std=gnu11 $(MODEFLAGS) $(WARN) $(CWARN) $(EXTRA_CFLAGS)
 CXXFLAGS := -std=gnu++17 $(MODEFLAGS) $(WARN) $(EXTRA_CFLAGS)
 LDFLAGS := $(MODEFLAGS)
 COMMON_LIBS := -lmicrohttpd -llz4 -lck -lxxhash -lpthread -lm
-BROKER_LIBS := -luv -lmbedtls -lmbedx509 -lmbedcrypto
+BROKER_LIBS := -luv -llmdb -lmbedtls -lmbedx509 -lmbedcrypto
 SINK_LIBS := -lsimdjson
 # A sanitizer brings its own allocator; everything else runs on jemalloc.
 MALLOC ?= jemalloc

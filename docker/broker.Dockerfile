@@ -15,7 +15,7 @@ FROM debian:12-slim
 # Versions come from the stable release; its security updates are wanted, so none is pinned.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends libuv1 libmbedtls14 liblz4-1 libck0 libjemalloc2 libmicrohttpd12 libxxhash0 \
+    && apt-get install -y --no-install-recommends libuv1 libmbedtls14 liblz4-1 liblmdb0 libck0 libjemalloc2 libmicrohttpd12 libxxhash0 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin tidegate \
     && install -d -o tidegate -g tidegate /var/lib/tidegate /var/lib/tidegate/broker

@@ -1,0 +1,684 @@
+/* Three layers: what is in the directory before LMDB sees it (making, checking), the operations of kv.h, the copy. LMDB's return codes are
+ * its own negative numbers or errno values; err_of() makes enum err of them. */
+#include "broker/durable/kv_lmdb.h"
+
+#include "common/check.h"
+#include "common/data_dir.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <lmdb.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <time.h>
+#include <unistd.h>
+
+#define KV_LMDB_MAGIC 0x6B764C4Du
+#define FILE_MODE 0640
+#define DATA_NAME "data.mdb"
+#define LOCK_NAME "lock.mdb"
+#define NEW_NAME DATA_NAME ".new"
+#define NEW_LOCK_NAME NEW_NAME "-lock" /* LMDB's name for it */
+#define SPACE_PROBE ((off_t)1 << 20)
+
+struct kv_lmdb {
+    struct kv base;
+    unsigned magic;
+    bool read_only;
+    MDB_env *env;
+    MDB_dbi trees[KV_TREE_COUNT];
+    atomic_bool is_failed;  /* a write failed: none begins any more */
+    atomic_uint open_count; /* transactions */
+};
+
+struct kv_lmdb_txn {
+    struct kv_txn base;
+    MDB_txn *txn;
+    enum err failed; /* why LMDB answers MDB_BAD_TXN from now on */
+    MDB_cursor *cursors[KV_TREE_COUNT];
+};
+
+static struct kv_lmdb *lmdb_of(struct kv *kv)
+{
+    struct kv_lmdb *lmdb = (struct kv_lmdb *)kv;
+    CHECK(lmdb->magic == KV_LMDB_MAGIC);
+    return lmdb;
+}
+
+static enum err err_of(int rc)
+{
+    switch (rc) {
+    case MDB_SUCCESS:
+        return ERR_OK;
+    case MDB_NOTFOUND:
+        return ERR_NOTFOUND;
+    case MDB_MAP_FULL:
+    case MDB_TXN_FULL:
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+        return ERR_NOSPACE;
+    case MDB_VERSION_MISMATCH:
+        return ERR_VERSION;
+    case MDB_READERS_FULL:
+        return ERR_FULL;
+    case MDB_PANIC:
+        return ERR_IO;
+    case ENOMEM:
+        return ERR_NOMEM;
+    default:
+        /* The rest of LMDB's own are damage (MDB_CORRUPTED, MDB_PAGE_NOTFOUND, MDB_INVALID) or what only damage can bring about here. */
+        return rc < 0 ? ERR_CORRUPT : err_from_errno(rc);
+    }
+}
+
+static enum err fail(struct errmsg *msg, int rc, const char *dir, const char *what)
+{
+    return err_set(msg, err_of(rc), "%s: %s: %s", dir, what, mdb_strerror(rc));
+}
+
+static enum err fail_errno(struct errmsg *msg, const char *dir, const char *what)
+{
+    int errnum = errno;
+    return err_set(msg, err_from_errno(errnum), "%s: %s: %s", dir, what, strerror(errnum));
+}
+
+/* --- transactions -------------------------------------------------------------------------------------------------------------------- */
+
+/* Another process let the file grow beyond our map; only a reader with a map of its own choice meets that, and can move it between its
+ * transactions. */
+static int begin_again(struct kv_lmdb *lmdb, int rc, MDB_txn **txn_out)
+{
+    int dead;
+    if (rc == MDB_MAP_RESIZED && atomic_load(&lmdb->open_count) == 1)
+        rc = mdb_env_set_mapsize(lmdb->env, 0);
+    else if (rc == MDB_READERS_FULL)
+        rc = mdb_reader_check(lmdb->env, &dead);
+    else
+        return rc;
+    return rc ? rc : mdb_txn_begin(lmdb->env, NULL, MDB_RDONLY, txn_out);
+}
+
+static enum err lmdb_begin(struct kv *kv, struct kv_txn **txn_out, bool is_write)
+{
+    struct kv_lmdb *lmdb = lmdb_of(kv);
+    if (is_write && lmdb->read_only)
+        return ERR_PERMISSION;
+    if (is_write && atomic_load(&lmdb->is_failed))
+        return ERR_IO;
+    struct kv_lmdb_txn *txn = (struct kv_lmdb_txn *)calloc(1, sizeof *txn);
+    if (!txn)
+        return ERR_NOMEM;
+    atomic_fetch_add(&lmdb->open_count, 1);
+    int rc = mdb_txn_begin(lmdb->env, NULL, is_write ? 0 : MDB_RDONLY, &txn->txn);
+    if (rc && !is_write)
+        rc = begin_again(lmdb, rc, &txn->txn);
+    if (rc) {
+        atomic_fetch_sub(&lmdb->open_count, 1);
+        free(txn);
+        return err_of(rc);
+    }
+    *txn_out = &txn->base;
+    return ERR_OK;
+}
+
+static void txn_free(struct kv_lmdb_txn *txn)
+{
+    atomic_fetch_sub(&lmdb_of(txn->base.kv)->open_count, 1);
+    free(txn);
+}
+
+static void lmdb_abort(struct kv_txn *base)
+{
+    struct kv_lmdb_txn *txn = (struct kv_lmdb_txn *)base;
+    /* LMDB closes the cursors of a write transaction itself, those of a read transaction never. */
+    for (int t = 0; t < KV_TREE_COUNT && !base->is_write; t++)
+        if (txn->cursors[t])
+            mdb_cursor_close(txn->cursors[t]);
+    mdb_txn_abort(txn->txn);
+    txn_free(txn);
+}
+
+/* A write that was cut short reaches us as EIO, and a file system that filled up in its middle is the usual reason. So ask for some space
+ * behind the end of the file. (A failed write or sync of pages is followed by no write of a meta page, and a later transaction writes all
+ * pages anew that it refers to, so a retry is sound; if it was the meta page, LMDB itself refuses everything from then on.) */
+static bool is_out_of_space(MDB_env *env)
+{
+    int fd;
+    struct stat status;
+    struct statvfs fs;
+    if (mdb_env_get_fd(env, &fd) != 0 || fstat(fd, &status) != 0)
+        return false;
+    if (fallocate(fd, FALLOC_FL_KEEP_SIZE, status.st_size, SPACE_PROBE) == 0)
+        return false;
+    if (errno == ENOSPC || errno == EDQUOT || errno == EFBIG)
+        return true;
+    return errno == EOPNOTSUPP && fstatvfs(fd, &fs) == 0 && fs.f_bavail * fs.f_frsize < (uint64_t)SPACE_PROBE;
+}
+
+/* The result of something that may have written to the file. */
+static enum err after_write(struct kv_lmdb *lmdb, int rc)
+{
+    enum err err = err_of(rc);
+    if (rc == EIO && is_out_of_space(lmdb->env))
+        err = ERR_NOSPACE;
+    if (err && err != ERR_NOSPACE && err != ERR_NOMEM)
+        atomic_store(&lmdb->is_failed, true);
+    return err;
+}
+
+static uint64_t bytes_of_pages(MDB_env *env)
+{
+    MDB_envinfo info;
+    MDB_stat stat;
+    CHECK(mdb_env_info(env, &info) == 0);
+    CHECK(mdb_env_stat(env, &stat) == 0);
+    return ((uint64_t)info.me_last_pgno + 1) * stat.ms_psize;
+}
+
+/* Pages at the end that were taken and given back within one transaction are not written; who opens the file next would miss them. Without
+ * success no harm is done but to readers that open now. */
+static void extend_file(MDB_env *env)
+{
+    int fd;
+    struct stat status;
+    uint64_t bytes = bytes_of_pages(env);
+    if (mdb_env_get_fd(env, &fd) == 0 && fstat(fd, &status) == 0 && (uint64_t)status.st_size < bytes)
+        (void)!ftruncate(fd, (off_t)bytes);
+}
+
+static enum err lmdb_commit(struct kv_txn *base)
+{
+    struct kv_lmdb_txn *txn = (struct kv_lmdb_txn *)base;
+    struct kv_lmdb *lmdb = lmdb_of(base->kv);
+    enum err err = after_write(lmdb, mdb_txn_commit(txn->txn));
+    if (!err)
+        extend_file(lmdb->env);
+    txn_free(txn);
+    return err;
+}
+
+/* --- operations ---------------------------------------------------------------------------------------------------------------------- */
+
+static MDB_val val_of(struct span span) { return (MDB_val){span.size, (void *)(uintptr_t)span.data}; }
+static struct span span_of_val(MDB_val val) { return span_of(val.mv_data, val.mv_size); }
+
+/* The result of reading. After damage LMDB refuses everything in the transaction: keep telling why. */
+static enum err after_read(struct kv_lmdb_txn *txn, int rc)
+{
+    if (rc == MDB_BAD_TXN && txn->failed)
+        return txn->failed;
+    enum err err = err_of(rc);
+    if (err && err != ERR_NOTFOUND)
+        txn->failed = err;
+    return err;
+}
+
+static enum err lmdb_get(struct kv_txn *base, enum kv_tree tree, struct span key, struct span *value_out)
+{
+    struct kv_lmdb_txn *txn = (struct kv_lmdb_txn *)base;
+    MDB_val mdb_key = val_of(key), value;
+    int rc = mdb_get(txn->txn, lmdb_of(base->kv)->trees[tree], &mdb_key, &value);
+    if (rc == 0)
+        *value_out = span_of_val(value);
+    return after_read(txn, rc);
+}
+
+static enum err lmdb_put(struct kv_txn *base, enum kv_tree tree, struct span key, struct span value, const uint8_t crc[4])
+{
+    struct kv_lmdb_txn *txn = (struct kv_lmdb_txn *)base;
+    struct kv_lmdb *lmdb = lmdb_of(base->kv);
+    MDB_val mdb_key = val_of(key), room = {value.size + 4, NULL};
+    int rc = mdb_put(txn->txn, lmdb->trees[tree], &mdb_key, &room, MDB_RESERVE);
+    if (rc)
+        return after_write(lmdb, rc);
+    if (value.size)
+        memcpy(room.mv_data, value.data, value.size);
+    memcpy((uint8_t *)room.mv_data + value.size, crc, 4);
+    return ERR_OK;
+}
+
+static enum err lmdb_del(struct kv_txn *base, enum kv_tree tree, struct span key)
+{
+    struct kv_lmdb_txn *txn = (struct kv_lmdb_txn *)base;
+    struct kv_lmdb *lmdb = lmdb_of(base->kv);
+    MDB_val mdb_key = val_of(key);
+    int rc = mdb_del(txn->txn, lmdb->trees[tree], &mdb_key, NULL);
+    return rc == MDB_NOTFOUND ? ERR_NOTFOUND : after_write(lmdb, rc);
+}
+
+static int get_cursor(struct kv_lmdb_txn *txn, enum kv_tree tree, MDB_cursor **cursor_out)
+{
+    int rc = 0;
+    if (!txn->cursors[tree])
+        rc = mdb_cursor_open(txn->txn, lmdb_of(txn->base.kv)->trees[tree], &txn->cursors[tree]);
+    *cursor_out = txn->cursors[tree];
+    return rc;
+}
+
+static enum err after_step(struct kv_lmdb_txn *txn, int rc, MDB_val key, MDB_val value, struct span *key_out, struct span *value_out)
+{
+    if (rc == 0) {
+        *key_out = span_of_val(key);
+        *value_out = span_of_val(value);
+    }
+    return after_read(txn, rc);
+}
+
+static enum err lmdb_seek(struct kv_txn *base, enum kv_tree tree, struct span key, struct span *key_out, struct span *value_out)
+{
+    struct kv_lmdb_txn *txn = (struct kv_lmdb_txn *)base;
+    MDB_cursor *cursor;
+    MDB_val mdb_key = val_of(key), value = {0};
+    int rc = get_cursor(txn, tree, &cursor);
+    if (rc == 0)
+        rc = mdb_cursor_get(cursor, &mdb_key, &value, key.size ? MDB_SET_RANGE : MDB_FIRST);
+    return after_step(txn, rc, mdb_key, value, key_out, value_out);
+}
+
+static enum err lmdb_next(struct kv_txn *base, enum kv_tree tree, struct span *key_out, struct span *value_out)
+{
+    struct kv_lmdb_txn *txn = (struct kv_lmdb_txn *)base;
+    CHECK(txn->cursors[tree]);
+    MDB_val mdb_key = {0}, value = {0};
+    int rc = mdb_cursor_get(txn->cursors[tree], &mdb_key, &value, MDB_NEXT);
+    return after_step(txn, rc, mdb_key, value, key_out, value_out);
+}
+
+static enum err lmdb_floor(struct kv_txn *base, enum kv_tree tree, struct span key, struct span *key_out, struct span *value_out)
+{
+    struct kv_lmdb_txn *txn = (struct kv_lmdb_txn *)base;
+    MDB_cursor *cursor;
+    MDB_val mdb_key = val_of(key), value = {0};
+    int rc = get_cursor(txn, tree, &cursor);
+    if (rc == 0) {
+        rc = mdb_cursor_get(cursor, &mdb_key, &value, MDB_SET_RANGE);
+        if (rc == MDB_NOTFOUND)
+            rc = mdb_cursor_get(cursor, &mdb_key, &value, MDB_LAST);
+        else if (rc == 0 && !span_equal(span_of_val(mdb_key), key))
+            rc = mdb_cursor_get(cursor, &mdb_key, &value, MDB_PREV);
+    }
+    return after_step(txn, rc, mdb_key, value, key_out, value_out);
+}
+
+static uint64_t pages_of(const MDB_stat *stat) { return stat->ms_branch_pages + stat->ms_leaf_pages + stat->ms_overflow_pages; }
+
+/* Pages in use are those of the trees, of the list of trees, of the list of free pages, and the two meta pages. */
+static enum err lmdb_stats(struct kv *kv, struct kv_stats *stats_out)
+{
+    struct kv_lmdb *lmdb = lmdb_of(kv);
+    struct kv_txn *base;
+    enum err err = kv_begin(kv, &base, false);
+    if (err)
+        return err;
+    struct kv_lmdb_txn *txn = (struct kv_lmdb_txn *)base;
+    MDB_stat stat;
+    MDB_envinfo info;
+    uint64_t pages = 2;
+    int rc = mdb_env_info(lmdb->env, &info);
+    for (int t = 0; t < KV_TREE_COUNT && rc == 0; t++) {
+        rc = mdb_stat(txn->txn, lmdb->trees[t], &stat);
+        if (rc == 0) {
+            stats_out->entries[t] = stat.ms_entries;
+            pages += pages_of(&stat);
+        }
+    }
+    for (MDB_dbi inner = 0; inner <= 1 && rc == 0; inner++) {
+        rc = mdb_stat(txn->txn, inner, &stat);
+        if (rc == 0)
+            pages += pages_of(&stat);
+    }
+    if (rc == 0) {
+        stats_out->used_bytes = pages * stat.ms_psize;
+        stats_out->file_bytes = ((uint64_t)info.me_last_pgno + 1) * stat.ms_psize;
+        stats_out->map_bytes = info.me_mapsize;
+    }
+    kv_abort(base);
+    return err_of(rc);
+}
+
+static void lmdb_close(struct kv *kv)
+{
+    struct kv_lmdb *lmdb = lmdb_of(kv);
+    CHECK(atomic_load(&lmdb->open_count) == 0);
+    mdb_env_close(lmdb->env);
+    lmdb->magic = 0;
+    free(lmdb);
+}
+
+static const struct kv_ops lmdb_ops = {
+    .begin = lmdb_begin,
+    .commit = lmdb_commit,
+    .abort = lmdb_abort,
+    .get = lmdb_get,
+    .put = lmdb_put,
+    .del = lmdb_del,
+    .seek = lmdb_seek,
+    .next = lmdb_next,
+    .floor = lmdb_floor,
+    .stats = lmdb_stats,
+    .close = lmdb_close,
+};
+
+/* --- the file before LMDB maps it ---------------------------------------------------------------------------------------------------- */
+
+/* A meta page of format 1 on a 64-bit machine, in its byte order: a page header of 16 bytes (number u64, u16, flags u16, u32), then the
+ * fields below. LMDB takes the one with the greater transaction number. */
+struct meta {
+    uint32_t magic, version;
+    uint64_t address, map_bytes;
+    struct meta_tree {
+        uint32_t page_bytes; /* of the first tree: the page size */
+        uint16_t flags, depth;
+        uint64_t branch_pages, leaf_pages, overflow_pages, entries, root;
+    } free_pages, main;
+    uint64_t last_page, txn_number;
+};
+static_assert(sizeof(struct meta) == 24 + 2 * 48 + 16, "the layout of LMDB's meta page");
+static_assert(sizeof(size_t) == 8, "LMDB's file format depends on the word size");
+
+#define META_OFFSET 16
+#define META_FLAGS_OFFSET 10
+#define META_FLAG 0x08
+#define META_MAGIC 0xBEEFC0DEu
+#define META_VERSION 1
+#define NO_PAGE UINT64_MAX
+
+/* Returns 0, ERR_CORRUPT (with the reason in *why_out), ERR_VERSION, ERR_IO. */
+static enum err read_meta(int fd, off_t at, struct meta *meta_out, const char **why_out)
+{
+    uint8_t bytes[META_OFFSET + sizeof *meta_out];
+    uint16_t flags;
+    ssize_t got = pread(fd, bytes, sizeof bytes, at);
+    if (got < 0)
+        return err_from_errno(errno);
+    *why_out = "it is too short for LMDB's meta pages";
+    if ((size_t)got < sizeof bytes)
+        return ERR_CORRUPT;
+    memcpy(&flags, bytes + META_FLAGS_OFFSET, sizeof flags);
+    memcpy(meta_out, bytes + META_OFFSET, sizeof *meta_out);
+    *why_out = "a meta page of LMDB is damaged, or it is no LMDB file";
+    if (!(flags & META_FLAG) || meta_out->magic != META_MAGIC)
+        return ERR_CORRUPT;
+    *why_out = "it was written by another version of LMDB";
+    if (meta_out->version != META_VERSION)
+        return ERR_VERSION;
+    *why_out = "a meta page of LMDB has an impossible page size";
+    uint32_t page = meta_out->free_pages.page_bytes;
+    if (page < 512 || page > 65536 || page & (page - 1))
+        return ERR_CORRUPT;
+    return ERR_OK;
+}
+
+static bool is_root(const struct meta *meta, uint64_t root) { return root == NO_PAGE || (root >= 2 && root <= meta->last_page); }
+
+/* The newest meta page, if it can be believed. */
+static enum err read_newest_meta(int fd, struct meta *meta_out, const char **why_out)
+{
+    struct meta first, second;
+    enum err err = read_meta(fd, 0, &first, why_out);
+    if (!err)
+        err = read_meta(fd, first.free_pages.page_bytes, &second, why_out);
+    if (err)
+        return err;
+    *meta_out = second.txn_number > first.txn_number ? second : first;
+    *why_out = "a meta page of LMDB points outside of the file";
+    if (second.free_pages.page_bytes != first.free_pages.page_bytes || meta_out->last_page < 1 ||
+        meta_out->last_page >= meta_out->map_bytes / first.free_pages.page_bytes || !is_root(meta_out, meta_out->free_pages.root) ||
+        !is_root(meta_out, meta_out->main.root))
+        return ERR_CORRUPT;
+    return ERR_OK;
+}
+
+/* How the size of the file and its meta page go together. */
+struct extent {
+    uint64_t file_bytes;
+    uint64_t meant_bytes; /* last page and all before */
+    uint32_t page_bytes;
+};
+
+/* The meta page first: the file only grows. */
+static enum err read_extent(int fd, struct extent *extent_out, const char *dir, struct errmsg *msg)
+{
+    const char *why = "it cannot be read";
+    struct meta meta;
+    struct stat status;
+    enum err err = read_newest_meta(fd, &meta, &why);
+    if (err)
+        return err_set(msg, err, "%s/" DATA_NAME ": %s", dir, why);
+    if (fstat(fd, &status) != 0)
+        return fail_errno(msg, dir, "cannot read the size of " DATA_NAME);
+    extent_out->file_bytes = (uint64_t)status.st_size;
+    extent_out->page_bytes = meta.free_pages.page_bytes;
+    extent_out->meant_bytes = (meta.last_page + 1) * extent_out->page_bytes;
+    return ERR_OK;
+}
+
+static bool is_short(const struct extent *extent) { return extent->file_bytes < extent->meant_bytes; }
+
+static enum err fail_short(struct errmsg *msg, const char *dir, const struct extent *extent)
+{
+    return err_set(msg, ERR_CORRUPT, "%s/" DATA_NAME ": is cut: %llu bytes, but its meta page says %llu", dir,
+                   (unsigned long long)extent->file_bytes, (unsigned long long)extent->meant_bytes);
+}
+
+/* Whether all pages behind the end of the file stand in LMDB's list of free pages: transaction number -> count, pages. The file has been
+ * extended with zeros, so that a list which itself lies there reads as damaged. */
+static bool are_missing_free(MDB_env *env, const struct extent *extent)
+{
+    MDB_txn *txn;
+    MDB_cursor *cursor = NULL;
+    MDB_val key, data;
+    uint64_t from = extent->file_bytes / extent->page_bytes, to = extent->meant_bytes / extent->page_bytes, found = 0;
+    if (mdb_txn_begin(env, NULL, MDB_RDONLY, &txn) != 0)
+        return false;
+    int rc = mdb_cursor_open(txn, 0, &cursor);
+    while (rc == 0 && (rc = mdb_cursor_get(cursor, &key, &data, MDB_NEXT)) == 0) {
+        const uint8_t *words = (const uint8_t *)data.mv_data;
+        uint64_t count = 0, page;
+        if (data.mv_size >= sizeof count)
+            memcpy(&count, words, sizeof count);
+        for (uint64_t i = 1; i <= count && (i + 1) * sizeof page <= data.mv_size; i++) {
+            memcpy(&page, words + i * sizeof page, sizeof page);
+            found += page >= from && page < to;
+        }
+    }
+    if (cursor)
+        mdb_cursor_close(cursor);
+    mdb_txn_abort(txn);
+    return rc == MDB_NOTFOUND && found == to - from;
+}
+
+/* --- opening ------------------------------------------------------------------------------------------------------------------------- */
+
+static enum err open_env(struct kv_lmdb *lmdb, const struct kv_lmdb_options *options, const char *path, unsigned flags, struct errmsg *msg)
+{
+    MDB_env *env;
+    int rc = mdb_env_create(&env);
+    if (rc)
+        return fail(msg, rc, path, "cannot make an LMDB environment");
+    lmdb->env = env;
+    if (options->map_bytes)
+        rc = mdb_env_set_mapsize(env, align_up(options->map_bytes, 4096));
+    if (!rc)
+        rc = mdb_env_set_maxdbs(env, KV_TREE_COUNT);
+    if (!rc && options->reader_max)
+        rc = mdb_env_set_maxreaders(env, options->reader_max);
+    if (!rc)
+        rc = mdb_env_open(env, path, flags | MDB_NOTLS, FILE_MODE);
+    if (rc) {
+        mdb_env_close(env);
+        lmdb->env = NULL;
+        return fail(msg, rc, path, "cannot open the database");
+    }
+    CHECK(mdb_env_get_maxkeysize(env) >= KV_KEY_MAX);
+    return ERR_OK;
+}
+
+/* The handles of the trees, which this makes with MDB_CREATE; they hold for all later transactions. */
+static enum err open_trees(struct kv_lmdb *lmdb, const char *dir, unsigned flags, struct errmsg *msg)
+{
+    MDB_txn *txn;
+    int rc = mdb_txn_begin(lmdb->env, NULL, flags & MDB_CREATE ? 0 : MDB_RDONLY, &txn);
+    if (rc)
+        return fail(msg, rc, dir, "cannot begin");
+    for (int t = 0; t < KV_TREE_COUNT; t++) {
+        rc = mdb_dbi_open(txn, kv_tree_name((enum kv_tree)t), flags, &lmdb->trees[t]);
+        if (rc) {
+            mdb_txn_abort(txn);
+            return err_set(msg, rc == MDB_NOTFOUND ? ERR_CORRUPT : err_of(rc), "%s: tree %s: %s", dir, kv_tree_name((enum kv_tree)t),
+                           mdb_strerror(rc));
+        }
+    }
+    rc = mdb_txn_commit(txn);
+    return rc ? fail(msg, rc, dir, "cannot commit") : ERR_OK;
+}
+
+/* A new database, under its name only when it is whole and on disk. */
+static enum err make_database(struct kv_lmdb *lmdb, const struct kv_lmdb_options *options, int dir_fd, struct errmsg *msg)
+{
+    char *path;
+    if (asprintf(&path, "%s/" NEW_NAME, options->dir) < 0)
+        return err_set(msg, ERR_NOMEM, "%s: out of memory", options->dir);
+    (void)unlinkat(dir_fd, NEW_NAME, 0);
+    (void)unlinkat(dir_fd, NEW_LOCK_NAME, 0);
+    enum err err = open_env(lmdb, options, path, MDB_NOSUBDIR, msg);
+    if (!err) {
+        err = open_trees(lmdb, options->dir, MDB_CREATE, msg);
+        if (!err)
+            extend_file(lmdb->env);
+        mdb_env_close(lmdb->env);
+        lmdb->env = NULL;
+    }
+    (void)unlinkat(dir_fd, NEW_LOCK_NAME, 0);
+    if (!err && renameat(dir_fd, NEW_NAME, dir_fd, DATA_NAME) != 0)
+        err = fail_errno(msg, options->dir, "cannot rename the new database");
+    if (!err && fsync(dir_fd) != 0)
+        err = fail_errno(msg, options->dir, "cannot sync the directory");
+    if (err)
+        (void)unlinkat(dir_fd, NEW_NAME, 0);
+    free(path);
+    return err;
+}
+
+static enum err open_to_write(struct kv_lmdb *lmdb, const struct kv_lmdb_options *options, int dir_fd, struct errmsg *msg)
+{
+    const char *dir = options->dir;
+    int fd = openat(dir_fd, DATA_NAME, O_RDWR | O_CLOEXEC);
+    if (fd < 0 && errno == ENOENT) {
+        enum err err = make_database(lmdb, options, dir_fd, msg);
+        if (err)
+            return err;
+        fd = openat(dir_fd, DATA_NAME, O_RDWR | O_CLOEXEC);
+    }
+    if (fd < 0)
+        return fail_errno(msg, dir, "cannot open " DATA_NAME);
+    struct extent extent = {0};
+    enum err err = read_extent(fd, &extent, dir, msg);
+    if (!err && is_short(&extent) && ftruncate(fd, (off_t)extent.meant_bytes) != 0)
+        err = fail_errno(msg, dir, "cannot extend " DATA_NAME);
+    if (!err)
+        err = open_env(lmdb, options, dir, 0, msg);
+    if (!err && is_short(&extent) && !are_missing_free(lmdb->env, &extent)) {
+        err = fail_short(msg, dir, &extent);
+        mdb_env_close(lmdb->env);
+        lmdb->env = NULL;
+    }
+    if (err && is_short(&extent))
+        (void)!ftruncate(fd, (off_t)extent.file_bytes); /* as it was found, for whoever looks into it */
+    close(fd);
+    return err;
+}
+
+/* Makes nothing. A directory without a lock file has no writer (it is a copy), so there is nobody to lock against. */
+static enum err open_to_read(struct kv_lmdb *lmdb, const struct kv_lmdb_options *options, int dir_fd, struct errmsg *msg)
+{
+    const char *dir = options->dir;
+    int fd = openat(dir_fd, DATA_NAME, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return fail_errno(msg, dir, "cannot open " DATA_NAME);
+    struct extent extent;
+    enum err err;
+    /* A writer extends the file just after a commit that left free pages at its end unwritten. */
+    for (int tries = 0;; tries++) {
+        err = read_extent(fd, &extent, dir, msg);
+        if (err || !is_short(&extent) || tries == 20)
+            break;
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    }
+    close(fd);
+    if (!err && is_short(&extent))
+        err = fail_short(msg, dir, &extent);
+    if (err)
+        return err;
+    bool has_lock = faccessat(dir_fd, LOCK_NAME, F_OK, 0) == 0;
+    return open_env(lmdb, options, dir, has_lock ? MDB_RDONLY : MDB_RDONLY | MDB_NOLOCK, msg);
+}
+
+enum err kv_lmdb_open(struct kv **kv_out, const struct kv_lmdb_options *options, struct errmsg *msg)
+{
+    const char *dir = options->dir;
+    int dead_readers;
+    enum err err = options->read_only ? ERR_OK : data_dir_make(dir, msg);
+    if (err)
+        return err;
+    int dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dir_fd < 0)
+        return fail_errno(msg, dir, "cannot open the directory");
+    struct kv_lmdb *lmdb = (struct kv_lmdb *)calloc(1, sizeof *lmdb);
+    if (!lmdb) {
+        close(dir_fd);
+        return err_set(msg, ERR_NOMEM, "%s: out of memory", dir);
+    }
+    lmdb->base.ops = &lmdb_ops;
+    lmdb->magic = KV_LMDB_MAGIC;
+    lmdb->read_only = options->read_only;
+    err = options->read_only ? open_to_read(lmdb, options, dir_fd, msg) : open_to_write(lmdb, options, dir_fd, msg);
+    close(dir_fd);
+    if (!err) {
+        /* Slots of readers that were killed hold back the reuse of pages. */
+        (void)mdb_reader_check(lmdb->env, &dead_readers);
+        err = open_trees(lmdb, dir, 0, msg);
+    }
+    if (err) {
+        if (lmdb->env)
+            mdb_env_close(lmdb->env);
+        free(lmdb);
+        return err;
+    }
+    *kv_out = &lmdb->base;
+    return ERR_OK;
+}
+
+/* --- copy ---------------------------------------------------------------------------------------------------------------------------- */
+
+enum err kv_lmdb_copy(struct kv *kv, const char *dir, struct errmsg *msg)
+{
+    struct kv_lmdb *lmdb = lmdb_of(kv);
+    int dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dir_fd < 0)
+        return fail_errno(msg, dir, "cannot open the directory");
+    enum err err = ERR_OK;
+    int fd = openat(dir_fd, DATA_NAME, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, FILE_MODE);
+    if (fd < 0) {
+        err = fail_errno(msg, dir, "cannot make " DATA_NAME);
+        close(dir_fd);
+        return err;
+    }
+    int rc = mdb_env_copyfd2(lmdb->env, fd, MDB_CP_COMPACT);
+    if (rc)
+        err = fail(msg, rc, dir, "cannot copy the database");
+    else if (fsync(fd) != 0)
+        err = fail_errno(msg, dir, "cannot sync the copy");
+    close(fd);
+    if (!err && fsync(dir_fd) != 0)
+        err = fail_errno(msg, dir, "cannot sync the directory");
+    if (err)
+        (void)unlinkat(dir_fd, DATA_NAME, 0);
+    close(dir_fd);
+    return err;
+}
