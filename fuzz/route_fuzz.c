@@ -86,8 +86,8 @@ static bool note(void *arg, const struct retained_value *value)
 static void check_retained(const struct lines *filters, const struct lines *topics)
 {
     int refs = 0;
-    struct retained *store =
-        retained_new(1, &(struct retained_limits){LINES_MAX, LINES_MAX}, &(struct retained_callbacks){count_up, count_down});
+    struct retained *store = retained_new(1, &(struct retained_limits){.messages_max = LINES_MAX, .bytes_max = LINES_MAX},
+                                          &(struct retained_callbacks){.ref = count_up, .unref = count_down});
     CHECK(store != NULL);
     for (size_t i = 0; i < topics->count; i++)
         CHECK(retained_put(store, topics->texts[i], i + 1, &refs, 1, RETAINED_NO_EXPIRY) == RETAINED_STORED);

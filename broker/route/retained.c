@@ -1,4 +1,4 @@
-/* Retained messages in memory; see retained.h.
+/* Retained values, in memory or named by their sequence; see retained.h.
  *
  * Two indexes over the same entries. The hash set answers put, remove and find with one probe, and holds tombstones too. The ordered index
  * holds live entries only, in blocks of up to 128 pointers under one array of blocks: a topic is found by two binary searches, and an
@@ -26,20 +26,48 @@
 
 #define BLOCK_ENTRIES_MAX 128u
 
+/* What an entry holds:
+ *
+ *     TOMBSTONE -> MESSAGE                 [retained_put]      in a store that never lets go
+ *     TOMBSTONE -> WINDOW                  [retained_put]      in one that does: in store->window until the checkpoint has it
+ *     WINDOW    -> ON_DISK                 [retained_let_go]
+ *     ON_DISK  <-> CACHED                  [retained_offer; entry_let_go when the cache is full]
+ *     TOMBSTONE -> ON_DISK                 [retained_restore]
+ *     any live  -> MESSAGE, WINDOW         [retained_put]
+ *     any live  -> TOMBSTONE               [retained_remove, retained_sweep] */
+enum entry_state { TOMBSTONE, MESSAGE, WINDOW, CACHED, ON_DISK };
+
 struct entry {
     struct set_entry set_entry;
     uint64_t number;
     union {
         struct {
-            void *msg; /* one reference is ours */
+            union {
+                void *msg;         /* MESSAGE: one reference is ours */
+                struct held *held; /* WINDOW, CACHED */
+                uint64_t sequence; /* ON_DISK */
+            };
             int64_t expiry_wall_ns;
         } live;
         struct list_node tombstone; /* in store->tombstones, ordered by number */
     };
     uint32_t bytes;
     uint16_t size;
-    bool is_live;
+    uint8_t state; /* enum entry_state */
     uint8_t topic[];
+};
+
+/* A message in memory that will be let go. */
+struct held {
+    struct list_node node; /* in store->window or store->cache, oldest first */
+    void *msg;             /* one reference is ours */
+    struct entry *entry;
+};
+
+/* Those that are held for one reason. */
+struct held_list {
+    struct list_node head;
+    uint64_t messages, bytes;
 };
 
 struct index_block {
@@ -58,7 +86,10 @@ struct retained {
     struct index_block **blocks;
     size_t block_count, block_capacity;
     struct list_node tombstones;
-    struct position sweep; /* where the next sweep begins; approximate after changes */
+    struct held_list window, cache;
+    uint64_t checkpoint;      /* below it, sequences can be read from disk */
+    uint64_t window_unlooked; /* of the window, still to be looked at for this checkpoint */
+    struct position sweep;    /* where the next sweep begins; approximate after changes */
     struct retained_limits limits;
     struct retained_callbacks callbacks;
     uint64_t hash_key;
@@ -77,6 +108,7 @@ struct retained_scan {
 
 static size_t entry_size(size_t topic_size) { return offsetof(struct entry, topic) + topic_size; }
 static struct span entry_topic(const struct entry *entry) { return span_of(entry->topic, entry->size); }
+static bool entry_is_live(const struct entry *entry) { return entry->state != TOMBSTONE; }
 
 /* ---- the ordered index ---- */
 
@@ -224,18 +256,53 @@ struct retained *retained_new(uint64_t hash_key, const struct retained_limits *l
         return NULL;
     }
     list_init(&store->tombstones);
+    list_init(&store->window.head);
+    list_init(&store->cache.head);
     store->hash_key = hash_key;
     store->limits = *limits;
     store->callbacks = *callbacks;
     return store;
 }
 
+static void held_list_push(struct held_list *list, struct held *held)
+{
+    list_node_init(&held->node);
+    list_push_back(&list->head, &held->node);
+    list->messages++;
+    list->bytes += held->entry->bytes;
+}
+
+static void held_list_remove(struct held_list *list, struct held *held)
+{
+    list_remove(&held->node);
+    list->messages--;
+    list->bytes -= held->entry->bytes;
+}
+
+/* Drop what a live entry holds. Its state and bytes are the caller's to set. */
+static void entry_drop_value(struct retained *store, struct entry *entry)
+{
+    switch ((enum entry_state)entry->state) {
+    case MESSAGE:
+        store->callbacks.unref(entry->live.msg);
+        return;
+    case WINDOW:
+    case CACHED:
+        held_list_remove(entry->state == WINDOW ? &store->window : &store->cache, entry->live.held);
+        store->callbacks.unref(entry->live.held->msg);
+        free(entry->live.held);
+        return;
+    case TOMBSTONE:
+    case ON_DISK:
+        return;
+    }
+    UNREACHABLE();
+}
+
 static void retained_free_entry(struct set_entry *set_entry, void *arg)
 {
-    struct retained *store = arg;
     struct entry *entry = (struct entry *)set_entry;
-    if (entry->is_live)
-        store->callbacks.unref(entry->live.msg);
+    entry_drop_value(arg, entry);
     free(entry);
 }
 
@@ -274,7 +341,7 @@ static struct entry *retained_new_entry(struct retained *store, struct span topi
     entry->number = number;
     entry->bytes = 0;
     entry->size = (uint16_t)topic.size;
-    entry->is_live = false;
+    entry->state = TOMBSTONE;
     list_node_init(&entry->tombstone);
     memcpy(entry->topic, topic.data, topic.size);
     if (set_put(&store->topics, &entry->set_entry) != ERR_OK) {
@@ -313,10 +380,10 @@ static void retained_unbury(struct retained *store, struct entry *entry)
 static void retained_kill(struct retained *store, struct entry *entry, uint64_t number)
 {
     retained_index_remove(store, entry);
-    store->callbacks.unref(entry->live.msg);
+    entry_drop_value(store, entry);
     store->messages--;
     store->bytes -= entry->bytes;
-    entry->is_live = false;
+    entry->state = TOMBSTONE;
     entry->bytes = 0;
     entry->number = number;
     retained_bury(store, entry);
@@ -328,6 +395,45 @@ static enum retained_result retained_refuse(struct retained *store)
     return RETAINED_FULL;
 }
 
+/* An entry for a new value: live, holding nothing; `entry` is what the topic has now, NULL = nothing. NULL when memory is short: nothing
+ * changed. The caller sets what it holds. */
+static struct entry *retained_claim(struct retained *store, struct entry *entry, struct span topic, uint64_t number, uint32_t bytes,
+                                    int64_t expiry_wall_ns)
+{
+    if (entry != NULL && entry_is_live(entry)) {
+        entry_drop_value(store, entry);
+        store->bytes -= entry->bytes;
+    } else {
+        bool is_new = entry == NULL;
+        if (is_new)
+            entry = retained_new_entry(store, topic, number);
+        if (entry == NULL)
+            return NULL;
+        if (!retained_index_insert(store, entry)) {
+            if (is_new)
+                retained_drop_entry(store, entry);
+            return NULL;
+        }
+        if (!is_new)
+            retained_unbury(store, entry);
+        store->messages++;
+    }
+    entry->number = number;
+    entry->bytes = bytes;
+    entry->live.expiry_wall_ns = expiry_wall_ns;
+    store->bytes += bytes;
+    return entry;
+}
+
+static bool retained_has_room(const struct retained *store, const struct entry *entry, uint32_t bytes)
+{
+    bool is_replaced = entry != NULL && entry_is_live(entry);
+    if (!is_replaced && store->messages >= store->limits.messages_max)
+        return false;
+    uint64_t bytes_others = store->bytes - (is_replaced ? entry->bytes : 0);
+    return bytes <= store->limits.bytes_max && bytes_others <= store->limits.bytes_max - bytes;
+}
+
 enum retained_result retained_put(struct retained *store, struct span topic, uint64_t number, void *msg, uint32_t bytes,
                                   int64_t expiry_wall_ns)
 {
@@ -337,37 +443,45 @@ enum retained_result retained_put(struct retained *store, struct span topic, uin
     struct entry *entry = retained_lookup(store, topic);
     if (entry != NULL && number <= entry->number)
         return RETAINED_SUPERSEDED;
-    bool was_live = entry != NULL && entry->is_live;
-    if (!was_live && store->messages >= store->limits.messages_max)
+    if (!retained_has_room(store, entry, bytes))
         return retained_refuse(store);
-    uint64_t bytes_others = store->bytes - (was_live ? entry->bytes : 0);
-    if (bytes > store->limits.bytes_max || bytes_others > store->limits.bytes_max - bytes)
-        return retained_refuse(store);
-
-    if (was_live) {
-        store->callbacks.unref(entry->live.msg);
-    } else {
-        bool is_new = entry == NULL;
-        if (is_new)
-            entry = retained_new_entry(store, topic, number);
-        if (entry == NULL)
-            return RETAINED_NOMEM;
-        if (!retained_index_insert(store, entry)) {
-            if (is_new)
-                retained_drop_entry(store, entry);
-            return RETAINED_NOMEM;
-        }
-        if (!is_new)
-            retained_unbury(store, entry);
-        entry->is_live = true;
-        store->messages++;
+    struct held *held = NULL;
+    if (store->callbacks.sequence != NULL && (held = malloc(sizeof *held)) == NULL)
+        return RETAINED_NOMEM;
+    entry = retained_claim(store, entry, topic, number, bytes, expiry_wall_ns);
+    if (entry == NULL) {
+        free(held);
+        return RETAINED_NOMEM;
     }
     store->callbacks.ref(msg);
-    entry->live.msg = msg;
-    entry->live.expiry_wall_ns = expiry_wall_ns;
-    entry->number = number;
-    entry->bytes = bytes;
-    store->bytes = bytes_others + bytes;
+    if (held != NULL) {
+        *held = (struct held){.msg = msg, .entry = entry};
+        held_list_push(&store->window, held);
+        entry->live.held = held;
+        entry->state = WINDOW;
+    } else {
+        entry->live.msg = msg;
+        entry->state = MESSAGE;
+    }
+    return RETAINED_STORED;
+}
+
+enum retained_result retained_restore(struct retained *store, struct span topic, uint64_t number, uint64_t sequence, uint32_t bytes,
+                                      int64_t expiry_wall_ns)
+{
+    CHECK(topic.size > 0);
+    CHECK(topic.size <= TOPIC_SIZE_MAX);
+    CHECK(number > 0);
+    CHECK(sequence > 0);
+    CHECK(store->callbacks.sequence != NULL);
+    struct entry *entry = retained_lookup(store, topic);
+    if (entry != NULL && number <= entry->number)
+        return RETAINED_SUPERSEDED;
+    entry = retained_claim(store, entry, topic, number, bytes, expiry_wall_ns);
+    if (entry == NULL)
+        return RETAINED_NOMEM;
+    entry->live.sequence = sequence;
+    entry->state = ON_DISK;
     return RETAINED_STORED;
 }
 
@@ -378,7 +492,7 @@ enum retained_result retained_remove(struct retained *store, struct span topic, 
     struct entry *entry = retained_lookup(store, topic);
     if (entry != NULL && number <= entry->number)
         return RETAINED_SUPERSEDED;
-    if (entry != NULL && entry->is_live) {
+    if (entry != NULL && entry_is_live(entry)) {
         retained_kill(store, entry, number);
         return RETAINED_REMOVED;
     }
@@ -407,10 +521,77 @@ void retained_forget_before(struct retained *store, uint64_t number)
     }
 }
 
+/* ---- in memory or on disk ---- */
+
+/* A held message goes; its sequence stays. */
+static void entry_let_go(struct retained *store, struct entry *entry)
+{
+    uint64_t sequence = store->callbacks.sequence(entry->live.held->msg);
+    entry_drop_value(store, entry);
+    entry->live.sequence = sequence;
+    entry->state = ON_DISK;
+}
+
+void retained_on_checkpoint(struct retained *store, uint64_t sequence)
+{
+    CHECK(sequence >= store->checkpoint);
+    store->checkpoint = sequence;
+    store->window_unlooked = store->window.messages;
+}
+
+bool retained_let_go(struct retained *store, size_t budget)
+{
+    for (struct list_node *node; store->window_unlooked > 0 && (node = list_first(&store->window.head)) != NULL; store->window_unlooked--) {
+        if (budget-- == 0)
+            return true;
+        struct held *held = LIST_ENTRY(node, struct held, node);
+        uint64_t sequence = store->callbacks.sequence(held->msg);
+        if (sequence >= store->checkpoint)
+            break;           /* those behind it came later, and wait for the next checkpoint as well */
+        if (sequence == 0) { /* not durable yet: it must not keep others, whose shards were faster */
+            held_list_remove(&store->window, held);
+            held_list_push(&store->window, held);
+        } else {
+            entry_let_go(store, held->entry);
+        }
+    }
+    store->window_unlooked = 0;
+    return false;
+}
+
+void retained_offer(struct retained *store, struct span topic, uint64_t number, void *msg)
+{
+    struct entry *entry = retained_lookup(store, topic);
+    if (entry == NULL || entry->number != number || entry->state != ON_DISK)
+        return;
+    if (entry->bytes > store->limits.cache_bytes_max || store->callbacks.sequence(msg) != entry->live.sequence)
+        return;
+    struct held *held = malloc(sizeof *held);
+    if (held == NULL)
+        return;
+    while (store->cache.bytes > store->limits.cache_bytes_max - entry->bytes)
+        entry_let_go(store, LIST_ENTRY(list_first(&store->cache.head), struct held, node)->entry);
+    store->callbacks.ref(msg);
+    *held = (struct held){.msg = msg, .entry = entry};
+    held_list_push(&store->cache, held);
+    entry->live.held = held;
+    entry->state = CACHED;
+}
+
+const void *retained_window_oldest(const struct retained *store)
+{
+    const struct list_node *node = list_first(&store->window.head);
+    return node != NULL ? LIST_ENTRY(node, const struct held, node)->msg : NULL;
+}
+
 static struct retained_value entry_value(const struct entry *entry)
 {
+    bool is_held = entry->state == WINDOW || entry->state == CACHED;
     return (struct retained_value){.topic = entry_topic(entry),
-                                   .msg = entry->live.msg,
+                                   .msg = is_held                   ? entry->live.held->msg
+                                          : entry->state == MESSAGE ? entry->live.msg
+                                                                    : NULL,
+                                   .sequence = entry->state == ON_DISK ? entry->live.sequence : 0,
                                    .number = entry->number,
                                    .expiry_wall_ns = entry->live.expiry_wall_ns,
                                    .bytes = entry->bytes};
@@ -424,7 +605,7 @@ static bool entry_is_expired(const struct entry *entry, int64_t now_wall_ns)
 bool retained_find(struct retained *store, struct retained_value *value_out, struct span topic, int64_t now_wall_ns)
 {
     const struct entry *entry = retained_lookup(store, topic);
-    if (entry == NULL || !entry->is_live || entry_is_expired(entry, now_wall_ns))
+    if (entry == NULL || !entry_is_live(entry) || entry_is_expired(entry, now_wall_ns))
         return false;
     *value_out = entry_value(entry);
     return true;
@@ -462,8 +643,12 @@ void retained_get_stats(const struct retained *store, struct retained_stats *sta
         .messages = store->messages,
         .bytes = store->bytes,
         .tombstones = store->tombstone_count,
-        .index_bytes = store->entry_bytes + store->topics.bytes + store->block_count * sizeof(struct index_block) +
-                       store->block_capacity * sizeof(struct index_block *),
+        .index_bytes = store->entry_bytes + (store->window.messages + store->cache.messages) * sizeof(struct held) + store->topics.bytes +
+                       store->block_count * sizeof(struct index_block) + store->block_capacity * sizeof(struct index_block *),
+        .window_messages = store->window.messages,
+        .window_bytes = store->window.bytes,
+        .cache_messages = store->cache.messages,
+        .cache_bytes = store->cache.bytes,
         .expired = store->expired,
         .refused = store->refused,
     };

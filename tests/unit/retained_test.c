@@ -16,8 +16,8 @@
 static void ref(void *msg) { ++*(int *)msg; }
 static void unref(void *msg) { assert_true((*(int *)msg)-- > 0); }
 
-static const struct retained_callbacks callbacks = {ref, unref};
-static const struct retained_limits unlimited = {1000000, 1000000000};
+static const struct retained_callbacks callbacks = {.ref = ref, .unref = unref};
+static const struct retained_limits unlimited = {.messages_max = 1000000, .bytes_max = 1000000000};
 
 static enum retained_result put(struct retained *store, const char *topic, uint64_t number, int *msg)
 {
@@ -62,7 +62,7 @@ static void bounds_refuse_and_change_nothing(void **state)
 {
     (void)state;
     int msgs[4] = {0};
-    struct retained *store = retained_new(1, &(struct retained_limits){2, 100}, &callbacks);
+    struct retained *store = retained_new(1, &(struct retained_limits){.messages_max = 2, .bytes_max = 100}, &callbacks);
     assert_int_equal(retained_put(store, SPAN_LITERAL("a"), 1, &msgs[0], 60, RETAINED_NO_EXPIRY), RETAINED_STORED);
     assert_int_equal(retained_put(store, SPAN_LITERAL("b"), 2, &msgs[1], 41, RETAINED_NO_EXPIRY), RETAINED_FULL);
     assert_int_equal(retained_put(store, SPAN_LITERAL("b"), 2, &msgs[1], UINT32_MAX, RETAINED_NO_EXPIRY), RETAINED_FULL);
