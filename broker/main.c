@@ -314,8 +314,10 @@ static enum err start_threads(struct broker *broker, struct errmsg *msg)
         .tree_bytes_max = (uint64_t)config->max_subscription_bytes,
         .scan_slice = 256,
     };
-    enum err err = route_thread_start(&broker->route, broker->exchange, broker->tree, &broker->retained_counter, broker->hash_key,
-                                      config->shard_count, &limits);
+    enum err err = route_thread_new(&broker->route, broker->exchange, broker->tree, &broker->retained_counter, broker->hash_key,
+                                    config->shard_count, &limits);
+    if (err == ERR_OK)
+        err = route_thread_start(broker->route);
     if (err == ERR_OK)
         err = store_thread_start(&broker->store, broker->exchange, broker->writer);
     if (err == ERR_OK && broker->writer) {

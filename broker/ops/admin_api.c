@@ -91,6 +91,19 @@ static void register_threads(struct admin_api *admin)
                              METRIC("tidegate_tree_refused_filters_total", "Filters refused because of max_subscription_bytes."));
     metrics_register_counter(registry, &route->retained_sent,
                              METRIC("tidegate_retained_sent_total", "Retained values sent to new subscriptions."));
+    metrics_register_queue(registry, "retained_reads", &route->retained_reads);
+    metrics_register_queue(registry, "retained_window", &route->retained_window);
+    metrics_register_counter(registry, &route->retained_read,
+                             METRIC("tidegate_retained_reads_total", "Retained values that subscriptions had read from disk."));
+    metrics_register_counter(registry, &route->retained_read_gone,
+                             METRIC("tidegate_retained_unread_total", "Of these, left out, by reason.", {"reason", "gone"}));
+    metrics_register_counter(registry, &route->retained_read_corrupt,
+                             METRIC("tidegate_retained_unread_total", "Of these, left out, by reason.", {"reason", "corrupt"}));
+    metrics_register_counter(
+        registry, &route->retained_stale,
+        METRIC("tidegate_retained_stale_total", "Retained values not sent, because newer ones came while they waited."));
+    metrics_register_gauge(registry, &route->retained_cached_bytes,
+                           METRIC("tidegate_retained_cached_bytes", "Retained messages read from disk and kept for equal subscriptions."));
     metrics_register_gauge(registry, &route->retained_messages, METRIC("tidegate_retained_messages", "Retained messages."));
     metrics_register_gauge(registry, &route->retained_bytes, METRIC("tidegate_retained_bytes", "Bytes of the retained messages."));
     metrics_register_gauge(registry, &route->retained_index_bytes,

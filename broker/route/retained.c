@@ -580,8 +580,8 @@ void retained_offer(struct retained *store, struct span topic, uint64_t number, 
 
 const void *retained_window_oldest(const struct retained *store)
 {
-    const struct list_node *node = list_first(&store->window.head);
-    return node != NULL ? LIST_ENTRY(node, const struct held, node)->msg : NULL;
+    struct list_node *node = list_first(&store->window.head);
+    return node != NULL ? LIST_ENTRY(node, struct held, node)->msg : NULL;
 }
 
 static struct retained_value entry_value(const struct entry *entry)

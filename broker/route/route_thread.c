@@ -6,6 +6,7 @@
 
 #include "broker/core/route_stats.h"
 #include "broker/net/bell.h"
+#include "common/check.h"
 #include "common/clock.h"
 
 #define ROUTE_THREAD_BUDGET 1024 /* ops between two slices of scans */
@@ -15,6 +16,7 @@ struct route_thread {
     struct route_actor *actor;
     struct bell bell;
     _Atomic bool stop_asked;
+    bool is_running; /* main's */
     pthread_t thread;
 };
 
@@ -55,8 +57,8 @@ static void *route_thread_main(void *arg)
     }
 }
 
-enum err route_thread_start(struct route_thread **thread_out, struct exchange *exchange, struct topic_tree *tree,
-                            _Atomic uint64_t *retained_counter, uint64_t hash_key, uint16_t shard_count, const struct route_limits *limits)
+enum err route_thread_new(struct route_thread **thread_out, struct exchange *exchange, struct topic_tree *tree,
+                          _Atomic uint64_t *retained_counter, uint64_t hash_key, uint16_t shard_count, const struct route_limits *limits)
 {
     struct route_thread *thread = calloc(1, sizeof *thread);
     if (!thread)
@@ -68,26 +70,40 @@ enum err route_thread_start(struct route_thread **thread_out, struct exchange *e
         return err;
     }
     thread->actor = route_actor_new(tree, retained_counter, hash_key, shard_count, limits, &route_thread_io, thread);
-    if (thread->actor) {
-        exchange_set_wake(exchange, ACTOR_ROUTE, bell_ring, &thread->bell);
-        if (pthread_create(&thread->thread, NULL, route_thread_main, thread) == 0) {
-            *thread_out = thread;
-            return ERR_OK;
-        }
-        route_actor_free(thread->actor);
+    if (!thread->actor) {
+        bell_deinit(&thread->bell);
+        free(thread);
+        return ERR_NOMEM;
     }
-    bell_deinit(&thread->bell);
-    free(thread);
-    return ERR_NOMEM;
+    *thread_out = thread;
+    return ERR_OK;
+}
+
+struct route_actor *route_thread_actor(struct route_thread *thread)
+{
+    CHECK(!thread->is_running);
+    return thread->actor;
+}
+
+enum err route_thread_start(struct route_thread *thread)
+{
+    CHECK(!thread->is_running);
+    exchange_set_wake(thread->exchange, ACTOR_ROUTE, bell_ring, &thread->bell);
+    if (pthread_create(&thread->thread, NULL, route_thread_main, thread) != 0)
+        return ERR_NOMEM;
+    thread->is_running = true;
+    return ERR_OK;
 }
 
 void route_thread_stop(struct route_thread *thread)
 {
     if (!thread)
         return;
-    atomic_store_explicit(&thread->stop_asked, true, memory_order_release);
-    bell_ring(&thread->bell);
-    pthread_join(thread->thread, NULL);
+    if (thread->is_running) {
+        atomic_store_explicit(&thread->stop_asked, true, memory_order_release);
+        bell_ring(&thread->bell);
+        pthread_join(thread->thread, NULL);
+    }
     route_actor_free(thread->actor);
     bell_deinit(&thread->bell);
     free(thread);

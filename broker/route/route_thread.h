@@ -9,11 +9,16 @@
 
 struct route_thread;
 
-/* tree and exchange borrowed for life. Returns 0 or ERR_NOMEM. Thread: main. */
-enum err route_thread_start(struct route_thread **thread_out, struct exchange *exchange, struct topic_tree *tree,
-                            _Atomic uint64_t *retained_counter, uint64_t hash_key, uint16_t shard_count,
-                            const struct route_limits *limits) must_check;
-/* After all shards have stopped. NULL is fine. */
+/* tree and exchange borrowed for life; the rest as for route_actor_new(). Does not run yet: the checkpoint's retained values go to
+ * route_thread_actor() first. Returns 0 or ERR_NOMEM. Thread: main. */
+enum err route_thread_new(struct route_thread **thread_out, struct exchange *exchange, struct topic_tree *tree,
+                          _Atomic uint64_t *retained_counter, uint64_t hash_key, uint16_t shard_count,
+                          const struct route_limits *limits) must_check;
+/* The actor, until the thread is started. Thread: main. */
+struct route_actor *route_thread_actor(struct route_thread *thread);
+/* From here on tree and actor are the thread's. Returns 0 or ERR_NOMEM. Thread: main. */
+enum err route_thread_start(struct route_thread *thread) must_check;
+/* After all shards have stopped, or instead of a start. Frees it; NULL is fine. */
 void route_thread_stop(struct route_thread *thread);
 struct route_stats *route_thread_stats(struct route_thread *thread);
 
