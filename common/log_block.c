@@ -282,15 +282,21 @@ enum err log_block_header_decode(struct log_block_header *header_out, const uint
 
 /* The view */
 
-enum err log_block_view_parse(struct log_block_view *view_out, const uint8_t *at, size_t size)
+enum err log_block_view_parse_header(struct log_block_view *view_out, const uint8_t *at, size_t size)
 {
     enum err err = log_block_header_decode(&view_out->header, at, size);
     view_out->stored = view_out->body = view_out->rest = span_of(NULL, 0);
     view_out->given_count = 0;
     if (err)
         return err;
-    if (size < view_out->header.size)
-        return ERR_AGAIN;
+    return size < view_out->header.size ? ERR_AGAIN : ERR_OK;
+}
+
+enum err log_block_view_parse(struct log_block_view *view_out, const uint8_t *at, size_t size)
+{
+    enum err err = log_block_view_parse_header(view_out, at, size);
+    if (err)
+        return err;
     view_out->stored = span_of(at + LOG_BLOCK_HEADER_SIZE, view_out->header.stored_size);
     return crc32c(0, view_out->stored.data, view_out->stored.size) == view_out->header.body_crc ? ERR_OK : ERR_CORRUPT;
 }

@@ -183,6 +183,9 @@ struct log_block_view {
     uint32_t given_count;
 };
 
+/* Check a block's header alone; the body's bytes are there (ERR_AGAIN otherwise, as below) and not looked at. Returns as the next. */
+must_check enum err log_block_view_parse_header(struct log_block_view *view_out, const uint8_t *at, size_t size);
+
 /* Check a block's header and body at `at`, where `size` bytes are there.
  * Returns 0, ERR_AGAIN (the header is good, the bytes end before the block does: header.size says how many it takes), ERR_CORRUPT,
  * ERR_VERSION. */

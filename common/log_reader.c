@@ -58,8 +58,11 @@ struct log_reader {
     struct log_window window;
 
     struct log_block_view view;
+    uint64_t pass_bytes; /* passed over in this call */
     bool in_block;
+    bool pass_stateless;
     uint8_t *scratch;
+    uint64_t passed_blocks[LOG_SHARD_MAX]; /* of the start of `segment` */
     struct reader_group groups[LOG_SHARD_MAX];
     struct reader_group given; /* whose record was given out last */
 
@@ -137,6 +140,13 @@ static void reader_void_groups(struct log_reader *reader)
 {
     for (size_t i = 0; i < LOG_SHARD_MAX; i++)
         reader_void_group(reader, &reader->groups[i]);
+}
+
+/* All of the block in hand was given out. */
+static void reader_block_done(struct log_reader *reader)
+{
+    reader->in_block = false;
+    reader->passed_blocks[reader->view.header.shard] = reader->view.header.shard_block;
 }
 
 static void reader_leave_segment(struct log_reader *reader)
@@ -235,8 +245,11 @@ static enum err reader_enter_segment(struct log_reader *reader)
     if (reader->has_segment && header.broker_id == reader->segment.broker_id && header.epoch == reader->segment.epoch &&
         header.start != reader->segment.start)
         reader->stats.start_clash_count++;
-    if (reader->has_segment && (header.epoch != reader->segment.epoch || header.start != reader->segment.start))
+    bool is_new_start = !reader->has_segment || header.epoch != reader->segment.epoch || header.start != reader->segment.start;
+    if (reader->has_segment && is_new_start)
         reader_void_groups(reader);
+    if (is_new_start)
+        memset(reader->passed_blocks, 0, sizeof reader->passed_blocks);
     reader_leave_segment(reader);
     reader->file = file;
     reader->segment = header;
@@ -332,6 +345,25 @@ static enum err reader_check_block(struct log_reader *reader)
     return ERR_OK;
 }
 
+/* Nothing in this block is wanted: step behind it. */
+static void reader_pass_over(struct log_reader *reader)
+{
+    const struct log_block_header *header = &reader->view.header;
+    if (header->flags & LOG_BLOCK_GROUP_FIRST)
+        reader_void_group(reader, &reader->groups[header->shard]);
+    reader->expected = header->sequence + header->record_count;
+    if (reader->wanted < reader->expected) {
+        reader->wanted = reader->expected;
+        reader->epoch = header->epoch;
+    }
+    reader->block_place = reader->place;
+    reader->place.offset += header->size;
+    reader->pass_bytes += header->size;
+    reader->stats.passed_count++;
+    reader->stats.byte_count += header->size;
+    reader_block_done(reader);
+}
+
 /* Read and check the block at `place`, and step behind it. ERR_OK without `in_block`: look again. */
 static enum err reader_next_block(struct log_reader *reader)
 {
@@ -349,7 +381,10 @@ static enum err reader_next_block(struct log_reader *reader)
     err = log_window_get(&reader->window, &at, &size, reader->file, reader->place.offset, LOG_BLOCK_SIZE_MAX, limit);
     if (err)
         return err;
-    err = log_block_view_parse(&reader->view, at, size);
+    err = reader->pass_stateless ? log_block_view_parse_header(&reader->view, at, size) : ERR_OK;
+    bool pass_over = !err && reader->pass_stateless && !(reader->view.header.flags & LOG_BLOCK_STATE);
+    if (!err && !pass_over)
+        err = log_block_view_parse(&reader->view, at, size);
     if (err == ERR_VERSION) {
         reader->failed = err;
         return err_set(&reader->failed_msg, err, "%s/%016" PRIx64 ".seg: offset %" PRIu64 ": %s", reader->dir, reader->place.generation,
@@ -360,6 +395,10 @@ static enum err reader_next_block(struct log_reader *reader)
     err = reader_check_block(reader);
     if (err || !reader->file)
         return err;
+    if (pass_over) {
+        reader_pass_over(reader);
+        return ERR_OK;
+    }
     err = log_block_view_unpack(&reader->view, reader->scratch);
     if (err)
         return reader_corrupt(reader, reader->place, "the body does not unpack");
@@ -412,7 +451,7 @@ static enum err reader_group_block(struct log_reader *reader, struct span *recor
     } else {
         reader_void_group(reader, group);
     }
-    reader->in_block = false;
+    reader_block_done(reader);
     if (!(header->flags & LOG_BLOCK_GROUP_LAST))
         return ERR_OK;
     if (header->sequence < reader->wanted) {
@@ -446,7 +485,7 @@ static enum err reader_block_record(struct log_reader *reader, struct span *reco
         enum err err = log_block_view_next(&reader->view, record_out, sequence_out);
         if (err == ERR_AGAIN) {
             *record_out = span_of(NULL, 0);
-            reader->in_block = false;
+            reader_block_done(reader);
             return ERR_OK;
         }
         if (err)
@@ -460,12 +499,14 @@ static void reader_give(struct log_reader *reader, struct log_reader_item *item_
     item_out->bytes = record;
     item_out->broker_id = reader->view.header.broker_id;
     item_out->position = (struct log_position){reader->view.header.epoch, sequence};
+    item_out->shard = reader->view.header.shard;
+    item_out->shard_block = reader->view.header.shard_block;
     reader->epoch = reader->view.header.epoch;
     reader->wanted = sequence + 1;
     reader->stats.record_count++;
     /* A finished block does not hold the cursor's place back. */
     if (reader->in_block && reader->view.given_count == reader->view.header.record_count && reader->view.rest.size == 0)
-        reader->in_block = false;
+        reader_block_done(reader);
 }
 
 enum err log_reader_next(struct log_reader *reader, struct log_reader_item *item_out, struct errmsg *msg)
@@ -475,7 +516,12 @@ enum err log_reader_next(struct log_reader *reader, struct log_reader_item *item
         free(reader->given.data);
         memset(&reader->given, 0, sizeof reader->given);
     }
+    reader->pass_bytes = 0;
     while (!err && !reader->failed) {
+        if (reader->pass_bytes >= LOG_READER_PASS_BYTES) {
+            *item_out = (struct log_reader_item){.broker_id = reader->broker_id, .position = {reader->epoch, reader->wanted}};
+            return ERR_OK;
+        }
         if (reader->gap_kind != READER_GAP_NONE)
             return err_set(msg, ERR_GAP, "%s: records %" PRIu64 " to %" PRIu64 " are gone", reader->dir, reader->gap.from,
                            reader->gap.to - 1);
@@ -533,6 +579,20 @@ void log_reader_cursor(const struct log_reader *reader, struct log_cursor_value 
         if (group->open && log_place_compare(group->first, value_out->reopen) < 0)
             value_out->reopen = group->first;
     }
+}
+
+void log_reader_pass_over_stateless(struct log_reader *reader) { reader->pass_stateless = true; }
+
+uint64_t log_reader_passed_blocks(const struct log_reader *reader, uint16_t shard, uint32_t epoch)
+{
+    CHECK(shard < LOG_SHARD_MAX);
+    return reader->has_segment && reader->segment.epoch == epoch ? reader->passed_blocks[shard] : 0;
+}
+
+void log_reader_tell_end(struct log_reader *reader, struct log_end end)
+{
+    if (log_place_compare(end.place, reader->durable.place) > 0)
+        reader->durable = end;
 }
 
 struct log_end log_reader_durable_end(const struct log_reader *reader) { return reader->durable; }

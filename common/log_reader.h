@@ -20,13 +20,16 @@
 #include "common/log_cursor.h"
 
 #define LOG_READER_BUFFER_SIZE ((size_t)1 << 20)
+#define LOG_READER_PASS_BYTES ((uint64_t)8 << 20) /* of blocks passed over in one call */
 
 struct log_reader;
 
 struct log_reader_item {
-    struct span bytes;            /* the encoded record, borrowed until the next call with this reader */
+    struct span bytes;            /* the encoded record, borrowed until the next call with this reader; see log_reader_next */
     uint64_t broker_id;           /* who wrote it */
     struct log_position position; /* its (epoch, sequence) */
+    uint16_t shard;               /* whose it was in that epoch */
+    uint64_t shard_block;         /* that shard's own count of the block (of a group: the last); see log_reader_passed_blocks */
 };
 
 /* What is missing: [from, to) in sequences. */
@@ -40,6 +43,7 @@ struct log_reader_stats {
     uint64_t block_count;
     uint64_t byte_count;        /* of blocks on disk */
     uint64_t read_count;        /* reads of the disk */
+    uint64_t passed_count;      /* blocks passed over, not in block_count */
     uint64_t group_count;       /* large records put together */
     uint64_t void_group_count;  /* whose last block never came */
     uint64_t lag_records;       /* durable but not given out, as far as the state last read says */
@@ -53,9 +57,14 @@ must_check enum err log_reader_open(struct log_reader **reader_out, struct fs *f
                                     struct errmsg *msg);
 void log_reader_close(struct log_reader *reader);
 
+/* From here on give out the records of blocks alone in which one is state (LOG_BLOCK_STATE); of the others only the headers are checked.
+ * Before the first log_reader_next(). */
+void log_reader_pass_over_stateless(struct log_reader *reader);
+
 /* The next record.
- * Returns 0; ERR_AGAIN at the durable end; ERR_GAP when records are gone (log_reader_gap() has the range; log_reader_accept_gap() goes on
- * after it); ERR_CORRUPT (msg: file and offset; final), ERR_VERSION, ERR_NOMEM, ERR_IO. */
+ * Returns 0 (with empty bytes: LOG_READER_PASS_BYTES were passed over and no record found yet, call again); ERR_AGAIN at the durable end;
+ * ERR_GAP when records are gone (log_reader_gap() has the range; log_reader_accept_gap() goes on after it); ERR_CORRUPT (msg: file and
+ * offset; final), ERR_VERSION, ERR_NOMEM, ERR_IO. */
 must_check enum err log_reader_next(struct log_reader *reader, struct log_reader_item *item_out, struct errmsg *msg);
 
 /* After ERR_GAP. */
@@ -64,6 +73,13 @@ void log_reader_accept_gap(struct log_reader *reader);
 
 /* Where the reader stands after the last record it gave out: what a cursor stores. */
 void log_reader_cursor(const struct log_reader *reader, struct log_cursor_value *value_out);
+
+/* How many of the shard's own blocks of this epoch are read to their end or passed over: a shard's gate and this count speak of the same
+ * blocks. 0 while the reader does not stand in that epoch. */
+uint64_t log_reader_passed_blocks(const struct log_reader *reader, uint16_t shard, uint32_t epoch);
+
+/* For a reader in the writer's process: this is durable (log_writer_published_end), whatever the state file says yet. */
+void log_reader_tell_end(struct log_reader *reader, struct log_end end);
 
 /* The durable end as last seen. sequence 0: no state yet. */
 struct log_end log_reader_durable_end(const struct log_reader *reader);

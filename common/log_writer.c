@@ -20,6 +20,7 @@
 
 #include "common/bytes.h"
 #include "common/check.h"
+#include "common/crash_point.h"
 #include "common/log_cursor.h"
 #include "common/log_segment.h"
 #include "common/log_state.h"
@@ -85,6 +86,10 @@ struct log_writer {
     struct log_end state_end; /* as last written */
     int64_t state_ns;
     bool state_written;
+
+    /* Under `end_lock`, held for a copy alone: the log thread takes it at every write. */
+    pthread_mutex_t end_lock;
+    struct log_end published;
 
     /* Under `lock`. */
     pthread_mutex_t lock;
@@ -203,6 +208,7 @@ static enum err writer_recycle(struct log_writer *writer)
         if (!err && oldest.bytes == writer->segment_size) {
             err = writer_adopt(writer, path);
             if (!err) {
+                CRASH_POINT("log_segment_recycled");
                 writer->recycled_count++;
                 writer_remove_closed(writer);
             }
@@ -391,8 +397,10 @@ enum err log_writer_prepare(struct log_writer *writer, struct errmsg *msg)
         err = writer_shrink(writer);
     writer_account(writer);
     pthread_mutex_unlock(&writer->lock);
-    if (spare_used)
+    if (spare_used) {
+        CRASH_POINT("log_segment_prepared");
         writer_fill_drop(writer);
+    }
     if (err == ERR_NOTFOUND) /* at the limit, room comes with the cursors only */
         err = room ? writer_fill(writer) : ERR_OK;
     if (err == ERR_OK && writer->fill_done && !spare_used)
@@ -447,7 +455,23 @@ static enum err writer_write_state(struct log_writer *writer)
     enum err err = log_state_write(&writer->state, &value);
     if (!err)
         writer->state_end = writer->durable;
+    CRASH_POINT("log_state_written");
     return err;
+}
+
+static void writer_publish_end(struct log_writer *writer)
+{
+    pthread_mutex_lock(&writer->end_lock);
+    writer->published = writer->durable;
+    pthread_mutex_unlock(&writer->end_lock);
+}
+
+struct log_end log_writer_published_end(struct log_writer *writer)
+{
+    pthread_mutex_lock(&writer->end_lock);
+    struct log_end end = writer->published;
+    pthread_mutex_unlock(&writer->end_lock);
+    return end;
 }
 
 static bool writer_state_behind(const struct log_writer *writer)
@@ -610,6 +634,7 @@ static enum err writer_open_start(struct log_writer *writer)
     writer->durable.position = (struct log_position){writer->identity.epoch, end.position.sequence};
     writer->durable.place = (struct log_place){writer->generation, LOG_SEGMENT_HEADER_SIZE};
     writer->segment_sequence = end.position.sequence;
+    writer_publish_end(writer);
     err = log_state_open(&writer->state, writer->fs, writer->dir, true);
     if (err)
         return err;
@@ -666,6 +691,7 @@ enum err log_writer_open(struct log_writer **writer_out, const struct log_writer
     if (!writer)
         return err_set(msg, ERR_NOMEM, "%s", err_text(ERR_NOMEM));
     pthread_mutex_init(&writer->lock, NULL);
+    pthread_mutex_init(&writer->end_lock, NULL);
     writer->fs = options->fs;
     writer->dir = strdup(options->dir);
     log_writer_set_checkpoint(writer, options->checkpoint);
@@ -724,6 +750,7 @@ void log_writer_close(struct log_writer *writer)
     file_close(writer->fill);
     file_close(writer->lock_file);
     pthread_mutex_destroy(&writer->lock);
+    pthread_mutex_destroy(&writer->end_lock);
     free(writer->closed);
     free(writer->parts);
     free(writer->headers);
@@ -866,6 +893,7 @@ static enum err writer_roll(struct log_writer *writer)
         err = writer_add_closed(writer, writer->generation, writer->segment_size);
     if (!err) {
         writer_enter_segment(writer);
+        CRASH_POINT("log_segment_rolled"); /* its header goes with the write that follows */
         writer_account(writer);
         atomic_fetch_add(&writer->roll_count, 1);
         atomic_fetch_add(&writer->roll_unprepared_count, !prepared);
@@ -897,6 +925,8 @@ enum err log_writer_write(struct log_writer *writer, struct errmsg *msg)
                            part->generation, part->end - part->offset, part->offset, err_text(err));
         }
         writer->part_done++;
+        if (writer->part_done < writer->part_count)
+            CRASH_POINT("log_part_written"); /* the rest goes into the next segment */
     }
     return ERR_OK;
 }
@@ -907,6 +937,7 @@ enum err log_writer_finish(struct log_writer *writer, int64_t now_ns)
         return ERR_IO;
     CHECK(writer->begun);
     CHECK(writer->part_done == writer->part_count);
+    CRASH_POINT("log_written");
     uint64_t bytes = 0, raw_bytes = 0;
     for (size_t i = 0; i < writer->block_count; i++) {
         const struct log_block *block = writer->blocks[i];
@@ -920,6 +951,7 @@ enum err log_writer_finish(struct log_writer *writer, int64_t now_ns)
     atomic_fetch_add_explicit(&writer->byte_total, bytes, memory_order_relaxed);
     atomic_fetch_add_explicit(&writer->raw_byte_total, raw_bytes, memory_order_relaxed);
     writer->durable = writer->next;
+    writer_publish_end(writer);
     writer->begun = false;
     writer->blocks = NULL;
     atomic_store_explicit(&writer->used_current, writer->durable.place.offset, memory_order_relaxed);

@@ -11,7 +11,8 @@
  *
  * Bounds: `log_bytes_max` for the files, a floor for the free disk; at most LOG_WRITER_BATCH_MAX blocks a write.
  *
- * Threads: begin, write, finish, state: the log thread. prepare: one other thread (or the same, between writes). room and alignment: any.
+ * Threads: begin, write, finish, state: the log thread. prepare: one other thread (or the same, between writes). room, alignment and the
+ * published end: any.
  */
 #ifndef TIDEGATE_COMMON_LOG_WRITER_H
 #define TIDEGATE_COMMON_LOG_WRITER_H
@@ -75,6 +76,9 @@ uint32_t log_writer_epoch(const struct log_writer *writer);
 uint32_t log_writer_alignment(const struct log_writer *writer);
 /* What is durable, exclusive. Thread: log thread. */
 struct log_end log_writer_durable_end(const struct log_writer *writer);
+
+/* The same, for a reader in this process that cannot wait for the state file. Thread: any. */
+struct log_end log_writer_published_end(struct log_writer *writer);
 
 /* Bytes of blocks to put into one write at most (more are allowed while there is one block): then it touches two segments. A write that
  * fills segments which nobody may read before all of it is durable could wait for ever for a reader to let some go. Thread: any. */

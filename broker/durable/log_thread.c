@@ -14,6 +14,7 @@
 #include "broker/net/bell.h"
 #include "common/check.h"
 #include "common/clock.h"
+#include "common/crash_point.h"
 #include "common/logger.h"
 
 #define LOG_THREAD_NICE (-10)
@@ -194,6 +195,7 @@ static bool log_thread_commit(struct log_thread *thread)
     histogram_record(&thread->stats.commit_ns, (uint64_t)(ended - started));
     histogram_record(&thread->stats.wait_ns, (uint64_t)(ended - thread->pending_since_ns));
     histogram_record(&thread->stats.batch, thread->pending_count);
+    CRASH_POINT("log_finished");
     log_thread_tell_durable(thread);
     if (ended >= thread->next_room_ns || log_writer_room(thread->writer, LOG_ROOM_PUBLISH) <= 2 * thread->config.room_margin)
         log_thread_look_at_room(thread, ended);

@@ -5,8 +5,8 @@
 #include "common/check.h"
 #include "common/ring.h"
 
-#define EXCHANGE_BATCH 64  /* ops copied out of one ring before the next sender's turn */
-#define EXCHANGE_THREADS 3 /* route, log, store */
+#define EXCHANGE_BATCH 64 /* ops copied out of one ring before the next sender's turn */
+#define EXCHANGE_THREADS (ACTOR_COUNT - ACTOR_ROUTE)
 #define EXCHANGE_ACTORS_MAX (ACTOR_SHARDS_MAX + EXCHANGE_THREADS)
 
 struct exchange_actor {
@@ -42,6 +42,19 @@ static struct exchange_actor *exchange_actor(const struct exchange *exchange, ac
     return &exchange->actors[exchange_index(exchange, actor)];
 }
 
+/* Everybody talks to the shards; of the rest, the header's few. */
+static bool exchange_has_ring(const struct exchange *exchange, uint16_t from, uint16_t to)
+{
+    if (from == to)
+        return false;
+    if (from < exchange->shard_count || to < exchange->shard_count)
+        return true;
+    actor_id sender = (actor_id)(ACTOR_ROUTE + from - exchange->shard_count),
+             receiver = (actor_id)(ACTOR_ROUTE + to - exchange->shard_count);
+    return (sender == ACTOR_ROUTE && receiver == ACTOR_READER) || (sender == ACTOR_READER && receiver == ACTOR_ROUTE) ||
+           (sender == ACTOR_STORE && receiver == ACTOR_ROUTE);
+}
+
 struct exchange *exchange_new(uint16_t shard_count, size_t capacity)
 {
     CHECK(shard_count >= 1);
@@ -68,7 +81,7 @@ struct exchange *exchange_new(uint16_t shard_count, size_t capacity)
         if (!actor->in || !actor->dirty)
             goto out;
         for (uint16_t from = 0; from < exchange->actor_count; from++) {
-            if (from == to || (from >= shard_count && to >= shard_count))
+            if (!exchange_has_ring(exchange, from, to))
                 continue;
             struct ring *ring = aligned_alloc(RING_CACHE_LINE, align_up(sizeof *ring, RING_CACHE_LINE));
             if (!ring || ring_init(ring, capacity, sizeof(struct op)) != ERR_OK) {

@@ -90,6 +90,39 @@ static void respects_the_budget_and_shares_it(void **state)
     exchange_free(exchange);
 }
 
+/* The few rings between threads, each in its own direction. */
+static void threads_have_the_rings_they_need(void **state)
+{
+    (void)state;
+    static const actor_id pairs[][2] = {
+        {ACTOR_ROUTE, ACTOR_READER},
+        {ACTOR_READER, ACTOR_ROUTE},
+        {ACTOR_STORE, ACTOR_ROUTE},
+        {0, ACTOR_READER},
+        {ACTOR_READER, 1},
+        {1, ACTOR_STORE},
+        {ACTOR_STORE, 0},
+    };
+    struct exchange *exchange = exchange_new(2, 16);
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        struct seen seen = {0};
+        int wakes = 0;
+        struct op op = {.type = OP_STORE_CHECKPOINT};
+        exchange_set_wake(exchange, pairs[i][1], count_wake, &wakes);
+        exchange_sleep(exchange, pairs[i][1]);
+        for (; op.count < 3; op.count++)
+            assert_true(exchange_post(exchange, pairs[i][0], pairs[i][1], &op, true));
+        exchange_flush(exchange, pairs[i][0]);
+        assert_int_equal(wakes, 1);
+        for (size_t other = 0; other < sizeof pairs / sizeof *pairs; other++)
+            assert_int_equal(exchange_has_ops(exchange, pairs[other][1]), pairs[other][1] == pairs[i][1]);
+        assert_int_equal(exchange_drain(exchange, pairs[i][1], 100, 0, on_op, &seen), 3);
+        assert_int_equal(seen.out_of_order, 0);
+        exchange_awake(exchange, pairs[i][1]);
+    }
+    exchange_free(exchange);
+}
+
 /* Threads that sleep and are woken lose nothing. */
 #define OPS 20000
 struct worker {
@@ -154,9 +187,8 @@ static void loses_nothing_over_threads(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(keeps_order_and_the_reserve),
-        cmocka_unit_test(wakes_a_sleeper_once),
-        cmocka_unit_test(respects_the_budget_and_shares_it),
+        cmocka_unit_test(keeps_order_and_the_reserve),       cmocka_unit_test(wakes_a_sleeper_once),
+        cmocka_unit_test(respects_the_budget_and_shares_it), cmocka_unit_test(threads_have_the_rings_they_need),
         cmocka_unit_test(loses_nothing_over_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -542,6 +542,169 @@ static void test_group_without_its_last_block_is_void(void **state)
     stop(&b);
 }
 
+/* One block with one record that is state, or not. */
+static void put_marked(struct bench *b, bool is_state, size_t payload_size)
+{
+    static const uint8_t payload[BODY_MAX];
+    struct record rec = {.type = RECORD_PUBLISH, .session = b->next_id++, .payload = span_of(payload, payload_size)};
+    rec.retained_number = is_state;
+    struct log_block *block = log_block_pool_get(&b->pool);
+    assert_int_equal(log_block_append(block, &rec), ERR_OK);
+    log_block_seal(&b->pool, block);
+    log_writer_begin(b->writer, &block, 1);
+    assert_int_equal(log_writer_write(b->writer, NULL), ERR_OK);
+    assert_int_equal(log_writer_finish(b->writer, (int64_t)b->next_id * 1000000000), ERR_OK);
+    log_block_pool_put(&b->pool, block);
+}
+
+static void put_group_marked(struct bench *b, bool is_state)
+{
+    static uint8_t payload[2 * BODY_MAX], bytes[3 * BODY_MAX];
+    struct record rec = {.type = RECORD_PUBLISH, .session = b->next_id, .payload = span_of(payload, sizeof payload)};
+    struct log_block_group group;
+    uint64_t id = b->next_id;
+    log_block_group_init(&group, span_of(bytes, record_encode(bytes, &rec) - sizeof payload), rec.payload, is_state);
+    while (!log_block_group_done(&group))
+        put_group_part(b, &group);
+    b->next_id = id + 1;
+}
+
+static void test_blocks_without_state_are_passed_over(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    struct log_reader_stats stats;
+    struct log_cursor_value value;
+    struct log_reader *reader = reader_at(&b, NULL);
+    log_reader_pass_over_stateless(reader);
+    for (uint64_t id = 1; id <= 60; id++) {
+        if (id % 20 == 7)
+            put_group_marked(&b, id == 27);
+        else
+            put_marked(&b, id % 3 == 0, 1000);
+    }
+    for (uint64_t id = 1; id <= 60; id++) {
+        if (id == 27 || (id % 3 == 0 && id % 20 != 7))
+            expect(reader, id, 1);
+    }
+    put_marked(&b, false, 100);
+    expect_end(reader, ERR_AGAIN);
+    log_reader_cursor(reader, &value);
+    assert_int_equal(value.position.sequence, 62); /* behind what was passed over, too */
+    assert_int_equal(log_place_compare(value.place, log_writer_durable_end(b.writer).place), 0);
+    assert_int_equal(log_place_compare(value.place, value.reopen), 0); /* a group passed over is not open */
+    assert_int_equal(log_reader_passed_blocks(reader, 0, 1), log_writer_durable_blocks(b.writer, 0));
+    assert_int_equal(log_reader_passed_blocks(reader, 1, 1), 0);
+    assert_int_equal(log_reader_passed_blocks(reader, 0, 2), 0);
+    log_reader_stats(reader, &stats);
+    assert_true(stats.passed_count > 40);
+    assert_int_equal(stats.record_count, 20);
+    /* The next start counts its blocks from one again. */
+    close_log(&b);
+    assert_int_equal(open_log(&b), ERR_OK);
+    put_marked(&b, true, 10);
+    put_marked(&b, false, 10);
+    struct log_reader_item item;
+    assert_int_equal(log_reader_next(reader, &item, NULL), ERR_OK);
+    assert_int_equal(item.position.epoch, 2);
+    assert_int_equal(item.position.sequence, 62);
+    assert_int_equal(item.shard, 0);
+    assert_int_equal(item.shard_block, 1);
+    assert_int_equal(log_reader_passed_blocks(reader, 0, 2), 1);
+    expect_end(reader, ERR_AGAIN);
+    assert_int_equal(log_reader_passed_blocks(reader, 0, 2), 2);
+    assert_int_equal(log_reader_passed_blocks(reader, 0, 1), 0);
+    log_reader_cursor(reader, &value);
+    assert_int_equal(value.position.epoch, 2);
+    log_reader_close(reader);
+    stop(&b);
+}
+
+/* One call passes over so much and no more. */
+static void test_passing_over_is_bounded(void **state)
+{
+    (void)state;
+    struct bench b = {.sim = sim_fs_new(1, 512), .dir = "log", .next_id = 1};
+    b.fs = sim_fs_fs(b.sim);
+    struct log_writer_options options = {.fs = b.fs, .dir = b.dir, .segment_size = 8 << 20, .log_bytes_max = 64 << 20};
+    assert_int_equal(log_writer_open(&b.writer, &options, NULL, &b.msg), ERR_OK);
+    assert_int_equal(log_block_pool_init(&b.pool, 0, 8, BODY_MAX, log_writer_alignment(b.writer)), ERR_OK);
+    uint64_t bytes = 0;
+    uint8_t noise[4000];
+    while (bytes <= LOG_READER_PASS_BYTES) {
+        for (size_t i = 0; i < sizeof noise; i++)
+            noise[i] = (uint8_t)sim_fs_draw(b.sim);
+        struct record rec = {.type = RECORD_PUBLISH, .session = b.next_id++, .payload = span_of(noise, sizeof noise)};
+        struct log_block *block = log_block_pool_get(&b.pool);
+        assert_int_equal(log_block_append(block, &rec), ERR_OK);
+        log_block_seal(&b.pool, block);
+        bytes += block->size;
+        log_writer_begin(b.writer, &block, 1);
+        assert_int_equal(log_writer_write(b.writer, NULL), ERR_OK);
+        assert_int_equal(log_writer_finish(b.writer, 0), ERR_OK);
+        log_block_pool_put(&b.pool, block);
+    }
+    put_marked(&b, true, 10);
+    struct log_reader *reader = reader_at(&b, NULL);
+    struct log_reader_item item;
+    log_reader_pass_over_stateless(reader);
+    log_reader_tell_end(reader, log_writer_published_end(b.writer));
+    assert_int_equal(log_reader_next(reader, &item, NULL), ERR_OK);
+    assert_int_equal(item.bytes.size, 0);
+    struct log_cursor_value value;
+    log_reader_cursor(reader, &value);
+    assert_true(value.position.sequence > 1); /* may be stored */
+    expect(reader, b.next_id - 1, 1);
+    expect_end(reader, ERR_AGAIN);
+    log_reader_close(reader);
+    stop(&b);
+}
+
+/* A reader in the writer's process need not wait for the state file, which is up to 20 ms behind. */
+static void test_reader_is_told_the_end(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    struct log_reader *reader = reader_at(&b, NULL);
+    for (int i = 0; i < 2; i++) {
+        struct log_block *block = one_block(&b, 10);
+        log_writer_begin(b.writer, &block, 1);
+        assert_int_equal(log_writer_write(b.writer, NULL), ERR_OK);
+        assert_int_equal(log_writer_published_end(b.writer).position.sequence, 1 + i); /* never before finish */
+        assert_int_equal(log_writer_finish(b.writer, 1000000000), ERR_OK);
+        log_block_pool_put(&b.pool, block);
+    }
+    expect(reader, 1, 1);
+    expect_end(reader, ERR_AGAIN);
+    log_reader_tell_end(reader, log_writer_published_end(b.writer));
+    expect(reader, 2, 1);
+    expect_end(reader, ERR_AGAIN);
+    log_reader_close(reader);
+    stop(&b);
+}
+
+/* What recovery accepted can be read at once: the state is written before log_writer_open() returns. */
+static void test_recovered_is_read_without_a_write(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    for (int i = 0; i < 5; i++)
+        assert_int_equal(put(&b, 100), ERR_OK);
+    struct log_block *block = one_block(&b, 10); /* durable, and nobody was told */
+    log_writer_begin(b.writer, &block, 1);
+    assert_int_equal(log_writer_write(b.writer, NULL), ERR_OK);
+    sim_fs_kill(b.sim);
+    log_block_pool_put(&b.pool, block);
+    close_log(&b);
+    assert_int_equal(open_log(&b), ERR_OK);
+    struct log_reader *reader = reader_at(&b, NULL);
+    expect(reader, 1, 6);
+    expect_end(reader, ERR_AGAIN);
+    assert_int_equal(log_reader_durable_end(reader).position.sequence, log_writer_published_end(b.writer).position.sequence);
+    log_reader_close(reader);
+    stop(&b);
+}
+
 static void test_state_is_written_at_most_every_20_ms(void **state)
 {
     (void)state;
@@ -804,6 +967,10 @@ int main(void)
         cmocka_unit_test(test_group_with_others_between_and_reopened_from_its_first_block),
         cmocka_unit_test(test_group_without_its_last_block_is_void),
         cmocka_unit_test(test_reused_before_the_position_loses_the_open_group_only),
+        cmocka_unit_test(test_blocks_without_state_are_passed_over),
+        cmocka_unit_test(test_passing_over_is_bounded),
+        cmocka_unit_test(test_reader_is_told_the_end),
+        cmocka_unit_test(test_recovered_is_read_without_a_write),
         cmocka_unit_test(test_state_is_written_at_most_every_20_ms),
         cmocka_unit_test(test_slots_fall_back_to_the_value_before),
         cmocka_unit_test(test_cursor_whose_sync_failed_lets_nothing_go),
