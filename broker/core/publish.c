@@ -61,10 +61,19 @@ struct publish_in {
 
     const struct rule *rule; /* telemetry: rule and device */
     struct span device;
-    bool wants_record;
+    bool is_logged_telemetry;
+    bool is_state; /* the checkpoint needs its record */
 };
 
 enum publish_outcome { PUBLISH_DONE, PUBLISH_NO_ROOM, PUBLISH_REFUSED };
+
+/* Why not, if PUBLISH_REFUSED. */
+struct publish_refusal {
+    enum mqtt_reason reason;
+    struct counter *cell;
+};
+
+static bool wants_record(const struct publish_in *in) { return in->is_logged_telemetry || in->is_state; }
 
 static bool same_session(const struct subscriber *a, const struct subscriber *b) { return a->number == b->number; }
 
@@ -116,9 +125,38 @@ static bool merge(struct publish_scratch *scratch)
     return true;
 }
 
-/* Put the recipient made of the chain that begins at match `first` where it belongs. False: memory is short. */
-static bool put_recipient(struct publish_scratch *scratch, const struct publish_in *in, uint32_t first, bool is_merged)
+/* LOG 1: the record names who gets it from the durable side. False: memory is short. */
+static bool put_record_recipient(struct publish_scratch *scratch, const struct recipient *recipient, uint8_t options)
 {
+    uint8_t *at = bytes_reserve(&scratch->record_recipients, RECORD_RECIPIENT_SIZE_MAX + 2 * (size_t)recipient->id_count * VARINT_SIZE_MAX);
+    if (!at)
+        return false;
+    uint8_t *ids = at + RECORD_RECIPIENT_SIZE_MAX + (size_t)recipient->id_count * VARINT_SIZE_MAX;
+    size_t ids_size = 0;
+    for (uint32_t i = 0; i < recipient->id_count; i++)
+        ids_size += varint_put(ids + ids_size, recipient->ids[i]);
+    struct record_recipient logged = {
+        .session = recipient->number,
+        .qos = recipient->qos,
+        .options = options & (SUBSCRIBER_NO_LOCAL | SUBSCRIBER_RETAIN_AS_PUBLISHED),
+        .ids = span_of(ids, ids_size),
+    };
+    scratch->record_recipients.size += record_recipient_put(at, &logged);
+    return true;
+}
+
+/* Its session is full, and who publishes is to be told so (LOG 13). At QoS 0, and by a will, there is nobody to tell. */
+static void refuse_recipient(struct publish_scratch *scratch, const struct publish_in *in, uint8_t qos)
+{
+    scratch->refused_count++;
+    if (qos > 0 && in->client)
+        scratch->is_refused = true;
+}
+
+/* Put the recipient made of the chain that begins at match `first` where it belongs. False: memory is short. */
+static bool put_recipient(struct shard *shard, const struct publish_in *in, uint32_t first, bool is_merged)
+{
+    struct publish_scratch *scratch = &shard->scratch;
     const struct subscriber *matches = scratch->list.matches;
     const struct subscriber *sub = &matches[first];
     uint8_t granted = 0, options = 0;
@@ -135,9 +173,13 @@ static bool put_recipient(struct publish_scratch *scratch, const struct publish_
     if (part_count == 0)
         return true;
     uint8_t qos = granted < in->source.qos ? granted : in->source.qos;
+    if (options & SUBSCRIBER_FULL) {
+        refuse_recipient(scratch, in, qos);
+        return true;
+    }
     bool is_persistent = (options & SUBSCRIBER_PERSISTENT) != 0;
-    /* LOG 9. Telemetry that was shed has no record to wait for, and yet keeps its place behind what waits [MQTT-4.6.0-5]. */
-    bool is_held = in->rule && (is_persistent || in->source.qos == 2);
+    /* LOG 9. Without a record it still keeps its place behind what waits. */
+    bool is_held = shard->log.pool && (is_persistent || in->source.qos == 2);
     struct publish_bytes *bytes = is_held ? &scratch->held : &scratch->now;
     size_t size = recipient_size(id_count);
     struct recipient *recipient = (struct recipient *)(void *)bytes_reserve(bytes, size);
@@ -156,24 +198,9 @@ static bool put_recipient(struct publish_scratch *scratch, const struct publish_
     }
     bytes->size += size;
     *(is_held ? &scratch->held_count : &scratch->now_count) += 1;
-    if (!in->wants_record || !is_persistent || qos == 0)
+    if (!is_held || !is_persistent || (qos == 0 && !shard->config.limits.queue_qos0_messages))
         return true;
-    /* LOG 1: the record names who gets it from the durable side. */
-    uint8_t *at = bytes_reserve(&scratch->record_recipients, RECORD_RECIPIENT_SIZE_MAX + 2 * (size_t)id_count * VARINT_SIZE_MAX);
-    if (!at)
-        return false;
-    uint8_t *ids = at + RECORD_RECIPIENT_SIZE_MAX + (size_t)id_count * VARINT_SIZE_MAX;
-    size_t ids_size = 0;
-    for (uint32_t i = 0; i < recipient->id_count; i++)
-        ids_size += varint_put(ids + ids_size, recipient->ids[i]);
-    struct record_recipient logged = {
-        .session = sub->number,
-        .qos = qos,
-        .options = options & (SUBSCRIBER_NO_LOCAL | SUBSCRIBER_RETAIN_AS_PUBLISHED),
-        .ids = span_of(ids, ids_size),
-    };
-    scratch->record_recipients.size += record_recipient_put(at, &logged);
-    return true;
+    return put_record_recipient(scratch, recipient, options);
 }
 
 /* Who gets it: fills the scratch. False: memory is short. */
@@ -181,7 +208,8 @@ static bool find_recipients(struct shard *shard, const struct publish_in *in)
 {
     struct publish_scratch *scratch = &shard->scratch;
     scratch->now.size = scratch->held.size = scratch->record_recipients.size = 0;
-    scratch->now_count = scratch->held_count = 0;
+    scratch->now_count = scratch->held_count = scratch->refused_count = 0;
+    scratch->is_refused = false;
     if (topic_tree_match(shard->tree, shard->reader, in->source.topic, &scratch->list))
         return false;
     bool is_merged = !shard->config.limits.allow_duplicate_messages;
@@ -192,13 +220,13 @@ static bool find_recipients(struct shard *shard, const struct publish_in *in)
             continue;
         if (is_merged && (scratch->next_same[i] & NOT_FIRST))
             continue;
-        if (!put_recipient(scratch, in, i, is_merged))
+        if (!put_recipient(shard, in, i, is_merged))
             return false;
     }
     return true;
 }
 
-/* --- telemetry ---------------------------------------------------------------------------------------------------------------------- */
+/* --- what needs a record ------------------------------------------------------------------------------------------------------------ */
 
 static void count_telemetry(struct shard *shard, struct counter *refused)
 {
@@ -206,71 +234,97 @@ static void count_telemetry(struct shard *shard, struct counter *refused)
     counter_inc(refused ? refused : &shard->stats.telemetry_logged);
 }
 
-enum telemetry_verdict { TELEMETRY_GO_ON, TELEMETRY_REFUSE, TELEMETRY_NO_ROOM };
+/* How large its record will be, or a little less. */
+static size_t record_size_about(const struct shard *shard, const struct publish_in *in)
+{
+    return RECORD_OVERHEAD + in->source.topic.size + in->source.properties.size + in->source.payload.size + in->client_id.size +
+           (in->rule ? in->device.size + strlen(in->rule->name) : 0) + shard->scratch.record_recipients.size;
+}
 
-/* What the rules say; sets rule, device and wants_record. */
-static enum telemetry_verdict judge_telemetry(struct shard *shard, struct publish_in *in, enum mqtt_reason *reason_out,
-                                              struct counter **cell_out)
+/* What the rules say; sets rule, device and is_logged_telemetry. DONE: go on. */
+static enum publish_outcome judge_telemetry(struct shard *shard, struct publish_in *in, struct publish_refusal *refusal_out)
 {
     struct shard_stats *stats = &shard->stats;
     in->rule = NULL;
-    in->wants_record = false;
+    in->is_logged_telemetry = false;
     if (!shard->config.rules)
-        return TELEMETRY_GO_ON;
+        return PUBLISH_DONE;
     struct rule_subject subject = {.topic = in->source.topic, .client_id = in->client_id, .user_name = in->user_name};
     enum rule_verdict verdict = rule_table_match(shard->config.rules, &in->rule, &in->device, &subject);
     if (verdict == RULE_NONE) {
         in->rule = NULL;
-        return TELEMETRY_GO_ON;
+        return PUBLISH_DONE;
     }
     if (verdict == RULE_SKIPPED) {
         in->rule = NULL;
         count_telemetry(shard, &stats->telemetry_refused_skipped);
-        return TELEMETRY_GO_ON;
+        return PUBLISH_DONE;
     }
     if (verdict == RULE_REFUSE) {
         count_telemetry(shard, &stats->telemetry_refused_no_device);
-        *reason_out = MQTT_REASON_IMPLEMENTATION_SPECIFIC_ERROR;
-        *cell_out = &stats->publish_refused_no_device;
-        return TELEMETRY_REFUSE;
+        *refusal_out = (struct publish_refusal){MQTT_REASON_IMPLEMENTATION_SPECIFIC_ERROR, &stats->publish_refused_no_device};
+        return PUBLISH_REFUSED;
     }
     if (in->source.qos > in->rule->max_qos) {
         count_telemetry(shard, &stats->telemetry_refused_qos);
-        *reason_out = MQTT_REASON_IMPLEMENTATION_SPECIFIC_ERROR;
-        *cell_out = &stats->publish_refused_qos;
-        return TELEMETRY_REFUSE;
+        *refusal_out = (struct publish_refusal){MQTT_REASON_IMPLEMENTATION_SPECIFIC_ERROR, &stats->publish_refused_qos};
+        return PUBLISH_REFUSED;
     }
     if (!shard->log.pool) {
         count_telemetry(shard, &stats->telemetry_refused_no_log);
-        return TELEMETRY_GO_ON;
+        return PUBLISH_DONE;
     }
     if (shard->log.is_failed) {
         count_telemetry(shard, &stats->telemetry_refused_log_failed);
-        *reason_out = MQTT_REASON_IMPLEMENTATION_SPECIFIC_ERROR;
-        *cell_out = &stats->publish_refused_log_failed;
-        return in->source.qos > 0 ? TELEMETRY_REFUSE : TELEMETRY_GO_ON;
+        *refusal_out = (struct publish_refusal){MQTT_REASON_IMPLEMENTATION_SPECIFIC_ERROR, &stats->publish_refused_log_failed};
+        return in->source.qos > 0 ? PUBLISH_REFUSED : PUBLISH_DONE;
     }
-    size_t size = RECORD_OVERHEAD + in->source.topic.size + in->source.properties.size + in->source.payload.size + in->client_id.size +
-                  in->device.size + strlen(in->rule->name);
+    size_t size = record_size_about(shard, in);
     if (size > shard->config.limits.record_bytes_max) {
         count_telemetry(shard, &stats->telemetry_refused_too_large);
-        *reason_out = MQTT_REASON_QUOTA_EXCEEDED;
-        *cell_out = &stats->publish_refused_too_large;
-        return TELEMETRY_REFUSE;
+        *refusal_out = (struct publish_refusal){MQTT_REASON_QUOTA_EXCEEDED, &stats->publish_refused_too_large};
+        return PUBLISH_REFUSED;
     }
     if (shard_log_has_room(&shard->log, size)) {
-        in->wants_record = true;
-        return TELEMETRY_GO_ON;
+        in->is_logged_telemetry = true;
+        return PUBLISH_DONE;
     }
-    if (in->source.qos > 0)
-        return TELEMETRY_NO_ROOM;
+    if (in->source.qos > 0 || in->is_will)
+        return PUBLISH_NO_ROOM;
     count_telemetry(shard, &stats->telemetry_refused_log_full); /* QoS 0 is shed first */
-    return TELEMETRY_GO_ON;
+    return PUBLISH_DONE;
+}
+
+/* It is state: is there room for its record, in the log and in what the checkpoint may lag behind? DONE: go on. */
+static enum publish_outcome admit_state(struct shard *shard, struct publish_in *in, struct publish_refusal *refusal_out)
+{
+    struct shard_stats *stats = &shard->stats;
+    if (shard->log.is_failed) {
+        *refusal_out = (struct publish_refusal){MQTT_REASON_IMPLEMENTATION_SPECIFIC_ERROR, &stats->publish_refused_log_failed};
+        return PUBLISH_REFUSED;
+    }
+    size_t size = record_size_about(shard, in);
+    if (size > shard->config.limits.record_bytes_max) {
+        *refusal_out = (struct publish_refusal){MQTT_REASON_QUOTA_EXCEEDED, &stats->publish_refused_too_large};
+        return PUBLISH_REFUSED;
+    }
+    in->is_state = true;
+    if (shard->has_store_room && shard_log_has_room(&shard->log, size))
+        return PUBLISH_DONE;
+    if (in->source.qos > 0 || in->is_will)
+        return PUBLISH_NO_ROOM;
+    *refusal_out = (struct publish_refusal){MQTT_REASON_QUOTA_EXCEEDED, &stats->publish_refused_log_full};
+    return PUBLISH_REFUSED;
+}
+
+/* Whether it is state by itself, whoever gets it. */
+static bool is_state_anyway(const struct shard *shard, const struct publish_in *in)
+{
+    return shard->log.pool && (in->source.retain || in->is_will || (in->source.qos == 2 && session_is_persistent(in->client->session)));
 }
 
 static void record_of(const struct shard *shard, struct record *rec_out, const struct publish_in *in, const struct msg *msg)
 {
-    const struct rule_table *rules = shard->config.rules;
     *rec_out = (struct record){
         .type = RECORD_PUBLISH,
         .qos = msg->qos,
@@ -281,43 +335,51 @@ static void record_of(const struct shard *shard, struct record *rec_out, const s
         .properties = msg_properties(msg),
         .received_ns = msg->receive_wall_ns,
         .expiry_ns = msg->expiry_wall_ns == MSG_NO_EXPIRY ? 0 : msg->expiry_wall_ns,
-        .packet_id = msg->qos == 2 ? in->packet_id : 0,
+        .packet_id = msg->qos == 2 && in->client && session_is_persistent(in->client->session) ? in->packet_id : 0,
         .retained_number = msg->retained_number,
         .will_session = in->is_will ? msg->publisher : 0,
         .has_correlation = true,
         .client_id = in->client_id,
         .session = msg->publisher,
-        .rule = span_of_string(in->rule->name),
-        .rule_index = (uint32_t)(in->rule - rules->rules),
-        .device = in->device,
-        .partition = murmur2_partition(in->device, rules->partition_count),
-        .partition_count = rules->partition_count,
-        .codec = RECORD_CODEC_JSON,
         .recipients = span_of(shard->scratch.record_recipients.data, shard->scratch.record_recipients.size),
     };
     memcpy(rec_out->correlation, msg->correlation_id, sizeof rec_out->correlation);
+    if (!in->is_logged_telemetry)
+        return;
+    const struct rule_table *rules = shard->config.rules;
+    rec_out->rule = span_of_string(in->rule->name);
+    rec_out->rule_index = (uint32_t)(in->rule - rules->rules);
+    rec_out->device = in->device;
+    rec_out->partition = murmur2_partition(in->device, rules->partition_count);
+    rec_out->partition_count = rules->partition_count;
+    rec_out->codec = RECORD_CODEC_JSON;
 }
 
 /* --- the way through ---------------------------------------------------------------------------------------------------------------- */
 
-/* What waits for a record, or for nothing: the held recipients into the gate, and the answer. */
-static void give_held(struct shard *shard, struct msg *msg, struct span held, uint32_t held_count, uint64_t wait_block)
+/* What waits for a record, or for nothing, into the gate. With a record the message gets its sequence there; a retained one needs it even
+ * if nobody is held, because the route actor keeps the message until the checkpoint has it. */
+static void give_held(struct shard *shard, struct msg *msg, struct span held, uint32_t held_count, uint64_t wait_block,
+                      uint32_t record_index)
 {
-    if (held_count == 0)
+    bool is_name_wanted = wait_block != 0 && msg->retained_number != 0 && msg->payload_size > 0;
+    if (held_count == 0 && !is_name_wanted)
         return;
-    if (ack_gate_is_open(&shard->gate, wait_block, 0) && ack_gate_is_empty(&shard->gate)) {
+    if (wait_block == 0 && ack_gate_is_empty(&shard->gate)) {
         deliver_recipients(shard, msg, held);
         return;
     }
-    if (wait_block == 0 && !ack_gate_has_room(&shard->gate, held.size + msg_cost(msg))) {
-        counter_add(&shard->stats.dropped_gate_full, held_count); /* QoS 0 that was shed, and the log stands still */
+    if (wait_block == 0 && msg->qos == 0 && !ack_gate_has_room(&shard->gate, held.size + msg_cost(msg))) {
+        counter_add(&shard->stats.dropped_gate_full, held_count); /* the log stands still */
         return;
     }
+    CHECK(wait_block == 0 || wait_block > shard->gate.durable_blocks); /* nobody was told its sequence */
     struct gate_item item = {
         .wait_block = wait_block,
         .since_mono_ns = shard->now_mono_ns,
         .msg = msg_ref(msg),
         .extra_size = (uint32_t)held.size,
+        .record_index = record_index,
         .copy_count = held_count,
         .kind = GATE_DELIVERY,
     };
@@ -357,7 +419,8 @@ static struct publish_job *job_new(struct shard *shard, const struct publish_in 
         .held_count = shard->scratch.held_count,
         .packet_id = in->packet_id,
         .qos = in->client ? in->source.qos : 0,
-        .is_will = in->client == NULL,
+        .is_will = in->is_will,
+        .is_telemetry = in->is_logged_telemetry,
     };
     if (in->client)
         job->client = client_ref_of(in->client);
@@ -367,81 +430,121 @@ static struct publish_job *job_new(struct shard *shard, const struct publish_in 
 
 struct publish_done {
     uint64_t wait_block, wait_retained;
+    uint32_t record_index;
     bool is_matched; /* somebody or some rule wanted it */
     bool is_large;   /* the answer follows by publish_on_logged() */
 };
 
-/* Its record, into the block or as a large one; the message becomes the job's with that. False: no room, and it may not go without one. */
+/* Its record, into the block or as a large one; the message becomes the job's with that. False: no room. */
 static bool log_publish(struct shard *shard, const struct publish_in *in, struct msg *msg, struct publish_done *done)
 {
     struct record rec;
     record_of(shard, &rec, in, msg);
     size_t size = record_size(&rec);
-    bool has_room = shard_log_has_room(&shard->log, size);
-    if (has_room && shard_log_is_large(&shard->log, size)) {
-        struct publish_job *job = job_new(shard, in, msg);
-        has_room = job && shard_log_begin_large(shard, &rec, job) == ERR_OK;
-        if (!has_room && job) {
-            shard->scratch.held = job->held; /* give back what it took */
-            free(job);
-        }
-        done->is_large = has_room;
-    } else if (has_room) {
-        done->wait_block = shard_log_append(shard, &rec, size);
-        has_room = done->wait_block != 0;
-    }
-    if (!has_room && in->source.qos > 0)
+    if (!shard_log_has_room(&shard->log, size))
         return false;
-    if (!has_room)
-        count_telemetry(shard, &shard->stats.telemetry_refused_log_full);
-    else if (done->is_large)
+    if (!shard_log_is_large(&shard->log, size)) {
+        done->wait_block = shard_log_append(shard, &rec, size);
+        if (done->wait_block == 0)
+            return false;
+        done->record_index = shard_log_last_index(&shard->log);
+        if (in->is_logged_telemetry)
+            count_telemetry(shard, NULL);
+        return true;
+    }
+    struct publish_job *job = job_new(shard, in, msg);
+    done->is_large = job && shard_log_begin_large(shard, &rec, job) == ERR_OK;
+    if (!done->is_large && job) {
+        shard->scratch.held = job->held; /* give back what it took */
+        free(job);
+    }
+    if (done->is_large && in->is_logged_telemetry)
         counter_inc(&shard->stats.telemetry_matched), gauge_add(&shard->stats.telemetry_logging, 1);
-    else
-        count_telemetry(shard, NULL);
-    return true;
+    return done->is_large;
 }
 
-/* Everything between judging and answering. On NO_ROOM nothing has happened; on REFUSED reason and cell are set. */
-static enum publish_outcome publish(struct shard *shard, struct publish_in *in, struct publish_done *done, enum mqtt_reason *reason_out,
-                                    struct counter **cell_out)
+/* Who gets it, and whether there is room for what follows from that. A number that was drawn is the caller's to give up. */
+static enum publish_outcome route(struct shard *shard, struct publish_in *in, struct publish_refusal *refusal_out)
 {
     struct publish_scratch *scratch = &shard->scratch;
-    *reason_out = MQTT_REASON_QUOTA_EXCEEDED;
-    *cell_out = &shard->stats.publish_refused_quota;
-    switch (judge_telemetry(shard, in, reason_out, cell_out)) {
-    case TELEMETRY_REFUSE:
-        return PUBLISH_REFUSED;
-    case TELEMETRY_NO_ROOM:
-        return PUBLISH_NO_ROOM;
-    case TELEMETRY_GO_ON:
-        break;
-    }
-    in->source.receive_wall_ns = shard_receive_time(shard);
-    uint64_t retained_number = in->source.retain ? draw_retained_number(shard) : 0;
-    struct msg *msg = msg_new(&in->source);
-    if (!msg || !find_recipients(shard, in)) {
-        if (in->wants_record)
+    *refusal_out = (struct publish_refusal){MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.publish_refused_quota};
+    enum publish_outcome outcome = PUBLISH_DONE;
+    if (!find_recipients(shard, in)) {
+        if (in->is_logged_telemetry)
             count_telemetry(shard, &shard->stats.telemetry_refused_no_memory);
-        if (retained_number)
-            post_retain_void(shard);
-        msg_unref(msg);
+        return PUBLISH_REFUSED;
+    }
+    if (scratch->is_refused) {
+        refusal_out->cell = &shard->stats.publish_refused_subscriber_full;
+        if (in->is_logged_telemetry)
+            count_telemetry(shard, &shard->stats.telemetry_refused_subscriber_full);
+        return PUBLISH_REFUSED;
+    }
+    if (scratch->record_recipients.size > 0)
+        outcome = admit_state(shard, in, refusal_out);
+    if (outcome == PUBLISH_REFUSED && in->is_logged_telemetry)
+        count_telemetry(shard, &shard->stats.telemetry_refused_log_full);
+    return outcome;
+}
+
+/* The copy and its record. */
+static enum publish_outcome keep(struct shard *shard, const struct publish_in *in, struct msg **msg_out, uint64_t retained_number,
+                                 struct publish_done *done, struct publish_refusal *refusal_out)
+{
+    *refusal_out = (struct publish_refusal){MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.publish_refused_quota};
+    struct msg *msg = msg_new(&in->source);
+    if (!msg) {
+        if (in->is_logged_telemetry)
+            count_telemetry(shard, &shard->stats.telemetry_refused_no_memory);
         return PUBLISH_REFUSED;
     }
     uint64_t random[2] = {shard_random(shard), shard_random(shard)};
     memcpy(msg->correlation_id, random, sizeof msg->correlation_id);
     msg->retained_number = retained_number;
+    *msg_out = msg;
+    if (!wants_record(in) || log_publish(shard, in, msg, done))
+        return PUBLISH_DONE;
+    bool may_wait = in->source.qos > 0 || in->is_will;
+    if (in->is_logged_telemetry && !may_wait)
+        count_telemetry(shard, &shard->stats.telemetry_refused_log_full);
+    if (!in->is_state && !may_wait)
+        return PUBLISH_DONE;
+    msg_unref(msg);
+    refusal_out->cell = &shard->stats.publish_refused_log_full;
+    return may_wait ? PUBLISH_NO_ROOM : PUBLISH_REFUSED;
+}
 
-    *done = (struct publish_done){.is_matched = scratch->list.count > 0 || in->rule};
-    if (in->wants_record && !log_publish(shard, in, msg, done)) {
-        msg_unref(msg);
+/* Everything between judging and answering. On NO_ROOM nothing has happened; on REFUSED the refusal is set. */
+static enum publish_outcome publish(struct shard *shard, struct publish_in *in, struct publish_done *done,
+                                    struct publish_refusal *refusal_out)
+{
+    struct publish_scratch *scratch = &shard->scratch;
+    enum publish_outcome outcome = judge_telemetry(shard, in, refusal_out);
+    if (outcome == PUBLISH_DONE && is_state_anyway(shard, in)) {
+        outcome = admit_state(shard, in, refusal_out);
+        if (outcome == PUBLISH_REFUSED && in->is_logged_telemetry)
+            count_telemetry(shard, &shard->stats.telemetry_refused_log_full);
+    }
+    if (outcome != PUBLISH_DONE)
+        return outcome;
+    in->source.receive_wall_ns = shard_receive_time(shard);
+    uint64_t retained_number = in->source.retain ? draw_retained_number(shard) : 0;
+    struct msg *msg = NULL;
+    *done = (struct publish_done){0};
+    outcome = route(shard, in, refusal_out);
+    if (outcome == PUBLISH_DONE)
+        outcome = keep(shard, in, &msg, retained_number, done, refusal_out);
+    if (outcome != PUBLISH_DONE) {
         if (retained_number)
             post_retain_void(shard);
-        return PUBLISH_NO_ROOM;
+        return outcome;
     }
-    counter_add(&shard->stats.copies_routed, scratch->now_count + scratch->held_count);
+    done->is_matched = scratch->list.count > 0 || in->rule;
+    counter_add(&shard->stats.copies_routed, scratch->now_count + scratch->held_count + scratch->refused_count);
+    counter_add(&shard->stats.dropped_queue_refuse, scratch->refused_count);
     struct span held = span_of(scratch->held.data, scratch->held.size);
     if (!done->is_large)
-        give_held(shard, msg, held, scratch->held_count, done->wait_block);
+        give_held(shard, msg, held, scratch->held_count, done->wait_block, done->record_index);
     if (in->source.retain) {
         post_retain(shard, msg);
         done->wait_retained = shard->retained_asked;
@@ -452,6 +555,20 @@ static enum publish_outcome publish(struct shard *shard, struct publish_in *in, 
     if (!done->is_matched)
         counter_inc(&shard->stats.publish_unmatched);
     return PUBLISH_DONE;
+}
+
+void publish_say_passed(struct shard *shard, uint64_t number)
+{
+    if (!shard->log.pool)
+        return;
+    if (shard->log.large) {
+        shard->passed_number = number; /* it may be one of them, and its block has no number yet */
+        return;
+    }
+    shard_post(shard, ACTOR_STORE,
+               &(struct op){.type = OP_STORE_PASSED,
+                            .from = shard->config.index,
+                            .passed = {.number = number, .block = shard_log_newest(&shard->log)}});
 }
 
 static int64_t expiry_of(const struct shard *shard, bool has_expiry, uint32_t interval_s)
@@ -588,15 +705,14 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
         .dup = packet->dup,
     };
     struct publish_done done;
-    enum mqtt_reason reason = MQTT_REASON_QUOTA_EXCEEDED;
-    struct counter *cell = &shard->stats.publish_refused_quota;
+    struct publish_refusal refusal = {MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.publish_refused_quota};
     enum publish_outcome outcome = PUBLISH_REFUSED;
     if (properties) {
         in.source.properties = span_of(properties, properties_forwardable_put(properties, packet->properties.raw));
         in.source.publisher = sess->number;
         in.source.expiry_wall_ns = expiry_of(shard, packet->properties.present & MQTT_PROPERTY_BIT(MESSAGE_EXPIRY_INTERVAL),
                                              packet->properties.message_expiry_interval_s);
-        outcome = publish(shard, &in, &done, &reason, &cell);
+        outcome = publish(shard, &in, &done, &refusal);
     }
     if (outcome == PUBLISH_NO_ROOM) {
         if (packet->qos == 2)
@@ -607,9 +723,9 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
     if (outcome == PUBLISH_REFUSED) {
         if (packet->qos == 2)
             close_inbound(sess, packet->packet_id); /* [MQTT-4.3.3-9] */
-        return refuse(shard, client, packet, reason, cell);
+        return refuse(shard, client, packet, refusal.reason, refusal.cell);
     }
-    reason = done.is_matched ? MQTT_REASON_SUCCESS : MQTT_REASON_NO_MATCHING_SUBSCRIBERS;
+    enum mqtt_reason reason = done.is_matched ? MQTT_REASON_SUCCESS : MQTT_REASON_NO_MATCHING_SUBSCRIBERS;
     client->receive_held += packet->qos > 0;
     if (done.is_large) {
         shard->log.large->reason = (uint8_t)reason;
@@ -628,10 +744,10 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
 
 void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wait_block)
 {
-    counter_inc(&shard->stats.telemetry_logged);
-    gauge_add(&shard->stats.telemetry_logging, -1);
+    if (job->is_telemetry)
+        counter_inc(&shard->stats.telemetry_logged), gauge_add(&shard->stats.telemetry_logging, -1);
     shard->is_room_news = true; /* for another large one, and for who repeats or releases this one's identifier */
-    give_held(shard, job->msg, span_of(job->held.data, job->held.size), job->held_count, wait_block);
+    give_held(shard, job->msg, span_of(job->held.data, job->held.size), job->held_count, wait_block, 0);
     struct session *sess = job->qos > 0 ? session_table_find_number(&shard->sessions, job->client.number) : NULL;
     if (sess && job->qos == 2 && sess->rare) {
         struct inbound_id *id = inbound_ids_find(&sess->rare->inbound, job->packet_id);
@@ -645,6 +761,10 @@ void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wa
     if (client)
         client_wake(shard, client);
     publish_job_free(job);
+    if (shard->passed_number) {
+        publish_say_passed(shard, shard->passed_number);
+        shard->passed_number = 0;
+    }
 }
 
 enum client_step publish_on_pubrel(struct shard *shard, struct client *client, uint16_t packet_id)
@@ -681,9 +801,8 @@ bool publish_will(struct shard *shard, const struct will *will)
         .is_will = true,
     };
     struct publish_done done;
-    enum mqtt_reason reason;
-    struct counter *cell;
-    enum publish_outcome outcome = publish(shard, &in, &done, &reason, &cell);
+    struct publish_refusal refusal;
+    enum publish_outcome outcome = publish(shard, &in, &done, &refusal);
     if (outcome == PUBLISH_NO_ROOM)
         return false;
     counter_inc(outcome == PUBLISH_DONE ? &shard->stats.wills_published : &shard->stats.wills_failed);

@@ -1,13 +1,22 @@
 /* The way of a PUBLISH: judged, matched once, logged as one record, given to its recipients, answered.
  *
  *   judge     version and listener limits, alias, receive maximum; a QoS 2 identifier that is open is answered again and that is all
- *   admit     telemetry rule; room in gate, rings and log, or the packet stays unprocessed (nothing has happened yet)
- *   copy      one struct msg
+ *   admit     telemetry rule; room in gate, rings, log and checkpoint, or the packet stays unprocessed (nothing has happened yet)
  *   match     the topic tree once; overlapping subscriptions of a session become one recipient (highest QoS, all identifiers)
- *   log       one record with all that is durable about it: telemetry and persistent recipients
- *   give      recipients at once, or from the gate: with a record, persistent sessions and all recipients of QoS 2 wait (LOG 9)
+ *   copy      one struct msg
+ *   log       one record with all that is durable about it, if anything is
+ *   give      recipients at once, or from the gate: persistent sessions and all recipients of QoS 2 wait for the record (LOG 9)
  *   retain    a retained one goes to the route actor under the next number; its answer waits for the route actor's (LOG 12)
  *   answer    PUBACK or PUBREC, through the gate
+ *
+ * A message has a record if a telemetry rule logs it, or if it is state, that is, the checkpoint has to know it: a persistent session gets
+ * it and would keep it while away, it is retained, its QoS 2 identifier is to outlive this start (the publisher's session is persistent),
+ * or it is a will (its session's will was logged, and the record deletes it). State also needs the checkpoint to keep up (LOG 15). For want
+ * of room QoS > 0 waits unprocessed; QoS 0 is dropped as a whole when it is state, and goes on without a record when it is telemetry alone.
+ * Without a log nothing has a record and nothing waits for one.
+ *
+ * Who waits for records (persistent sessions, QoS 2) gets messages without one from the gate, too, when anything is in it: they keep their
+ * place behind what waits [MQTT-4.6.0-5].
  *
  * Wills go the same way without judge and answer. Owner: the shard. Pure. */
 #ifndef TIDEGATE_BROKER_CORE_PUBLISH_H
@@ -33,6 +42,8 @@ struct publish_scratch {
     size_t next_capacity;
     struct publish_bytes now, held; /* recipients by when they get it */
     uint32_t now_count, held_count;
+    uint32_t refused_count;                 /* copies for sessions that are full and refuse */
+    bool is_refused;                        /* one of them is owed the message: the PUBLISH is refused */
     struct publish_bytes record_recipients; /* persistent ones as the record has them */
 };
 
@@ -46,6 +57,7 @@ struct publish_job {
     uint8_t qos;    /* 0 = no answer */
     uint8_t reason; /* of the answer */
     bool is_will;
+    bool is_telemetry;
     uint64_t wait_retained;
 };
 
@@ -59,6 +71,8 @@ bool publish_will(struct shard *shard, const struct will *will);
 /* The record of a large publish is complete: its last block is `wait_block`. The job is taken. */
 void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wait_block);
 void publish_job_free(struct publish_job *job);
+/* All retained PUBLISHes of this shard below `number` are logged, or on their way as the large record: say so to the store (LOG 12). */
+void publish_say_passed(struct shard *shard, uint64_t number);
 /* The gate lets an item out. */
 void publish_on_released(void *shard, const struct gate_item *item, struct span extra);
 

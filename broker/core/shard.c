@@ -42,6 +42,7 @@ struct shard *shard_new(const struct shard_config *config, struct topic_tree *tr
     }
     histogram_init(&shard->stats.gate_hold_ns);
     shard_log_init(&shard->log, pool);
+    shard->has_store_room = true;
     ack_gate_init(&shard->gate, &shard->stats.gate);
     op_backlog_init(&shard->backlog);
     match_list_init(&shard->scratch.list);
@@ -211,6 +212,7 @@ static void on_ask(struct shard *shard, uint32_t round)
     uint64_t next = atomic_load_explicit(shard->config.retained_counter, memory_order_relaxed) + 1;
     shard_post(shard, ACTOR_ROUTE,
                &(struct op){.type = OP_ROUTE_PASS, .from = shard->config.index, .count = round, .retain = {.hold = next}});
+    publish_say_passed(shard, next);
 }
 
 void shard_on_op(struct shard *shard, const struct op *op)
@@ -252,6 +254,10 @@ void shard_on_op(struct shard *shard, const struct op *op)
     case OP_STORE_LOADED:
         deliver_on_loaded(shard, op);
         return;
+    case OP_STORE_ROOM:
+        shard->has_store_room = op->flag;
+        shard->is_room_news |= op->flag;
+        return;
     case OP_NONE:
     case OP_ROUTE_REQUEST:
     case OP_ROUTE_RETAIN:
@@ -262,7 +268,6 @@ void shard_on_op(struct shard *shard, const struct op *op)
     case OP_STORE_LOAD:
     case OP_STORE_FORGET:
     case OP_STORE_CHECKPOINT:
-    case OP_STORE_ROOM:
     case OP_STORE_RUN:
     case OP_STORE_RUN_DROP:
     case OP_STORE_PASSED:

@@ -189,6 +189,7 @@ void shard_log_on_durable(struct shard *shard, const struct op *op)
     log->durable_blocks = op->durable.durable_blocks;
     for (struct log_block *block = op->durable.blocks, *next; block; block = next) {
         next = block->next;
+        ack_gate_set_sequence(&shard->gate, block->shard_block, block->first.sequence);
         log_block_pool_put(log->pool, block);
     }
     ack_gate_set_durable(&shard->gate, log->durable_blocks);

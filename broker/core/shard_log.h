@@ -51,6 +51,13 @@ uint64_t shard_log_control(struct shard *shard, const struct record *rec);
 /* Begin a large record; none is open. The job is taken, msg and all; publish_on_logged() follows in a later turn_end. ERR_NOMEM: not taken.
  */
 enum err shard_log_begin_large(struct shard *shard, const struct record *rec, struct publish_job *job) must_check;
+/* The place of the record appended last among the records of its block, from 0. A large record is the one record of its last block. */
+static inline uint32_t shard_log_last_index(const struct shard_log *log) { return log->block->record_count - 1; }
+/* The newest block that has something in it: with it everything logged so far is durable. 0 without persistence. */
+static inline uint64_t shard_log_newest(const struct shard_log *log)
+{
+    return log->pool ? log->pool->sealed_count + (log->block && log->block->body_size > 0) : 0;
+}
 /* The number of the block being filled (or the next one). */
 static inline uint64_t shard_log_filling(const struct shard_log *log) { return log->pool ? log->pool->sealed_count + 1 : 0; }
 

@@ -62,6 +62,8 @@ struct shard {
     uint64_t random_state[2];
     bool wants_user_name; /* some rule takes the device from it */
     bool is_draining;
+    bool has_store_room;    /* the checkpoint keeps up: PUBLISHes that it needs may be logged (LOG 15) */
+    uint64_t passed_number; /* OP_STORE_PASSED that waits for the large record on its way; 0 = none */
 
     struct shard_stats stats;
 };

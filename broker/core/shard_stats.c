@@ -40,11 +40,12 @@ static uint64_t telemetry_refused(const struct shard_stats *stats)
 
 bool shard_stats_check(const struct shard_stats *const *all, size_t count, struct errmsg *msg)
 {
-    uint64_t routed = 0, sent = 0, acked = 0, gone = 0, matched = 0, logged = 0, refused = 0;
+    uint64_t routed = 0, restored = 0, sent = 0, acked = 0, gone = 0, matched = 0, logged = 0, refused = 0;
     int64_t inflight = 0, queued = 0, held = 0, on_rings = 0, logging = 0;
     for (size_t i = 0; i < count; i++) {
         const struct shard_stats *stats = all[i];
         routed += counter_get(&stats->copies_routed);
+        restored += counter_get(&stats->copies_restored);
         sent += counter_get(&stats->copies_sent_qos0);
         acked += counter_get(&stats->copies_acked);
         gone += dropped(stats);
@@ -57,13 +58,13 @@ bool shard_stats_check(const struct shard_stats *const *all, size_t count, struc
         refused += telemetry_refused(stats);
         logging += gauge_get(&stats->telemetry_logging);
     }
-    bool copies_hold = (int64_t)routed == (int64_t)(sent + acked + gone) + inflight + queued + held + on_rings;
+    bool copies_hold = (int64_t)(routed + restored) == (int64_t)(sent + acked + gone) + inflight + queued + held + on_rings;
     bool telemetry_holds = (int64_t)matched == (int64_t)(logged + refused) + logging;
     if (!copies_hold || !telemetry_holds)
         err_set(msg, ERR_INVALID,
-                "copies: routed %" PRIu64 " = sent %" PRIu64 " + acked %" PRIu64 " + inflight %" PRId64 " + queued %" PRId64
-                " + held %" PRId64 " + rings %" PRId64 " + dropped %" PRIu64 "; telemetry: %" PRIu64 " = %" PRIu64 " + %" PRIu64
-                " + %" PRId64,
-                routed, sent, acked, inflight, queued, held, on_rings, gone, matched, logged, refused, logging);
+                "copies: routed %" PRIu64 " + restored %" PRIu64 " = sent %" PRIu64 " + acked %" PRIu64 " + inflight %" PRId64
+                " + queued %" PRId64 " + held %" PRId64 " + rings %" PRId64 " + dropped %" PRIu64 "; telemetry: %" PRIu64 " = %" PRIu64
+                " + %" PRIu64 " + %" PRId64,
+                routed, restored, sent, acked, inflight, queued, held, on_rings, gone, matched, logged, refused, logging);
     return copies_hold && telemetry_holds;
 }

@@ -2,10 +2,11 @@
  *
  * Two equations hold (DESIGN: "every queue has a name"), over all shards together, whenever no shard is inside a turn:
  *
- *   copies:     routed == sent (QoS 0) + acknowledged + in flight + queued + held + (posted - received) + dropped{reason}
+ *   copies:     routed + restored == sent (QoS 0) + acknowledged + in flight + queued + held + (posted - received) + dropped{reason}
  *   telemetry:  matched == logged + refused{reason} + being logged
  *
- * A copy is one message for one session. It is routed when the topic tree (or a retained scan) names its session, and leaves the books when
+ * A copy is one message for one session. It is routed when the topic tree (or a retained scan) names its session, restored when it comes
+ * out of the checkpoint of an earlier start, and leaves the books when
  * it was sent with QoS 0, when the client finished it (PUBACK, PUBCOMP, or a PUBREC that refuses), or when it was dropped with a reason.
  * "Held" is in the ack gate or in a batch not yet posted; posted - received is inside the rings between shards.
  *
@@ -37,6 +38,7 @@
     X(dropped_slow_consumer, SHARD_DROPPED, "reason", "slow_consumer")                                                                     \
     X(dropped_offline, SHARD_DROPPED, "reason", "offline_qos0")                                                                            \
     X(dropped_gate_full, SHARD_DROPPED, "reason", "gate_full")                                                                             \
+    X(dropped_queue_refuse, SHARD_DROPPED, "reason", "queue_refuse")                                                                       \
     X(dropped_ring_full, SHARD_DROPPED, "reason", "ring_full")                                                                             \
     X(dropped_session_gone, SHARD_DROPPED, "reason", "session_gone")                                                                       \
     X(dropped_session_ended, SHARD_DROPPED, "reason", "session_ended")                                                                     \
@@ -50,6 +52,7 @@
     X(telemetry_refused_qos, SHARD_TELEMETRY_REFUSED, "reason", "qos")                                                                     \
     X(telemetry_refused_log_full, SHARD_TELEMETRY_REFUSED, "reason", "log_full_qos0")                                                      \
     X(telemetry_refused_log_failed, SHARD_TELEMETRY_REFUSED, "reason", "log_failed")                                                       \
+    X(telemetry_refused_subscriber_full, SHARD_TELEMETRY_REFUSED, "reason", "subscriber_full")                                             \
     X(telemetry_refused_too_large, SHARD_TELEMETRY_REFUSED, "reason", "too_large")                                                         \
     X(telemetry_refused_no_memory, SHARD_TELEMETRY_REFUSED, "reason", "no_memory")                                                         \
     X(telemetry_refused_no_log, SHARD_TELEMETRY_REFUSED, "reason", "persistence_off")
@@ -100,10 +103,13 @@
     X(publish_refused_retain, SHARD_PUBLISH_REFUSED, "reason", "retain")                                                                   \
     X(publish_refused_too_large, SHARD_PUBLISH_REFUSED, "reason", "too_large")                                                             \
     X(publish_refused_log_failed, SHARD_PUBLISH_REFUSED, "reason", "log_failed")                                                           \
+    X(publish_refused_log_full, SHARD_PUBLISH_REFUSED, "reason", "log_full_qos0")                                                          \
+    X(publish_refused_subscriber_full, SHARD_PUBLISH_REFUSED, "reason", "subscriber_full")                                                 \
     X(publish_unmatched, "tidegate_unmatched_messages_total", "Messages that no subscription and no rule wanted.", "", "")                 \
     X(publish_paused, "tidegate_paused_publishes_total", "Times a connection was not read because something had no room.", "", "")         \
     X(blocked_retries, "tidegate_blocked_retries_total", "Times a connection that found no room tried again.", "", "")                     \
     X(copies_routed, "tidegate_routed_copies_total", "Copies: one message for one session.", "", "")                                       \
+    X(copies_restored, "tidegate_restored_copies_total", "Copies that an earlier start left in the checkpoint.", "", "")                   \
     X(copies_sent_qos0, "tidegate_sent_copies_total", "Copies sent with QoS 0.", "", "")                                                   \
     X(copies_acked, "tidegate_acked_copies_total", "Copies of QoS 1 and 2 that the client finished.", "", "")                              \
     X(copies_posted, "tidegate_posted_copies_total", "Copies given to the ring to another shard.", "", "")                                 \

@@ -219,6 +219,8 @@ void store_actor_on_op(struct store_actor *actor, const struct op *op)
         on_load(actor, op);
     else if (op->type == OP_STORE_FORGET)
         on_forget(actor, op);
+    else if (op->type == OP_STORE_PASSED)
+        return; /* nothing here outlives the process: no retained value is remembered */
     else
         UNREACHABLE();
 }

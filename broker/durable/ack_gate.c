@@ -5,6 +5,7 @@
 #include "common/check.h"
 
 #define CHUNK_SIZE ((size_t)65536 - 64)
+#define BLOCKS_FIRST 16 /* a power of two */
 
 struct gate_chunk {
     struct gate_chunk *next;
@@ -53,7 +54,64 @@ void ack_gate_deinit(struct ack_gate *gate)
         free(chunk);
     }
     free(gate->spare);
+    free(gate->blocks);
     *gate = (struct ack_gate){0};
+}
+
+static struct gate_block *block_at(const struct ack_gate *gate, uint32_t index)
+{
+    return &gate->blocks[(gate->block_first + index) & (gate->block_capacity - 1)];
+}
+
+/* Deliveries come in the order of their blocks, so only the newest can be the one. */
+static void note_block(struct ack_gate *gate, uint64_t block)
+{
+    uint64_t newest = gate->block_count ? block_at(gate, gate->block_count - 1)->block : 0;
+    if (newest == block)
+        return;
+    CHECK(block > newest);
+    if (gate->block_count == gate->block_capacity) {
+        uint32_t capacity = gate->block_capacity ? gate->block_capacity * 2 : BLOCKS_FIRST;
+        struct gate_block *grown = malloc(capacity * sizeof *grown);
+        CHECK_MSG(grown, "out of memory for what the log has taken");
+        for (uint32_t i = 0; i < gate->block_count; i++)
+            grown[i] = *block_at(gate, i);
+        free(gate->blocks);
+        gate->blocks = grown;
+        gate->block_first = 0;
+        gate->block_capacity = capacity;
+    }
+    gate->block_count++;
+    *block_at(gate, gate->block_count - 1) = (struct gate_block){.block = block};
+}
+
+void ack_gate_set_sequence(struct ack_gate *gate, uint64_t block, uint64_t first_sequence)
+{
+    CHECK(first_sequence > 0);
+    if (gate->block_known == gate->block_count)
+        return;
+    struct gate_block *awaited = block_at(gate, gate->block_known);
+    CHECK(awaited->block >= block);
+    if (awaited->block != block)
+        return;
+    awaited->first_sequence = first_sequence;
+    gate->block_known++;
+}
+
+/* The message's name in the checkpoint; entries of blocks whose deliveries have all left go. */
+static void name_message(struct ack_gate *gate, const struct gate_item *item)
+{
+    while (block_at(gate, 0)->block < item->wait_block) {
+        CHECK(gate->block_known > 1);
+        gate->block_first++;
+        gate->block_count--;
+        gate->block_known--;
+    }
+    const struct gate_block *block = block_at(gate, 0);
+    CHECK(gate->block_known > 0);
+    CHECK(block->block == item->wait_block);
+    uint64_t sequence = block->first_sequence + item->record_index;
+    CHECK(atomic_exchange_explicit(&item->msg->sequence, sequence, memory_order_relaxed) == 0);
 }
 
 void ack_gate_put(struct ack_gate *gate, const struct gate_item *item, struct span extra, uint64_t block_filling)
@@ -75,6 +133,8 @@ void ack_gate_put(struct ack_gate *gate, const struct gate_item *item, struct sp
     if (extra.size)
         memcpy(at + sizeof *item, extra.data, extra.size);
     gate->last->end += size;
+    if (item->kind == GATE_DELIVERY && item->wait_block)
+        note_block(gate, item->wait_block);
     gate->copies += item->copy_count;
     queue_stats_push(gate->stats, item_cost(item), item->since_mono_ns);
 }
@@ -110,6 +170,8 @@ bool ack_gate_release(struct ack_gate *gate, size_t budget, gate_release_fn rele
         size_t cost = item_cost(item);
         chunk->start += item_size(item);
         gate->copies -= item->copy_count;
+        if (item->kind == GATE_DELIVERY && item->wait_block)
+            name_message(gate, item);
         release(arg, item, span_of(item + 1, item->extra_size));
         CHECK(gate->stats->messages == puts_before);
         if (chunk->start == chunk->end) {

@@ -15,7 +15,12 @@
  *
  * In pairs: an item may wait only for blocks up to the one being filled, and leaves only when durable (CHECK on both sides).
  *
- * Items stand in chunks of memory one behind the other; nothing is allocated per item. Bound: ACK_GATE_BYTES_MAX with the messages held;
+ * A delivery that waits for a block has a record in it, the record_index-th. The gate keeps the numbers of the blocks that deliveries wait
+ * for (one entry for all of a block's); when the log says at which sequence such a block begins, the entry has it, and a message gets its
+ * sequence (first of the block + record_index) in the moment it leaves: before anybody for whom the record stands is given it.
+ *
+ * Items stand in chunks of memory one behind the other; nothing is allocated per item. Bound: ACK_GATE_BYTES_MAX with the messages held
+ * (and by that of the blocks, since each has an item);
  * ack_gate_has_room() says no before that, and the shard stops reading whoever needs it. Pure; owner: the shard. */
 #ifndef TIDEGATE_BROKER_DURABLE_ACK_GATE_H
 #define TIDEGATE_BROKER_DURABLE_ACK_GATE_H
@@ -51,8 +56,8 @@ struct gate_item {
     struct msg *msg;        /* GATE_DELIVERY: taken */
     struct client_ref client;
     uint32_t extra_size;   /* bytes behind the item: GATE_DELIVERY recipients, GATE_PACKET the packet */
-    uint32_t record_index; /* GATE_DELIVERY with a record: its place among the records of wait_block, from 0 */
-    uint32_t copy_count;   /* GATE_DELIVERY: recipients */
+    uint32_t record_index; /* GATE_DELIVERY with wait_block: its record's place among the records of that block, from 0 */
+    uint32_t copy_count;   /* GATE_DELIVERY: recipients; 0 = only the message's sequence is wanted */
     uint16_t packet_id;    /* GATE_ACK, GATE_SEND */
     uint8_t kind;          /* enum gate_kind */
     uint8_t packet_type;   /* GATE_ACK: enum mqtt_packet_type */
@@ -61,9 +66,17 @@ struct gate_item {
 
 struct gate_chunk;
 
+/* A block that deliveries wait for. */
+struct gate_block {
+    uint64_t block;          /* own count */
+    uint64_t first_sequence; /* of its records; 0 until the log has said it */
+};
+
 struct ack_gate {
     struct gate_chunk *first, *last, *spare;
-    uint64_t durable_blocks; /* counts reached */
+    struct gate_block *blocks;                                      /* a ring, ascending */
+    uint32_t block_first, block_count, block_known, block_capacity; /* known: how many of them have their sequence, the oldest */
+    uint64_t durable_blocks;                                        /* counts reached */
     uint64_t retained_answered;
     uint64_t copies;           /* recipients in here */
     struct queue_stats *stats; /* borrowed: items, bytes with messages, oldest */
@@ -93,6 +106,9 @@ static inline bool ack_gate_has_room(const struct ack_gate *gate, uint64_t size)
  * (CHECK): the record is in the log already, its answer must not be lost; room was asked for before. */
 void ack_gate_put(struct ack_gate *gate, const struct gate_item *item, struct span extra, uint64_t block_filling);
 
+/* The log has written own block `block` with its records from `first_sequence` on. For each block in order (those that nobody here waits
+ * for may be left out), and before ack_gate_set_durable() lets anything out. */
+void ack_gate_set_sequence(struct ack_gate *gate, uint64_t block, uint64_t first_sequence);
 /* The counts never fall. */
 void ack_gate_set_durable(struct ack_gate *gate, uint64_t durable_blocks);
 void ack_gate_set_retained(struct ack_gate *gate, uint64_t retained_answered);

@@ -387,7 +387,7 @@ static void read_block(struct rig *rig, actor_id shard, struct log_block *block)
                                       .generation = 1,
                                       .offset = LOG_BLOCK_SIZE_MAX,
                                       .start = 1,
-                                      .sequence = 1,
+                                      .sequence = block->first.sequence,
                                       .shard_block = block->shard_block,
                                       .record_count = block->record_count,
                                       .stored_size = block->body_size,
@@ -432,6 +432,7 @@ static void log_step(struct rig *rig, actor_id shard)
     for (size_t left = portion(rig, shard, ACTOR_LOG); left > 0 && ring_take(rig, shard, ACTOR_LOG, &op); left--) {
         CHECK(op.type == OP_LOG_BLOCK);
         CHECK(op.block->sealed);
+        op.block->first = (struct log_position){1, rig->record_count + 1};
         read_block(rig, shard, op.block);
         op.block->next = NULL;
         *tail = op.block;
@@ -466,6 +467,33 @@ void rig_record(const struct rig *rig, struct record *rec_out, size_t index)
 {
     CHECK(index < rig->record_count);
     CHECK(record_decode(rec_out, span_of(rig->records[index].bytes, rig->records[index].size)) == ERR_OK);
+}
+
+static uint8_t type_of(const struct rig *rig, size_t index)
+{
+    struct record rec;
+    rig_record(rig, &rec, index);
+    return rec.type;
+}
+
+size_t rig_published_count(const struct rig *rig)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < rig->record_count; i++)
+        count += type_of(rig, i) == RECORD_PUBLISH;
+    return count;
+}
+
+uint64_t rig_published(const struct rig *rig, struct record *rec_out, size_t index)
+{
+    size_t at = 0;
+    for (size_t left = index;; at++) {
+        CHECK(at < rig->record_count);
+        if (type_of(rig, at) == RECORD_PUBLISH && left-- == 0)
+            break;
+    }
+    rig_record(rig, rec_out, at);
+    return at + 1;
 }
 
 /* --- turning ------------------------------------------------------------------------------------------------------------------------ */

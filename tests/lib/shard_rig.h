@@ -59,9 +59,13 @@ void rig_advance(struct rig *rig, int64_t ms);
 void rig_log_hold(struct rig *rig, bool hold);
 void rig_log_room(struct rig *rig, bool has_room);
 void rig_log_fail(struct rig *rig);
-/* Records written, in the order of the log; durable or not. Borrowed until the next settle. */
+/* Records written, in the order of the log, so record `index` has the sequence index + 1; durable or not. Borrowed until the next settle.
+ */
 size_t rig_record_count(const struct rig *rig);
 void rig_record(const struct rig *rig, struct record *rec_out, size_t index);
+/* Those that are a PUBLISH. Returns the sequence. */
+size_t rig_published_count(const struct rig *rig);
+uint64_t rig_published(const struct rig *rig, struct record *rec_out, size_t index);
 
 uint64_t rig_sum(const struct rig *rig, size_t counter_offset);
 #define RIG_COUNTER(rig, field) rig_sum((rig), offsetof(struct shard_stats, field))

@@ -11,6 +11,9 @@
 
 #include "tests/lib/check_random.h"
 
+/* What the log says where an own block begins: anything that grows. */
+#define FIRST_OF(block) ((block)*1000 + 7)
+
 struct seen {
     uint32_t next;
     uint64_t durable, retained;
@@ -28,6 +31,8 @@ static void on_release(void *arg, const struct gate_item *item, struct span extr
     assert_int_equal(extra.size, item->extra_size);
     for (size_t i = 0; i < extra.size; i++)
         assert_int_equal(extra.data[i], (uint8_t)(seen->next + i));
+    if (item->msg)
+        assert_int_equal(atomic_load(&item->msg->sequence), item->wait_block ? FIRST_OF(item->wait_block) + item->record_index : 0);
     seen->next++;
     seen->copies += item->copy_count;
     msg_unref(item->msg);
@@ -55,6 +60,7 @@ static void leaves_in_order_when_both_conditions_hold(void **state)
                 item.kind = GATE_DELIVERY;
                 item.extra_size = (uint32_t)(check_random_chance(&random, 1, 50) ? check_random_below(&random, sizeof extra)
                                                                                  : check_random_below(&random, 200));
+                item.record_index = (uint32_t)check_random_below(&random, 900);
                 item.copy_count = (uint32_t)check_random_below(&random, 5);
                 item.msg = msg_new(&(struct msg_source){.topic = SPAN_LITERAL("t")});
                 copies += item.copy_count;
@@ -67,7 +73,8 @@ static void leaves_in_order_when_both_conditions_hold(void **state)
         } else if (action < 6) {
             filling++;
         } else if (action < 7) {
-            seen.durable += check_random_below(&random, filling - seen.durable);
+            for (uint64_t more = check_random_below(&random, filling - seen.durable); more > 0; more--, seen.durable++)
+                ack_gate_set_sequence(&gate, seen.durable + 1, FIRST_OF(seen.durable + 1));
             ack_gate_set_durable(&gate, seen.durable);
             seen.retained += check_random_below(&random, asked - seen.retained + 1);
             ack_gate_set_retained(&gate, seen.retained);
@@ -85,7 +92,9 @@ static void leaves_in_order_when_both_conditions_hold(void **state)
         if (stats.messages)
             assert_int_equal(stats.oldest_ns, seen.next);
     }
-    seen.durable = filling, seen.retained = asked;
+    for (; seen.durable < filling; seen.durable++)
+        ack_gate_set_sequence(&gate, seen.durable + 1, FIRST_OF(seen.durable + 1));
+    seen.retained = asked;
     ack_gate_set_durable(&gate, filling);
     ack_gate_set_retained(&gate, asked);
     assert_false(ack_gate_release(&gate, 100000, on_release, &seen));

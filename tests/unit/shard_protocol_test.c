@@ -588,12 +588,12 @@ static void will_waits_for_room_in_the_log(void **state)
     rig_settle(rig);
     rig_break(client);
     rig_advance(rig, 1000);
-    assert_int_equal(rig_record_count(rig), 0);
+    assert_int_equal(rig_published_count(rig), 0);
     rig_log_room(rig, true);
     rig_advance(rig, 1000);
-    assert_int_equal(rig_record_count(rig), 1);
+    assert_int_equal(rig_published_count(rig), 1);
     struct record rec;
-    rig_record(rig, &rec, 0);
+    rig_published(rig, &rec, 0);
     assert_text(rec.payload, "gone");
     assert_true(rec.will_session != 0);
     rig_free(rig);
@@ -1753,7 +1753,7 @@ static void puback_means_saved(void **state) /* 4.3.2-4, 4.3.3-8; LOG 8 */
     rig_settle(rig);
     expect_ack(client, MQTT_PUBREC, 2, 0);
     expect_nothing(client); /* the others belonged to the connection before */
-    assert_int_equal(rig_record_count(rig), 2);
+    assert_int_equal(rig_published_count(rig), 2);
     assert_int_equal(RIG_COUNTER(rig, acks_dropped), 4);
     rig_free(rig);
 }
@@ -1761,7 +1761,7 @@ static void puback_means_saved(void **state) /* 4.3.2-4, 4.3.3-8; LOG 8 */
 static void record_has_everything(void **state) /* LOG 1 */
 {
     struct rig *rig = RIG();
-    struct rig_client *client = v5(rig, "car"), *other = v5_stay(rig, "s");
+    struct rig_client *client = v5_stay(rig, "car"), *other = v5_stay(rig, "s");
     rig_send_subscribe(other, 1, "t/#", 1 | 8, 7);
     rig_settle(rig);
     struct packet packet = publish_packet("t/dev1/speed", "{\"a\":1}", 2, 77);
@@ -1770,9 +1770,9 @@ static void record_has_everything(void **state) /* LOG 1 */
     SET(packet.publish, MESSAGE_EXPIRY_INTERVAL, message_expiry_interval_s, 60);
     rig_send(client, &packet);
     rig_settle(rig);
-    assert_int_equal(rig_record_count(rig), 1);
+    assert_int_equal(rig_published_count(rig), 1);
     struct record rec;
-    rig_record(rig, &rec, 0);
+    rig_published(rig, &rec, 0);
     assert_int_equal(rec.type, RECORD_PUBLISH);
     assert_int_equal(rec.qos, 2);
     assert_true(rec.retain);
@@ -1812,7 +1812,7 @@ static void session_numbers_are_never_given_twice(void **state)
             rig_publish(client, "t/car/x", "1", 1, 1);
             rig_settle(rig);
             struct record rec;
-            rig_record(rig, &rec, count);
+            rig_published(rig, &rec, count);
             assert_int_equal(rec.session >> SESSION_NUMBER_COUNTER_BITS, 1); /* the epoch */
             assert_int_equal(((rec.session & SESSION_NUMBER_COUNTER_MAX) - 1) % 3, rig_home(rig, id));
             for (size_t earlier = 0; earlier < count; earlier++)
@@ -1833,7 +1833,7 @@ static void receive_times_strictly_increase(void **state) /* LOG 1 */
     int64_t last = 0;
     for (size_t i = 0; i < 50; i++) {
         struct record rec;
-        rig_record(rig, &rec, i);
+        rig_published(rig, &rec, i);
         assert_true(rec.received_ns > last);
         last = rec.received_ns;
     }
@@ -1882,7 +1882,7 @@ static void full_log_stops_reading_not_losing(void **state)
     for (uint16_t i = 1; i <= 3; i++)
         expect_ack(client, MQTT_PUBACK, i, 0);
     assert_false(rig_is_paused(client));
-    assert_int_equal(rig_record_count(rig), 3);
+    assert_int_equal(rig_published_count(rig), 3);
     rig_free(rig);
 }
 
@@ -1930,7 +1930,7 @@ static void empty_pool_is_back_pressure(void **state)
     rig_advance(rig, 1000);
     for (uint16_t i = 1; i <= 10; i++)
         expect_ack(client, MQTT_PUBACK, i, 0);
-    assert_int_equal(rig_record_count(rig), 10);
+    assert_int_equal(rig_published_count(rig), 10);
     rig_free(rig);
 }
 
@@ -1954,11 +1954,11 @@ static void large_record_is_a_group_of_blocks(void **state) /* LOG 6 */
     expect_ack(client, MQTT_PUBACK, 1, 0);
     expect_ack(client, MQTT_PUBACK, 2, 0);
     expect_ack(second, MQTT_PUBREC, 1, 0);
-    assert_int_equal(rig_record_count(rig), 3);
+    assert_int_equal(rig_published_count(rig), 3);
     unsigned large = 0;
     for (size_t i = 0; i < 3; i++) {
         struct record rec;
-        rig_record(rig, &rec, i);
+        rig_published(rig, &rec, i);
         large += rec.payload.size == sizeof payload - 1 && memcmp(rec.payload.data, payload, rec.payload.size) == 0;
     }
     assert_int_equal(large, 2);
@@ -1983,7 +1983,7 @@ static void record_beyond_the_log_is_refused(void **state)
     expect_ack(client, MQTT_PUBACK, 7, MQTT_REASON_QUOTA_EXCEEDED);
     expect_ack(client, MQTT_PUBACK, 8, MQTT_REASON_NO_MATCHING_SUBSCRIBERS);
     assert_int_equal(RIG_COUNTER(rig, telemetry_refused_too_large), 1);
-    assert_int_equal(rig_record_count(rig), 0);
+    assert_int_equal(rig_published_count(rig), 0);
     rig_free(rig);
 }
 
@@ -2007,7 +2007,7 @@ static void large_record_outlives_its_connection(void **state)
     rig_log_hold(rig, false);
     rig_advance(rig, 1000);
     expect_ack(client, MQTT_PUBREC, 1, 0);
-    assert_int_equal(rig_record_count(rig), 1);
+    assert_int_equal(rig_published_count(rig), 1);
     rig_free(rig);
 }
 
@@ -2050,7 +2050,7 @@ static void telemetry_rules_decide(void **state)
     expect_ack(client, MQTT_PUBACK, 4, 0x10);
     expect_ack(client, MQTT_PUBACK, 5, 0x83);
     assert_true(rig_is_closed(old));
-    assert_int_equal(rig_record_count(rig), 2);
+    assert_int_equal(rig_published_count(rig), 2);
     assert_int_equal(RIG_COUNTER(rig, telemetry_matched), 7);
     rig_free(rig);
 }
@@ -2261,7 +2261,7 @@ static void drain_reads_nothing_more(void **state)
     rig_settle(rig);
     rig_drain(rig, false);
     expect_disconnect(client, 0x8b); /* and no PUBACK of what came later */
-    assert_int_equal(rig_record_count(rig), 1);
+    assert_int_equal(rig_published_count(rig), 1);
     rig_settle(rig);
     assert_true(rig_drain(rig, false));
     rig_free(rig);
