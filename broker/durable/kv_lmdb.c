@@ -153,8 +153,11 @@ static bool is_out_of_space(MDB_env *env)
     struct statvfs fs;
     if (mdb_env_get_fd(env, &fd) != 0 || fstat(fd, &status) != 0)
         return false;
-    if (fallocate(fd, FALLOC_FL_KEEP_SIZE, status.st_size, SPACE_PROBE) == 0)
+    /* With the size kept it would pass the process's limit on file sizes. */
+    if (fallocate(fd, 0, status.st_size, SPACE_PROBE) == 0) {
+        (void)!ftruncate(fd, status.st_size);
         return false;
+    }
     if (errno == ENOSPC || errno == EDQUOT || errno == EFBIG)
         return true;
     return errno == EOPNOTSUPP && fstatvfs(fd, &fs) == 0 && fs.f_bavail * fs.f_frsize < (uint64_t)SPACE_PROBE;
