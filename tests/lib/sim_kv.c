@@ -449,6 +449,13 @@ static enum err sim_floor(struct kv_txn *base, enum kv_tree tree, struct span ke
     return err;
 }
 
+/* Who walks on after a change has to seek anew: the contract of kv_ops. */
+static void forget_place(struct sim_txn *txn, enum kv_tree tree)
+{
+    entry_unref(txn->places[tree]);
+    txn->places[tree] = NULL;
+}
+
 static enum err sim_put(struct kv_txn *base, enum kv_tree tree, struct span key, struct span value, const uint8_t crc[4])
 {
     struct sim_txn *txn = (struct sim_txn *)base;
@@ -474,6 +481,7 @@ static enum err sim_put(struct kv_txn *base, enum kv_tree tree, struct span key,
     if (err)
         goto out;
     sim->counts.puts++;
+    forget_place(txn, tree);
     version->bytes = bytes;
     version->entries[tree] += !old;
     version->roots[tree] = node_insert(version->roots[tree], e);
@@ -496,6 +504,7 @@ static enum err sim_del(struct kv_txn *base, enum kv_tree tree, struct span key)
         err = ERR_NOTFOUND;
     if (!err) {
         handle->sim->counts.dels++;
+        forget_place(txn, tree);
         version->bytes -= entry_cost(old);
         version->entries[tree]--;
         version->roots[tree] = node_remove(version->roots[tree], key);
