@@ -52,6 +52,7 @@ struct broker {
     struct options *options;
     struct broker_config config;
     struct rule_table rules;
+    struct tier_table tiers;
     struct data_dir data_dir;
     bool has_data_dir;
     struct log_writer *writer;
@@ -88,7 +89,8 @@ static void print_usage(FILE *out)
                 "  -c FILE       configuration; without one: port 1883 on the loopback, anonymous, data in /var/lib/tidegate/broker\n"
                 "  -p PORT       port of the default listener\n"
                 "  -v            log_level debug\n"
-                "  check         say what is wrong with a configuration; with --topic: is a message there telemetry, and of which device\n"
+                "  check         say what is wrong with a configuration; with --topic: is a message there telemetry, of which device,\n"
+                "                and what does its acknowledgement promise\n"
                 "  dump          print the effective configuration with the origin of each value\n"
                 "  --options     explain every option\n",
                 out);
@@ -189,6 +191,8 @@ static bool load_config(struct broker *broker, const struct command_line *line)
         return false;
     struct errmsg msg;
     err = broker_options_rules(&broker->rules, &broker->config, &msg);
+    if (err == ERR_OK)
+        err = broker_options_tiers(&broker->tiers, &broker->config, &msg);
     if (err != ERR_OK)
         (void)fprintf(stderr, "%s\n", msg.text);
     return err == ERR_OK;
@@ -223,6 +227,14 @@ static int run_check(struct broker *broker, const struct command_line *line)
                      rule->line);
         break;
     }
+    const struct tier_line *tier = tier_table_match(&broker->tiers, subject.topic);
+    if (!broker->config.persistence)
+        (void)printf("%s: tier none (persistence false)\n", line->topic);
+    else if (tier)
+        (void)printf("%s: tier %s by filter %.*s (line %d)\n", line->topic, durability_name((enum durability)tier->durability),
+                     (int)tier->filter.size, (const char *)tier->filter.data, tier->line);
+    else
+        (void)printf("%s: tier log (default)\n", line->topic);
     return EXIT_SUCCESS;
 }
 
@@ -376,6 +388,7 @@ static enum err start_loops(struct broker *broker, struct errmsg *msg)
                 .listeners = broker->shard_listeners,
                 .listener_count = (uint16_t)config->listeners.count,
                 .rules = broker->rules.count > 0 ? &broker->rules : NULL,
+                .tiers = broker->tiers.count > 0 ? &broker->tiers : NULL,
                 .retained_counter = &broker->retained_counter,
                 .epoch = broker->writer ? log_writer_epoch(broker->writer) : 0,
                 .persistence = config->persistence,
@@ -762,6 +775,7 @@ int main(int argc, char **argv)
     else
         status = run(broker);
     rule_table_deinit(&broker->rules);
+    tier_table_deinit(&broker->tiers);
     options_free(broker->options);
     free(broker);
     return status;

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "broker/core/shard_state.h"
+#include "broker/guard/tier.h"
 #include "common/check.h"
 
 #define PARTIAL_FIRST 256u
@@ -203,13 +204,19 @@ void client_send(struct shard *shard, struct client *client, const struct packet
     client_mark_dirty(shard, client);
 }
 
-void client_send_ack(struct shard *shard, struct client *client, enum mqtt_packet_type type, uint16_t packet_id, enum mqtt_reason reason)
+/* An answer is about to leave: what it counted for is free again. */
+static void settle_answer(struct shard *shard, struct client *client, enum mqtt_packet_type type, enum mqtt_reason reason)
 {
     bool is_last = type == MQTT_PUBACK || (type == MQTT_PUBREC && (reason >= MQTT_REASON_UNSPECIFIED_ERROR || !client->is_strict));
     if (is_last && client->receive_held > 0)
         client->receive_held--;
     if (client->block == BLOCK_QUOTA)
         client_wake(shard, client);
+}
+
+void client_send_ack(struct shard *shard, struct client *client, enum mqtt_packet_type type, uint16_t packet_id, enum mqtt_reason reason)
+{
+    settle_answer(shard, client, type, reason);
     uint8_t *at = outbox_reserve(&client->outbox, &shard->outboxes, PACKET_ACK_SIZE_MAX);
     if (!at) {
         doom(shard, client);
@@ -219,24 +226,36 @@ void client_send_ack(struct shard *shard, struct client *client, enum mqtt_packe
     client_mark_dirty(shard, client);
 }
 
-void client_answer(struct shard *shard, struct client *client, enum mqtt_packet_type type, uint16_t packet_id, enum mqtt_reason reason,
-                   uint64_t wait_block, uint64_t wait_retained)
+void client_send_answer(struct shard *shard, struct client *client, const struct gate_item *item)
 {
-    /* Behind what this connection has in the gate already, even if it waits for nothing itself [MQTT-4.6.0-2]. */
-    if (client->gate_held == 0 && ack_gate_is_open(&shard->gate, wait_block, wait_retained)) {
-        client_send_ack(shard, client, type, packet_id, reason);
+    enum mqtt_packet_type type = (enum mqtt_packet_type)item->packet_type;
+    enum mqtt_reason reason = (enum mqtt_reason)item->reason;
+    if (!client->reports_durability || type == MQTT_PUBCOMP || reason >= MQTT_REASON_UNSPECIFIED_ERROR) {
+        client_send_ack(shard, client, type, item->packet_id, reason);
         return;
     }
-    struct gate_item item = {
-        .wait_block = wait_block,
-        .wait_retained = wait_retained,
-        .since_mono_ns = shard->now_mono_ns,
-        .client = client_ref_of(client),
-        .packet_id = packet_id,
-        .kind = GATE_ACK,
-        .packet_type = (uint8_t)type,
-        .reason = (uint8_t)reason,
-    };
+    settle_answer(shard, client, type, reason);
+    uint8_t property[64];
+    struct span value = span_of_string(durability_name((enum durability)item->durability));
+    size_t size = properties_put_user_property(property, SPAN_LITERAL("tidegate-durability"), value);
+    CHECK(size <= sizeof property);
+    struct packet packet = {.type = type, .ack = {.packet_id = item->packet_id, .reason = reason}};
+    packet.ack.properties.raw = span_of(property, size);
+    packet.ack.properties.present = MQTT_PROPERTY_BIT(USER_PROPERTY);
+    packet.ack.properties.user_property_count = 1;
+    client_send(shard, client, &packet); /* without the property where it would make the packet too large [MQTT-3.4.2-3] */
+}
+
+void client_answer(struct shard *shard, struct client *client, struct gate_item item)
+{
+    /* Behind what this connection has in the gate already, even if it waits for nothing itself [MQTT-4.6.0-2]. */
+    if (client->gate_held == 0 && ack_gate_is_open(&shard->gate, item.wait_block, item.wait_retained)) {
+        client_send_answer(shard, client, &item);
+        return;
+    }
+    item.kind = GATE_ACK;
+    item.since_mono_ns = shard->now_mono_ns;
+    item.client = client_ref_of(client);
     ack_gate_put(&shard->gate, &item, (struct span){0, 0}, shard_log_filling(&shard->log));
     client->gate_held++;
 }
@@ -470,6 +489,19 @@ static void connack_properties(const struct shard *shard, const struct client *c
 #undef SAY
 }
 
+/* User property `tidegate-report-durability`, whatever its value; a client that wants no problem information gets no user properties
+ * outside PUBLISH, CONNACK and DISCONNECT [MQTT-3.1.2-29]. */
+static bool wants_durability(const struct mqtt_properties *props)
+{
+    if ((props->present & MQTT_PROPERTY_BIT(REQUEST_PROBLEM_INFORMATION)) && props->request_problem_information == 0)
+        return false;
+    struct span rest = props->present & MQTT_PROPERTY_BIT(USER_PROPERTY) ? props->raw : (struct span){0, 0}, name, value;
+    while (properties_next_user_property(&rest, &name, &value))
+        if (span_equal(name, SPAN_LITERAL("tidegate-report-durability")))
+            return true;
+    return false;
+}
+
 /* What of the connection comes from CONNECT. */
 static void apply_connect(struct shard *shard, struct client *client, const struct packet_connect *connect)
 {
@@ -479,6 +511,7 @@ static void apply_connect(struct shard *shard, struct client *client, const stru
     client->receive_max = props->present & MQTT_PROPERTY_BIT(RECEIVE_MAXIMUM) ? props->receive_maximum : UINT16_MAX;
     client->send_quota = client->receive_max;
     client->packet_size_max = props->present & MQTT_PROPERTY_BIT(MAXIMUM_PACKET_SIZE) ? props->maximum_packet_size : UINT32_MAX;
+    client->reports_durability = client->version == MQTT_V5 && wants_durability(props);
     client->is_strict = client->version == MQTT_V5 && shard->config.limits.receive_maximum_strict;
     client->keep_alive_s =
         is_keep_alive_above(listener, connect->keep_alive_s) ? listener->max_keepalive_s : connect->keep_alive_s; /* [MQTT-3.2.2-22] */

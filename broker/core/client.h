@@ -73,6 +73,7 @@ struct client {
     bool is_choked;             /* its outbox is past the bound: not read until half is gone */
     bool is_waiting_writable;   /* the last write stopped: the driver will tell */
     bool is_doomed;             /* close at the end of the turn */
+    bool reports_durability;    /* PUBACK and PUBREC say what they stand for */
     bool is_strict;             /* exceeding the receive maximum closes it: it speaks MQTT 5 and was told */
 };
 
@@ -98,9 +99,11 @@ void client_free(struct shard *shard, struct client *client);
 /* Packets to the client; queued in its outbox, written at the end of the turn. */
 void client_send(struct shard *shard, struct client *client, const struct packet *packet);
 void client_send_ack(struct shard *shard, struct client *client, enum mqtt_packet_type type, uint16_t packet_id, enum mqtt_reason reason);
-/* An answer that may have to wait for the log or the route actor. */
-void client_answer(struct shard *shard, struct client *client, enum mqtt_packet_type type, uint16_t packet_id, enum mqtt_reason reason,
-                   uint64_t wait_block, uint64_t wait_retained);
+/* An answer that may have to wait for the log or the route actor: its waits, packet_type, packet_id, reason and durability; the rest is
+ * filled in here. */
+void client_answer(struct shard *shard, struct client *client, struct gate_item item);
+/* It leaves now. */
+void client_send_answer(struct shard *shard, struct client *client, const struct gate_item *item);
 /* Encoded packets. */
 void client_send_bytes(struct shard *shard, struct client *client, struct span bytes);
 /* What its CONNECT did to the session is durable: CONNACK, then what the session has for it, then the packets behind CONNECT. */

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "broker/core/shard_state.h"
+#include "broker/guard/tier.h"
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/hash.h"
@@ -431,8 +432,9 @@ static struct publish_job *job_new(struct shard *shard, const struct publish_in 
 struct publish_done {
     uint64_t wait_block, wait_retained;
     uint32_t record_index;
-    bool is_matched; /* somebody or some rule wanted it */
-    bool is_large;   /* the answer follows by publish_on_logged() */
+    uint8_t durability; /* enum durability of the answer */
+    bool is_matched;    /* somebody or some rule wanted it */
+    bool is_large;      /* the answer follows by publish_on_logged() */
 };
 
 /* Its record, into the block or as a large one; the message becomes the job's with that. False: no room. */
@@ -514,6 +516,15 @@ static enum publish_outcome keep(struct shard *shard, const struct publish_in *i
     return may_wait ? PUBLISH_NO_ROOM : PUBLISH_REFUSED;
 }
 
+/* Of the answer to a message with a record. */
+static uint8_t durability_of(const struct shard *shard, const struct publish_in *in)
+{
+    if (!shard->config.tiers || in->source.qos == 0)
+        return DURABILITY_LOG;
+    const struct tier_line *line = tier_table_match(shard->config.tiers, in->source.topic);
+    return line ? line->durability : DURABILITY_LOG;
+}
+
 /* Everything between judging and answering. On NO_ROOM nothing has happened; on REFUSED the refusal is set. */
 static enum publish_outcome publish(struct shard *shard, struct publish_in *in, struct publish_done *done,
                                     struct publish_refusal *refusal_out)
@@ -530,7 +541,7 @@ static enum publish_outcome publish(struct shard *shard, struct publish_in *in, 
     in->source.receive_wall_ns = shard_receive_time(shard);
     uint64_t retained_number = in->source.retain ? draw_retained_number(shard) : 0;
     struct msg *msg = NULL;
-    *done = (struct publish_done){0};
+    *done = (struct publish_done){.durability = DURABILITY_NONE};
     outcome = route(shard, in, refusal_out);
     if (outcome == PUBLISH_DONE)
         outcome = keep(shard, in, &msg, retained_number, done, refusal_out);
@@ -540,6 +551,8 @@ static enum publish_outcome publish(struct shard *shard, struct publish_in *in, 
         return outcome;
     }
     done->is_matched = scratch->list.count > 0 || in->rule;
+    if (done->wait_block || done->is_large)
+        done->durability = durability_of(shard, in);
     counter_add(&shard->stats.copies_routed, scratch->now_count + scratch->held_count + scratch->refused_count);
     counter_add(&shard->stats.dropped_queue_refuse, scratch->refused_count);
     struct span held = span_of(scratch->held.data, scratch->held.size);
@@ -576,11 +589,31 @@ static int64_t expiry_of(const struct shard *shard, bool has_expiry, uint32_t in
     return has_expiry ? shard->now_wall_ns + (int64_t)interval_s * NS_PER_S : MSG_NO_EXPIRY;
 }
 
-static void answer(struct shard *shard, struct client *client, const struct packet_publish *packet, enum mqtt_reason reason,
-                   uint64_t wait_block, uint64_t wait_retained)
+/* PUBACK or PUBREC of a PUBLISH that was taken. */
+static struct gate_item answer_of(uint8_t qos, uint16_t packet_id, enum mqtt_reason reason)
 {
-    if (packet->qos > 0)
-        client_answer(shard, client, packet->qos == 1 ? MQTT_PUBACK : MQTT_PUBREC, packet->packet_id, reason, wait_block, wait_retained);
+    return (struct gate_item){
+        .packet_type = qos == 1 ? MQTT_PUBACK : MQTT_PUBREC,
+        .packet_id = packet_id,
+        .reason = (uint8_t)reason,
+        .durability = DURABILITY_NONE,
+    };
+}
+
+/* What the answer waits for. With tier memory the record is left to itself; the route actor is not: it may have to refuse. */
+static void set_waits(struct gate_item *item, uint64_t wait_block, uint64_t wait_retained, uint8_t durability)
+{
+    item->wait_block = durability == DURABILITY_LOG ? wait_block : 0;
+    item->wait_retained = wait_retained;
+    item->durability = durability;
+}
+
+/* Beside the identifier: a repeated PUBREC waits for the same (LOG 8). */
+static void keep_waits(struct inbound_id *id, const struct gate_item *item)
+{
+    id->wait_block = item->wait_block;
+    id->wait_retained = item->wait_retained;
+    id->durability = item->durability;
 }
 
 /* A PUBLISH that we do not take: QoS 0 is dropped, v5 is told, older versions can only be closed [MQTT-3.3.5-2 of 3.1.1]. */
@@ -595,7 +628,7 @@ static enum client_step refuse(struct shard *shard, struct client *client, const
         return CLIENT_GONE;
     }
     client->receive_held++; /* until the answer leaves */
-    answer(shard, client, packet, reason, 0, 0);
+    client_answer(shard, client, answer_of(packet->qos, packet->packet_id, reason));
     return CLIENT_NEXT;
 }
 
@@ -616,7 +649,9 @@ static enum client_step on_repeated(struct shard *shard, struct client *client, 
     }
     counter_inc(&shard->stats.received_qos2);
     counter_inc(&shard->stats.received_duplicates);
-    answer(shard, client, packet, MQTT_REASON_SUCCESS, id->wait_block, 0); /* LOG 8 */
+    struct gate_item item = answer_of(packet->qos, packet->packet_id, MQTT_REASON_SUCCESS);
+    set_waits(&item, id->wait_block, id->wait_retained, id->durability); /* LOG 8 */
+    client_answer(shard, client, item);
     return CLIENT_NEXT;
 }
 
@@ -730,15 +765,18 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
     if (done.is_large) {
         shard->log.large->reason = (uint8_t)reason;
         shard->log.large->wait_retained = done.wait_retained;
+        shard->log.large->durability = done.durability;
         /* The packet is handled, but nothing behind it is until the record is complete, at QoS 0 neither (LOG 6). */
         client_set_block(shard, client, BLOCK_LARGE);
         return CLIENT_NEXT;
     }
     if (packet->qos == 0)
         return CLIENT_NEXT;
+    struct gate_item item = answer_of(packet->qos, packet->packet_id, reason);
+    set_waits(&item, done.wait_block, done.wait_retained, done.durability);
     if (packet->qos == 2)
-        inbound_ids_find(&sess->rare->inbound, packet->packet_id)->wait_block = done.wait_block;
-    answer(shard, client, packet, reason, done.wait_block, done.wait_retained);
+        keep_waits(inbound_ids_find(&sess->rare->inbound, packet->packet_id), &item);
+    client_answer(shard, client, item);
     return CLIENT_NEXT;
 }
 
@@ -748,16 +786,17 @@ void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wa
         counter_inc(&shard->stats.telemetry_logged), gauge_add(&shard->stats.telemetry_logging, -1);
     shard->is_room_news = true; /* for another large one, and for who repeats or releases this one's identifier */
     give_held(shard, job->msg, span_of(job->held.data, job->held.size), job->held_count, wait_block, 0);
+    struct gate_item item = answer_of(job->qos, job->packet_id, (enum mqtt_reason)job->reason);
+    set_waits(&item, wait_block, job->wait_retained, job->durability);
     struct session *sess = job->qos > 0 ? session_table_find_number(&shard->sessions, job->client.number) : NULL;
     if (sess && job->qos == 2 && sess->rare) {
         struct inbound_id *id = inbound_ids_find(&sess->rare->inbound, job->packet_id);
         if (id && id->wait_block == WAIT_UNKNOWN)
-            id->wait_block = wait_block;
+            keep_waits(id, &item);
     }
     struct client *client = job->is_will ? NULL : client_find(shard, &job->client);
     if (client && job->qos > 0)
-        client_answer(shard, client, job->qos == 1 ? MQTT_PUBACK : MQTT_PUBREC, job->packet_id, (enum mqtt_reason)job->reason, wait_block,
-                      job->wait_retained);
+        client_answer(shard, client, item);
     if (client)
         client_wake(shard, client);
     publish_job_free(job);
@@ -767,20 +806,41 @@ void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wa
     }
 }
 
+/* Whether the session's open identifiers are in the checkpoint, or on their way there. */
+static bool logs_inbound(const struct shard *shard, const struct session *sess) { return shard->log.pool && session_is_persistent(sess); }
+
+static struct record released_record(const struct session *sess, uint16_t packet_id)
+{
+    return (struct record){.type = RECORD_RELEASED, .session = sess->number, .packet_id = packet_id};
+}
+
+/* PUBCOMP lets the client use the identifier for another message. So it waits until the identifier is closed durably, at any tier: after a
+ * crash an open one would swallow that message. An identifier that we do not know may have been closed a moment ago, on an earlier
+ * connection, and that may not be durable yet (LOG 8). */
 enum client_step publish_on_pubrel(struct shard *shard, struct client *client, uint16_t packet_id)
 {
     struct session *sess = client->session;
     struct inbound_id *id = sess->rare ? inbound_ids_find(&sess->rare->inbound, packet_id) : NULL;
     if (id && id->wait_block == WAIT_UNKNOWN)
         return block(shard, client, BLOCK_ROOM);
-    enum mqtt_reason reason = id ? MQTT_REASON_SUCCESS : MQTT_REASON_PACKET_IDENTIFIER_NOT_FOUND;
-    uint64_t wait_block = id ? id->wait_block : 0;
+    bool is_logged = logs_inbound(shard, sess);
+    struct record rec = released_record(sess, packet_id);
+    if (id && is_logged && !shard_log_has_control_room(&shard->log, record_size(&rec)))
+        return block(shard, client, BLOCK_ROOM);
+    struct gate_item item = {
+        .packet_type = MQTT_PUBCOMP,
+        .packet_id = packet_id,
+        .reason = id ? MQTT_REASON_SUCCESS : MQTT_REASON_PACKET_IDENTIFIER_NOT_FOUND,
+        .wait_block = is_logged ? shard_log_newest(&shard->log) : 0,
+    };
     if (id) {
+        item.wait_block = is_logged ? shard_log_control(shard, &rec) : id->wait_block;
+        item.wait_retained = id->wait_retained;
         if (client->is_strict && id->is_counted && client->receive_held > 0)
             client->receive_held--;
         close_inbound(sess, packet_id);
     }
-    client_answer(shard, client, MQTT_PUBCOMP, packet_id, reason, wait_block, 0);
+    client_answer(shard, client, item);
     return CLIENT_NEXT;
 }
 
@@ -809,65 +869,83 @@ bool publish_will(struct shard *shard, const struct will *will)
     return true;
 }
 
-/* Whether the route actor refused the retained PUBLISH of this ticket; forgets it and what came before. */
-static bool take_refused(struct shard *shard, uint64_t ticket)
+/* Whether the route actor refused the retained PUBLISH of this ticket; forgets what came before. (Not this one: a repeated PUBREC may stand
+ * behind the first, and one that stays is asked again.) */
+static bool is_refused(struct shard *shard, uint64_t ticket)
 {
     uint32_t passed = 0;
     while (passed < shard->retained_refused_count && shard->retained_refused[passed] < ticket)
         passed++;
-    bool is_refused = passed < shard->retained_refused_count && shard->retained_refused[passed] == ticket;
-    passed += is_refused;
     shard->retained_refused_count -= passed;
     memmove(shard->retained_refused, shard->retained_refused + passed, shard->retained_refused_count * sizeof *shard->retained_refused);
-    return is_refused;
+    return shard->retained_refused_count > 0 && shard->retained_refused[0] == ticket;
 }
 
-static void release_ack(struct shard *shard, const struct gate_item *item)
+/* The identifier of a QoS 2 message that is refused after all is free again. Returns the block to wait for before the client is told so, 0
+ * = none. False: no room to log it. */
+static bool close_refused(struct shard *shard, struct session *sess, uint64_t *wait_block_out, uint16_t packet_id)
 {
-    bool is_refused = item->wait_retained != 0 && shard->retained_refused_count > 0 && take_refused(shard, item->wait_retained);
+    *wait_block_out = 0;
+    if (!sess->rare || !inbound_ids_find(&sess->rare->inbound, packet_id))
+        return true;
+    if (logs_inbound(shard, sess)) {
+        struct record rec = released_record(sess, packet_id);
+        if (!shard_log_has_control_room(&shard->log, record_size(&rec)))
+            return false;
+        *wait_block_out = shard_log_control(shard, &rec);
+    }
+    close_inbound(sess, packet_id);
+    return true;
+}
+
+static uint64_t release_ack(struct shard *shard, const struct gate_item *item)
+{
+    bool is_bad = item->wait_retained != 0 && shard->retained_refused_count > 0 && is_refused(shard, item->wait_retained);
     struct client *client = client_find(shard, &item->client);
     if (!client) {
         counter_inc(&shard->stats.acks_dropped);
-        return;
+        return 0;
+    }
+    struct gate_item sent = *item;
+    if (is_bad && client->version == MQTT_V5 && item->reason < MQTT_REASON_UNSPECIFIED_ERROR && item->packet_type != MQTT_PUBCOMP) {
+        uint64_t wait_block = 0;
+        /* Without room to log that the identifier is free the message counts as taken: only its value is not retained. */
+        if (item->packet_type != MQTT_PUBREC || close_refused(shard, client->session, &wait_block, item->packet_id))
+            sent.reason = MQTT_REASON_QUOTA_EXCEEDED;
+        if (wait_block != 0)
+            return wait_block;
     }
     CHECK(client->gate_held > 0);
     client->gate_held--;
     counter_inc(&shard->stats.acks_released);
     histogram_record(&shard->stats.gate_hold_ns, (uint64_t)(shard->now_mono_ns - item->since_mono_ns));
-    enum mqtt_reason reason = (enum mqtt_reason)item->reason;
-    if (is_refused && client->version == MQTT_V5 && reason < MQTT_REASON_UNSPECIFIED_ERROR) {
-        reason = MQTT_REASON_QUOTA_EXCEEDED;
-        if (item->packet_type == MQTT_PUBREC)
-            close_inbound(client->session, item->packet_id);
-    }
-    client_send_ack(shard, client, (enum mqtt_packet_type)item->packet_type, item->packet_id, reason);
+    client_send_answer(shard, client, &sent);
+    return 0;
 }
 
-void publish_on_released(void *arg, const struct gate_item *item, struct span extra)
+uint64_t publish_on_released(void *arg, const struct gate_item *item, struct span extra)
 {
     struct shard *shard = arg;
-    if (item->kind == GATE_ACK) {
-        release_ack(shard, item);
-        return;
-    }
+    if (item->kind == GATE_ACK)
+        return release_ack(shard, item);
     struct client *client = item->kind == GATE_DELIVERY ? NULL : client_find(shard, &item->client);
     switch ((enum gate_kind)item->kind) {
     case GATE_DELIVERY:
         deliver_recipients(shard, item->msg, extra);
         msg_unref(item->msg);
-        return;
+        return 0;
     case GATE_PACKET:
         if (client)
             client_send_bytes(shard, client, extra);
-        return;
+        return 0;
     case GATE_CONNACK:
         if (client)
             client_on_session_durable(shard, client);
-        return;
+        return 0;
     case GATE_SEND:
         if (client)
             deliver_on_sent_durable(shard, client, item->packet_id);
-        return;
+        return 0;
     case GATE_ACK:
         break;
     }

@@ -54,8 +54,9 @@ struct publish_job {
     struct publish_bytes held; /* recipients that wait for the record */
     uint32_t held_count;
     uint16_t packet_id;
-    uint8_t qos;    /* 0 = no answer */
-    uint8_t reason; /* of the answer */
+    uint8_t qos;        /* 0 = no answer */
+    uint8_t reason;     /* of the answer */
+    uint8_t durability; /* enum durability, likewise */
     bool is_will;
     bool is_telemetry;
     uint64_t wait_retained;
@@ -74,6 +75,6 @@ void publish_job_free(struct publish_job *job);
 /* All retained PUBLISHes of this shard below `number` are logged, or on their way as the large record: say so to the store (LOG 12). */
 void publish_say_passed(struct shard *shard, uint64_t number);
 /* The gate lets an item out. */
-void publish_on_released(void *shard, const struct gate_item *item, struct span extra);
+uint64_t publish_on_released(void *shard, const struct gate_item *item, struct span extra);
 
 #endif

@@ -31,6 +31,7 @@
 struct client; /* one MQTT connection, protocol side */
 struct log_block_pool;
 struct rule_table; /* broker/telemetry/rule.h, read only */
+struct tier_table; /* broker/guard/tier.h, read only */
 struct shard;
 struct shard_stats; /* broker/core/shard_stats.h: X-macro table of counters and gauges, relaxed single-writer cells */
 struct topic_tree;
@@ -95,6 +96,7 @@ struct shard_config {
     const struct shard_listener *listeners; /* borrowed for life */
     uint16_t listener_count;
     const struct rule_table *rules;     /* borrowed for life; NULL = no telemetry */
+    const struct tier_table *tiers;     /* borrowed for life; NULL = tier log for all */
     _Atomic uint64_t *retained_counter; /* process-wide: numbers retained PUBLISHes, the first is 1; shared by all shards */
     uint32_t epoch;                     /* the log's of this start, at most SESSION_NUMBER_EPOCH_MAX; 0 without persistence */
     bool persistence;                   /* false: nothing is logged, everything is acknowledged at once */

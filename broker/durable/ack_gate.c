@@ -151,15 +151,15 @@ void ack_gate_set_retained(struct ack_gate *gate, uint64_t retained_answered)
     gate->retained_answered = retained_answered;
 }
 
-static const struct gate_item *first_item(const struct ack_gate *gate)
+static struct gate_item *first_item(const struct ack_gate *gate)
 {
-    const struct gate_chunk *chunk = gate->first;
-    return chunk && chunk->start < chunk->end ? (const struct gate_item *)(const void *)(chunk->bytes + chunk->start) : NULL;
+    struct gate_chunk *chunk = gate->first;
+    return chunk && chunk->start < chunk->end ? (struct gate_item *)(void *)(chunk->bytes + chunk->start) : NULL;
 }
 
 bool ack_gate_release(struct ack_gate *gate, size_t budget, gate_release_fn release, void *arg)
 {
-    for (const struct gate_item *item; (item = first_item(gate)) != NULL; budget--) {
+    for (struct gate_item *item; (item = first_item(gate)) != NULL; budget--) {
         if (!ack_gate_is_open(gate, item->wait_block, item->wait_retained))
             return false;
         if (budget == 0)
@@ -167,13 +167,19 @@ bool ack_gate_release(struct ack_gate *gate, size_t budget, gate_release_fn rele
         CHECK(item->wait_block <= gate->durable_blocks);
         struct gate_chunk *chunk = gate->first;
         uint64_t puts_before = gate->stats->messages;
-        size_t cost = item_cost(item);
-        chunk->start += item_size(item);
-        gate->copies -= item->copy_count;
+        size_t cost = item_cost(item), size = item_size(item);
         if (item->kind == GATE_DELIVERY && item->wait_block)
             name_message(gate, item);
-        release(arg, item, span_of(item + 1, item->extra_size));
+        uint32_t copies = item->copy_count;
+        uint64_t stay_block = release(arg, item, span_of(item + 1, item->extra_size));
         CHECK(gate->stats->messages == puts_before);
+        if (stay_block > gate->durable_blocks) {
+            CHECK(item->kind == GATE_ACK);
+            item->wait_block = stay_block;
+            return false;
+        }
+        chunk->start += size;
+        gate->copies -= copies;
         if (chunk->start == chunk->end) {
             gate->first = chunk->next;
             if (!gate->first)

@@ -62,6 +62,7 @@ struct gate_item {
     uint8_t kind;          /* enum gate_kind */
     uint8_t packet_type;   /* GATE_ACK: enum mqtt_packet_type */
     uint8_t reason;        /* GATE_ACK: enum mqtt_reason */
+    uint8_t durability;    /* GATE_ACK: enum durability, told to who asked for it */
 };
 
 struct gate_chunk;
@@ -83,8 +84,9 @@ struct ack_gate {
 };
 
 /* What an item becomes. extra: the recipients' bytes. Borrowed until return; item->msg is the callee's to release. Must not put into the
- * gate. */
-typedef void (*gate_release_fn)(void *arg, const struct gate_item *item, struct span extra);
+ * gate. Returns 0, or, of an answer alone, an own block that it has to wait for after all: it stays at the head until that is durable and
+ * is then asked again. */
+typedef uint64_t (*gate_release_fn)(void *arg, const struct gate_item *item, struct span extra);
 
 void ack_gate_init(struct ack_gate *gate, struct queue_stats *stats);
 /* Drops what is held, messages included. */

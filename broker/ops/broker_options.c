@@ -479,6 +479,14 @@ static const struct option_spec specs[] = {
      .type = OPTION_STRINGS,
      .offset = OFF(log_cursors),
      .doc = "A reader of the log for which records are kept until it has read them. With telemetry rules `sink` is always one."},
+    {.name = "tier",
+     .type = OPTION_STRINGS,
+     .offset = OFF(tiers),
+     .doc =
+         "FILTER memory|log: what PUBACK and PUBREC promise for topics that match. log: the record of the message is on disk; memory: it "
+         "is on its way there, and a crash within the next milliseconds loses it. Lines are asked in the order of the file; the first "
+         "that matches decides, and log is the default. Messages that need no record (QoS 0 subscribers, sessions that end with their "
+         "connection) are acknowledged at once either way."},
 
     /* ---- telemetry ---- */
     {.name = "telemetry",
@@ -659,6 +667,20 @@ static void validate_log(struct options *options, struct broker_config *config)
     }
 }
 
+static void validate_tiers(struct options *options, struct broker_config *config)
+{
+    struct tier_table table = {0};
+    for (size_t i = 0; i < config->tiers.count; i++) {
+        const struct option_item *item = &config->tiers.items[i];
+        struct errmsg msg = {{0}};
+        if (tier_table_add(&table, item->value, item->line, &msg) != ERR_OK)
+            options_problem_item(options, OPTION_ERROR, item, "%s", msg.text);
+        else if (!config->persistence)
+            options_problem_item(options, OPTION_WARNING, item, "does nothing with persistence false: nothing is saved");
+    }
+    tier_table_deinit(&table);
+}
+
 static void validate_telemetry(struct options *options, struct broker_config *config)
 {
     struct rule_table table = {.partition_count = (uint32_t)config->telemetry_partitions};
@@ -748,6 +770,7 @@ static void validate(struct options *options, void *arg)
         config->tls_threads = cores < 1 ? 1 : cores < 64 ? cores : 64;
     validate_listeners(options, config);
     validate_log(options, config);
+    validate_tiers(options, config);
     validate_telemetry(options, config);
     validate_http(options, config);
     validate_log_lines(options, config);
@@ -777,6 +800,21 @@ enum err broker_options_rules(struct rule_table *table_out, const struct broker_
         enum err err = rule_table_add(table_out, item->value, strcmp(item->key, "telemetry_ignore") == 0, item->line, &why);
         if (err != ERR_OK) {
             rule_table_deinit(table_out);
+            return err_set(msg, err, "%s:%d: %s: %s", item->file, item->line, item->key, why.text);
+        }
+    }
+    return ERR_OK;
+}
+
+enum err broker_options_tiers(struct tier_table *table_out, const struct broker_config *config, struct errmsg *msg)
+{
+    *table_out = (struct tier_table){0};
+    for (size_t i = 0; i < config->tiers.count; i++) {
+        const struct option_item *item = &config->tiers.items[i];
+        struct errmsg why = {{0}};
+        enum err err = tier_table_add(table_out, item->value, item->line, &why);
+        if (err != ERR_OK) {
+            tier_table_deinit(table_out);
             return err_set(msg, err, "%s:%d: %s: %s", item->file, item->line, item->key, why.text);
         }
     }

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "broker/guard/tier.h"
 #include "broker/telemetry/rule.h"
 #include "common/options.h"
 
@@ -50,6 +51,7 @@ struct broker_config {
     const char *persistence_location;
     int64_t log_max_size, log_segment_size, log_commit_spacing_ns, log_free_disk_floor, log_blocks_per_shard;
     struct option_list log_cursors;
+    struct option_list tiers;
     /* telemetry */
     struct option_list telemetry; /* telemetry and telemetry_ignore, in their common order */
     int64_t telemetry_partitions;
@@ -76,5 +78,7 @@ extern const struct option_table broker_option_table;
 /* Compile the telemetry rules of a finished configuration. The table is the caller's to deinit. Returns 0, or ERR_INVALID with a message
  * that names file and line. */
 enum err broker_options_rules(struct rule_table *table_out, const struct broker_config *config, struct errmsg *msg) must_check;
+/* The same of the tiers. */
+enum err broker_options_tiers(struct tier_table *table_out, const struct broker_config *config, struct errmsg *msg) must_check;
 
 #endif

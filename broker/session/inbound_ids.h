@@ -1,8 +1,9 @@
 /* Packet identifiers of incoming QoS 2 PUBLISHes between PUBREC and PUBREL, of one session.
  *
  * A repeated PUBLISH of an identifier in here is answered again and delivered to nobody [MQTT-4.3.3-10], also after a reconnect: the set
- * belongs to the session. Beside each identifier stands the block its PUBLISH waits for, because a repeated PUBREC promises the same as the
- * first and must wait for the same, and whether it counts against the receive maximum of the present connection.
+ * belongs to the session. Beside each identifier stands what its PUBLISH waits for (a block of the log, the route actor's answer about a
+ * retained value), because a repeated PUBREC promises the same as the first and must wait for the same, and whether it counts against the
+ * receive maximum of the present connection.
  *
  * An open-addressing table that grows with what is in it; nothing is allocated while it is empty. Bound: 65,535 identifiers. Pure; owner:
  * the session's shard. */
@@ -16,9 +17,11 @@
 #include "common/err.h"
 
 struct inbound_id {
-    uint64_t wait_block; /* own block that holds the PUBLISH's record; 0 = none was needed */
-    uint16_t packet_id;  /* 0 = free cell */
-    bool is_counted;     /* against the receive maximum of this connection */
+    uint64_t wait_block;    /* own block that holds the PUBLISH's record; 0 = none was needed, or nobody waits for it */
+    uint64_t wait_retained; /* own retained PUBLISHes that must be answered; 0 = it is not retained */
+    uint16_t packet_id;     /* 0 = free cell */
+    uint8_t durability;     /* enum durability of its PUBREC; DURABILITY_LOG when added, which is what restored ones have */
+    bool is_counted;        /* against the receive maximum of this connection */
 };
 
 /* Zero-initialised is empty. */

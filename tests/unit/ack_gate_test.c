@@ -22,7 +22,7 @@ struct seen {
 
 static uint64_t waits[20000], waits_retained[20000];
 
-static void on_release(void *arg, const struct gate_item *item, struct span extra)
+static uint64_t on_release(void *arg, const struct gate_item *item, struct span extra)
 {
     struct seen *seen = arg;
     assert_int_equal(item->client.number, seen->next);
@@ -36,6 +36,7 @@ static void on_release(void *arg, const struct gate_item *item, struct span extr
     seen->next++;
     seen->copies += item->copy_count;
     msg_unref(item->msg);
+    return 0;
 }
 
 static void leaves_in_order_when_both_conditions_hold(void **state)

@@ -129,6 +129,24 @@ static void http_listener_has_four_forms(void **state)
     unload(&loaded);
 }
 
+static void compiles_the_tiers_in_their_order(void **state)
+{
+    (void)state;
+    struct loaded loaded = load("tier a/b log\ntier a/+ memory\n");
+    struct tier_table tiers;
+    struct errmsg msg;
+    assert_int_equal(loaded.err, 0);
+    assert_int_equal(broker_options_tiers(&tiers, &loaded.config, &msg), 0);
+    assert_int_equal(tiers.count, 2);
+    assert_int_equal(tier_table_match(&tiers, SPAN_LITERAL("a/b"))->durability, DURABILITY_LOG);
+    assert_int_equal(tier_table_match(&tiers, SPAN_LITERAL("a/c"))->durability, DURABILITY_MEMORY);
+    assert_int_equal(tier_table_match(&tiers, SPAN_LITERAL("a/c"))->line, 2);
+    tier_table_deinit(&tiers);
+    unload(&loaded);
+    expect_problem("tier a/#/b memory\n", ERR_INVALID, "tier");
+    expect_problem("tier a/b kafka\n", ERR_INVALID, "tier");
+}
+
 static void compiles_the_rules_in_their_order(void **state)
 {
     (void)state;
@@ -181,6 +199,7 @@ int main(void)
         cmocka_unit_test(security_counts_for_all_listeners_unless_told_otherwise),
         cmocka_unit_test(says_what_is_wrong),
         cmocka_unit_test(http_listener_has_four_forms),
+        cmocka_unit_test(compiles_the_tiers_in_their_order),
         cmocka_unit_test(compiles_the_rules_in_their_order),
         cmocka_unit_test(the_shipped_file_is_complete),
     };
