@@ -9,6 +9,7 @@
 #   sim-mutants  proves the simulator: every seeded mistake must be found
 #   scenario   real clients over real sockets
 #   e2e        publish, kill -9, restart, query
+#   crash      kill campaign: kill -9, loss of power, crash points (MODE=crash); ROUNDS=n is the long form, SEED=n repeats a run
 #   bench      measured figures, printed with machine, flags and commit
 #   demo       replay real series through a running pair, query, plot
 #   docs       write docs/configuration.md and docs/metrics.md, as the programs say; docs-check: are they up to date
@@ -20,7 +21,7 @@
 #   clean
 #
 # Variables:
-#   MODE=release|debug|asan|ubsan|tsan|cov    objects go to build/$(MODE)
+#   MODE=release|debug|asan|ubsan|tsan|cov|crash    objects go to build/$(MODE)
 #   CC, CXX, WERROR=1, PREFIX, DESTDIR
 
 MODE ?= release
@@ -41,13 +42,14 @@ MODEFLAGS_asan := -O1 -g -fsanitize=address -fno-omit-frame-pointer -DTIDEGATE_D
 MODEFLAGS_ubsan := -O1 -g -fsanitize=undefined -fno-sanitize-recover=all -DTIDEGATE_DEBUG
 MODEFLAGS_tsan := -O1 -g -fsanitize=thread -DTIDEGATE_DEBUG
 MODEFLAGS_cov := -O0 -g --coverage
+MODEFLAGS_crash := -O1 -g -DTIDEGATE_DEBUG -DTIDEGATE_CRASH_POINTS
 MODEFLAGS := $(MODEFLAGS_$(MODE))
 # Under sanitizers gcc guesses wrongly about what may be uninitialised; valgrind and the other modes look after that.
 ifneq ($(filter $(MODE),asan ubsan tsan),)
 WARN += -Wno-maybe-uninitialized
 endif
 ifeq ($(MODEFLAGS),)
-$(error MODE=$(MODE) is not one of release debug asan ubsan tsan cov)
+$(error MODE=$(MODE) is not one of release debug asan ubsan tsan cov crash)
 endif
 
 COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
@@ -128,7 +130,7 @@ $(B)/tidegate-sim: $(call obj,$(SIM_SRC)) $(B)/libtest.a $(ARCHIVES)
 	$(CXX) $(LDFLAGS) -o $@ $^ $(BROKER_LIBS) $(SINK_LIBS) $(COMMON_LIBS)
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
-.PHONY: all help test threads unit fuzz sim sim-mutants scenario e2e bench demo docs docs-check layers headers tidy format format-check install clean FORCE $(B)/docs
+.PHONY: all help test threads unit fuzz sim sim-mutants scenario e2e crash bench demo docs docs-check layers headers tidy format format-check install clean FORCE $(B)/docs
 .SECONDARY:
 
 # All objects, no link: what every commit must pass at least.
@@ -161,7 +163,7 @@ $(B)/%.h.alone: %.h $(B)/flags
 # Everything that can fail. A group whose build fails counts as one failure. Threads run under ThreadSanitizer: the unit tests that start any.
 THREADED := ring set topic_tree admission cpu_pool exchange logger metrics http buf sink_loop
 GROUPS := release:layers release:headers release:docs-check release:unit release:fuzz release:sim release:scenario release:e2e \
-  asan:unit asan:fuzz asan:sim asan:scenario asan:e2e ubsan:unit ubsan:fuzz ubsan:sim tsan:threads tsan:scenario
+  crash:crash asan:unit asan:fuzz asan:sim asan:scenario asan:e2e ubsan:unit ubsan:fuzz ubsan:sim tsan:threads tsan:scenario
 test:
 	@rm -rf $(RESULTS); mkdir -p $(RESULTS)
 	@for group in $(GROUPS); do \
@@ -196,6 +198,20 @@ scenario: $(PROGRAMS)
 	@MODE=$(MODE) $(TALLY) $(MODE)-scenario $(PYTEST) tests/scenario
 e2e: $(PROGRAMS) $(B)/bench/replay
 	@MODE=$(MODE) $(TALLY) $(MODE)-e2e $(PYTEST) tests/e2e
+
+# Preloaded into the broker by the kill campaign.
+$(B)/disk_recorder.so: tests/crash/disk_recorder.c $(B)/flags
+	$(CC) $(CPPFLAGS) -std=gnu11 -O2 -g -fPIC -shared $(WARN) -o $@ $< -ldl
+
+# The short form, at most so many seconds; ROUNDS=n: n rounds and 20 kills at each crash point. Always built with crash points.
+CRASH := /usr/bin/python3 -B tests/crash/campaign.py $(if $(SEED),--seed $(SEED))
+crash:
+ifneq ($(MODE),crash)
+	@$(MAKE) --no-print-directory MODE=crash crash
+else
+crash: $(PROGRAMS) $(B)/disk_recorder.so
+	$(if $(ROUNDS),MODE=crash $(CRASH) --rounds $(ROUNDS) --points 20,@MODE=crash $(TALLY) crash $(CRASH) --rounds 60 --points 2 --seconds 60)
+endif
 
 # Built in debug, whatever MODE says.
 sim-mutants:
