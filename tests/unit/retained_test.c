@@ -1,4 +1,5 @@
-/* The retained store beside a plain array: random puts, removals, expiry and scans in slices with changes in between. */
+/* The retained store beside a plain array: random puts, removals, expiry and scans in slices with changes in between; messages that leave
+ * memory as the checkpoint goes on. */
 #include "broker/route/retained.h"
 
 #include <setjmp.h>
@@ -321,12 +322,252 @@ static void topics_and_filters_of_the_largest_size(void **state)
     retained_free(store);
 }
 
+/* ---- values whose messages leave memory ---- */
+
+struct logged {
+    int refs;
+    uint64_t sequence;
+};
+
+static void logged_ref(void *msg) { ((struct logged *)msg)->refs++; }
+static void logged_unref(void *msg) { assert_true(((struct logged *)msg)->refs-- > 0); }
+static uint64_t logged_sequence(const void *msg) { return ((const struct logged *)msg)->sequence; }
+
+static const struct retained_callbacks logged_callbacks = {.ref = logged_ref, .unref = logged_unref, .sequence = logged_sequence};
+
+static struct retained *new_on_disk(uint64_t cache_bytes_max)
+{
+    return retained_new(1, &(struct retained_limits){.messages_max = 1000, .bytes_max = 1000000, .cache_bytes_max = cache_bytes_max},
+                        &logged_callbacks);
+}
+
+static void put_logged(struct retained *store, const char *topic, uint64_t number, struct logged *msg)
+{
+    assert_int_equal(retained_put(store, span_of_string(topic), number, msg, 10, RETAINED_NO_EXPIRY), RETAINED_STORED);
+}
+
+/* sequence 0: its message must be in memory, and be `msg`. */
+static void assert_value(struct retained *store, const char *topic, uint64_t number, const struct logged *msg, uint64_t sequence)
+{
+    struct retained_value value;
+    assert_true(retained_find(store, &value, span_of_string(topic), 0));
+    assert_int_equal(value.number, number);
+    assert_ptr_equal(value.msg, msg);
+    assert_int_equal(value.sequence, sequence);
+    assert_int_equal(value.bytes, 10);
+}
+
+static void messages_leave_memory_when_the_checkpoint_has_them(void **state)
+{
+    (void)state;
+    struct logged a = {.sequence = 10}, b = {.sequence = 11}, c = {.sequence = 0};
+    struct retained *store = new_on_disk(0);
+    put_logged(store, "c", 3, &c);
+    put_logged(store, "a", 1, &a);
+    put_logged(store, "b", 2, &b);
+    assert_false(retained_let_go(store, 100)); /* no checkpoint yet */
+    assert_ptr_equal(retained_window_oldest(store), &c);
+    retained_on_checkpoint(store, 11);
+    assert_true(retained_let_go(store, 1)); /* c, which is not durable: it keeps nobody */
+    assert_false(retained_let_go(store, 100));
+    assert_value(store, "a", 1, NULL, 10);
+    assert_value(store, "b", 2, &b, 0); /* 11 is not below 11 */
+    assert_value(store, "c", 3, &c, 0);
+    struct retained_stats stats;
+    retained_get_stats(store, &stats);
+    assert_int_equal(stats.messages, 3);
+    assert_int_equal(stats.bytes, 30); /* on disk counts as well */
+    assert_int_equal(stats.window_messages, 2);
+    assert_int_equal(stats.window_bytes, 20);
+    c.sequence = 12;
+    retained_on_checkpoint(store, 13);
+    assert_false(retained_let_go(store, 100));
+    assert_value(store, "c", 3, NULL, 12);
+    assert_int_equal(a.refs + b.refs + c.refs, 0);
+    assert_null(retained_window_oldest(store));
+    assert_int_equal(retained_remove(store, SPAN_LITERAL("a"), 9), RETAINED_REMOVED);
+    retained_get_stats(store, &stats);
+    assert_int_equal(stats.bytes, 20);
+    retained_free(store);
+}
+
+static void a_replaced_message_does_not_wait_for_the_checkpoint(void **state)
+{
+    (void)state;
+    struct logged msgs[3] = {{.sequence = 0}};
+    struct retained *store = new_on_disk(0);
+    put_logged(store, "t", 1, &msgs[0]);
+    put_logged(store, "t", 2, &msgs[1]);
+    assert_int_equal(msgs[0].refs, 0);
+    assert_int_equal(retained_remove(store, SPAN_LITERAL("t"), 3), RETAINED_REMOVED);
+    assert_int_equal(msgs[1].refs, 0);
+    put_logged(store, "t", 4, &msgs[2]);
+    retained_on_checkpoint(store, 100);
+    assert_false(retained_let_go(store, 100));
+    assert_value(store, "t", 4, &msgs[2], 0);
+    retained_free(store);
+    assert_int_equal(msgs[2].refs, 0);
+}
+
+/* Two shards set one topic: 5 and 6 by number, but 6 stands before 5 in the log, and either may come here first (LOG 12). */
+static void the_number_decides_whatever_the_order_in_the_log(void **state)
+{
+    (void)state;
+    for (int first = 0; first < 2; first++) {
+        struct logged older = {.sequence = 20}, newer = {.sequence = 19};
+        struct retained *store = new_on_disk(0);
+        if (first == 0)
+            put_logged(store, "t", 5, &older);
+        put_logged(store, "t", 6, &newer);
+        assert_int_equal(retained_put(store, SPAN_LITERAL("t"), 5, &older, 10, RETAINED_NO_EXPIRY), RETAINED_SUPERSEDED);
+        retained_on_checkpoint(store, 20);
+        assert_false(retained_let_go(store, 100));
+        assert_value(store, "t", 6, NULL, 19);
+        assert_int_equal(retained_put(store, SPAN_LITERAL("t"), 5, &older, 10, RETAINED_NO_EXPIRY), RETAINED_SUPERSEDED);
+        assert_value(store, "t", 6, NULL, 19);
+        retained_free(store);
+        assert_int_equal(older.refs + newer.refs, 0);
+    }
+}
+
+static void the_newest_that_were_read_stay(void **state)
+{
+    (void)state;
+    struct logged msgs[4] = {{.sequence = 1}, {.sequence = 2}, {.sequence = 3}, {.sequence = 4}}, wrong = {.sequence = 7};
+    static const char *const topics[] = {"a", "b", "c", "d"};
+    struct retained *store = new_on_disk(25);
+    for (uint64_t i = 0; i < 4; i++)
+        assert_int_equal(retained_restore(store, span_of_string(topics[i]), i + 1, i + 1, 10, RETAINED_NO_EXPIRY), RETAINED_STORED);
+    for (uint64_t i = 0; i < 3; i++)
+        retained_offer(store, span_of_string(topics[i]), i + 1, &msgs[i]);
+    assert_value(store, "a", 1, NULL, 1); /* two have room */
+    assert_value(store, "b", 2, &msgs[1], 0);
+    assert_value(store, "c", 3, &msgs[2], 0);
+    retained_offer(store, SPAN_LITERAL("a"), 2, &wrong);
+    retained_offer(store, SPAN_LITERAL("a"), 1, &wrong);
+    retained_offer(store, SPAN_LITERAL("b"), 2, &wrong); /* is in memory */
+    retained_offer(store, SPAN_LITERAL("x"), 1, &wrong);
+    assert_int_equal(wrong.refs, 0);
+    assert_value(store, "a", 1, NULL, 1);
+    assert_value(store, "b", 2, &msgs[1], 0);
+    assert_int_equal(retained_remove(store, SPAN_LITERAL("b"), 9), RETAINED_REMOVED);
+    struct retained_stats stats;
+    retained_get_stats(store, &stats);
+    assert_int_equal(stats.cache_messages, 1);
+    assert_int_equal(stats.cache_bytes, 10);
+    retained_free(store);
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(msgs[i].refs, 0);
+}
+
+static void what_is_restored_is_not_refused(void **state)
+{
+    (void)state;
+    struct logged msg = {.sequence = 0};
+    struct retained *store = retained_new(1, &(struct retained_limits){.messages_max = 1, .bytes_max = 10}, &logged_callbacks);
+    assert_int_equal(retained_restore(store, SPAN_LITERAL("a"), 7, 70, 10, RETAINED_NO_EXPIRY), RETAINED_STORED);
+    assert_int_equal(retained_restore(store, SPAN_LITERAL("b"), 8, 80, 10, RETAINED_NO_EXPIRY), RETAINED_STORED);
+    assert_int_equal(retained_restore(store, SPAN_LITERAL("b"), 6, 60, 10, RETAINED_NO_EXPIRY), RETAINED_SUPERSEDED);
+    assert_value(store, "b", 8, NULL, 80);
+    assert_int_equal(retained_put(store, SPAN_LITERAL("c"), 9, &msg, 10, RETAINED_NO_EXPIRY), RETAINED_FULL);
+    assert_int_equal(retained_remove(store, SPAN_LITERAL("a"), 10), RETAINED_REMOVED);
+    assert_int_equal(retained_remove(store, SPAN_LITERAL("b"), 11), RETAINED_REMOVED);
+    put_logged(store, "c", 12, &msg);
+    retained_free(store);
+    assert_int_equal(msg.refs, 0);
+}
+
+#define DISK_TOPICS 50
+#define DISK_PUTS 20000
+
+/* Random puts, removals, late sequences, checkpoints and reads. What the store says is in memory has one reference and is the topic's last
+ * message; what it says is on disk the checkpoint has; and once everything is durable, nothing stays in memory. */
+static void memory_and_disk_agree(void **state)
+{
+    (void)state;
+    static struct logged msgs[DISK_PUTS];
+    memset(msgs, 0, sizeof msgs);
+    struct check_random random;
+    check_random_init(&random, check_random_seed(1));
+    struct retained *store = new_on_disk(100);
+    const struct logged *last[DISK_TOPICS] = {NULL};
+    uint64_t numbers[DISK_TOPICS] = {0}, named = 0, checkpoint = 0;
+    for (uint64_t number = 1; number <= DISK_PUTS; number++) {
+        size_t index = (size_t)check_random_below(&random, DISK_TOPICS);
+        char topic[] = {'t', (char)('0' + index / 10), (char)('0' + index % 10), '\0'};
+        numbers[index] = number;
+        last[index] = NULL;
+        if (check_random_chance(&random, 1, 5)) {
+            assert_int_equal(retained_remove(store, span_of_string(topic), number), RETAINED_REMOVED);
+        } else {
+            put_logged(store, topic, number, &msgs[number - 1]);
+            last[index] = &msgs[number - 1];
+        }
+        while (named < number && check_random_chance(&random, 4, 5)) /* the log, now and then */
+            msgs[named].sequence = 1001 + named, named++;
+        if (check_random_chance(&random, 1, 30) && 1000 + named >= checkpoint) {
+            checkpoint += check_random_below(&random, 1000 + named + 2 - checkpoint);
+            retained_on_checkpoint(store, checkpoint);
+        }
+        retained_let_go(store, 1 + (size_t)check_random_below(&random, 5));
+        size_t in_memory = 0;
+        for (size_t i = 0; i < DISK_TOPICS; i++) {
+            topic[1] = (char)('0' + i / 10), topic[2] = (char)('0' + i % 10);
+            struct retained_value value;
+            assert_int_equal(retained_find(store, &value, span_of_string(topic), 0), last[i] != NULL);
+            if (!last[i])
+                continue;
+            assert_int_equal(value.number, numbers[i]);
+            assert_int_equal(last[i]->refs, value.msg != NULL);
+            if (value.msg) {
+                assert_ptr_equal(value.msg, last[i]);
+                in_memory++;
+            } else {
+                assert_int_equal(value.sequence, last[i]->sequence);
+                assert_in_range(value.sequence, 1, checkpoint - 1);
+                if (check_random_chance(&random, 1, 50)) {
+                    retained_offer(store, value.topic, value.number, &msgs[value.number - 1]);
+                    in_memory++;
+                }
+            }
+        }
+        struct retained_stats stats;
+        retained_get_stats(store, &stats);
+        assert_true(stats.cache_bytes <= 100);
+        assert_true(stats.window_messages + stats.cache_messages <= in_memory);
+    }
+    while (named < DISK_PUTS)
+        msgs[named].sequence = 1001 + named, named++;
+    retained_on_checkpoint(store, 1000 + named + 1);
+    while (retained_let_go(store, 7)) {
+    }
+    struct retained_stats stats;
+    retained_get_stats(store, &stats);
+    assert_int_equal(stats.window_messages, 0);
+    size_t refs = 0;
+    for (size_t i = 0; i < DISK_PUTS; i++)
+        refs += (size_t)msgs[i].refs;
+    assert_int_equal(refs, stats.cache_messages);
+    retained_free(store);
+    for (size_t i = 0; i < DISK_PUTS; i++)
+        assert_int_equal(msgs[i].refs, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(the_greater_number_stays_in_any_order),     cmocka_unit_test(bounds_refuse_and_change_nothing),
-        cmocka_unit_test(expired_values_are_not_seen_and_are_swept), cmocka_unit_test(a_scan_looks_at_the_matching_subtree_only),
-        cmocka_unit_test(scans_deliver_what_stays_exactly_once),     cmocka_unit_test(topics_and_filters_of_the_largest_size),
+        cmocka_unit_test(the_greater_number_stays_in_any_order),
+        cmocka_unit_test(bounds_refuse_and_change_nothing),
+        cmocka_unit_test(expired_values_are_not_seen_and_are_swept),
+        cmocka_unit_test(a_scan_looks_at_the_matching_subtree_only),
+        cmocka_unit_test(scans_deliver_what_stays_exactly_once),
+        cmocka_unit_test(topics_and_filters_of_the_largest_size),
+        cmocka_unit_test(messages_leave_memory_when_the_checkpoint_has_them),
+        cmocka_unit_test(a_replaced_message_does_not_wait_for_the_checkpoint),
+        cmocka_unit_test(the_number_decides_whatever_the_order_in_the_log),
+        cmocka_unit_test(the_newest_that_were_read_stay),
+        cmocka_unit_test(what_is_restored_is_not_refused),
+        cmocka_unit_test(memory_and_disk_agree),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
