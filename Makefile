@@ -185,7 +185,7 @@ fuzz: $(FUZZ_BIN)
 	@status=0; for target in $(FUZZ_BIN); do name=$$(basename $$target _fuzz); \
 	  $(TALLY) $(MODE)-fuzz-$$name $$target fuzz/corpus/$$name || status=1; done; exit $$status
 
-$(B)/bench/%: $(B)/tests/bench/%.c.o $(B)/libsink.a $(B)/libcommon.a
+$(B)/bench/%: $(B)/tests/bench/%.c.o $(ARCHIVES)
 	@mkdir -p $(@D)
 	$(CXX) $(LDFLAGS) -o $@ $^ $(SINK_LIBS) $(COMMON_LIBS)
 

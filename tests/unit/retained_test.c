@@ -433,7 +433,8 @@ static void the_number_decides_whatever_the_order_in_the_log(void **state)
 static void the_newest_that_were_read_stay(void **state)
 {
     (void)state;
-    struct logged msgs[4] = {{.sequence = 1}, {.sequence = 2}, {.sequence = 3}, {.sequence = 4}}, wrong = {.sequence = 7};
+    struct logged msgs[4] = {{.sequence = 1}, {.sequence = 2}, {.sequence = 3}, {.sequence = 4}}, wrong = {.sequence = 7},
+                  late = {.sequence = 1};
     static const char *const topics[] = {"a", "b", "c", "d"};
     struct retained *store = new_on_disk(25);
     for (uint64_t i = 0; i < 4; i++)
@@ -447,7 +448,8 @@ static void the_newest_that_were_read_stay(void **state)
     retained_offer(store, SPAN_LITERAL("a"), 1, &wrong);
     retained_offer(store, SPAN_LITERAL("b"), 2, &wrong); /* is in memory */
     retained_offer(store, SPAN_LITERAL("x"), 1, &wrong);
-    assert_int_equal(wrong.refs, 0);
+    retained_offer(store, SPAN_LITERAL("a"), 2, &late);
+    assert_int_equal(wrong.refs + late.refs, 0);
     assert_value(store, "a", 1, NULL, 1);
     assert_value(store, "b", 2, &msgs[1], 0);
     assert_int_equal(retained_remove(store, SPAN_LITERAL("b"), 9), RETAINED_REMOVED);
