@@ -43,6 +43,7 @@ struct log_reader {
     struct log_state state;
     struct log_end durable; /* sequence 0: no state seen */
     bool at_oldest;         /* no position given: begin at the oldest segment */
+    uint64_t oldest;        /* found so */
     struct log_place place;
     struct log_place block_place; /* of the block in hand */
     uint32_t epoch;               /* of the last record given out */
@@ -267,7 +268,7 @@ static enum err reader_start_oldest(struct log_reader *reader)
         return err == ERR_NOTFOUND ? ERR_AGAIN : err;
     reader->at_oldest = false;
     reader->place = (struct log_place){oldest.generation, LOG_SEGMENT_HEADER_SIZE};
-    reader->wanted = oldest.first_sequence;
+    reader->wanted = reader->oldest = oldest.first_sequence;
     reader->epoch = oldest.epoch;
     reader->broker_id = oldest.broker_id;
     return ERR_OK;
@@ -580,6 +581,8 @@ void log_reader_cursor(const struct log_reader *reader, struct log_cursor_value 
             value_out->reopen = group->first;
     }
 }
+
+uint64_t log_reader_oldest(const struct log_reader *reader) { return reader->oldest; }
 
 void log_reader_pass_over_stateless(struct log_reader *reader) { reader->pass_stateless = true; }
 

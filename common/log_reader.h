@@ -81,6 +81,9 @@ uint64_t log_reader_passed_blocks(const struct log_reader *reader, uint16_t shar
 /* For a reader in the writer's process: this is durable (log_writer_published_end), whatever the state file says yet. */
 void log_reader_tell_end(struct log_reader *reader, struct log_end end);
 
+/* Opened at the oldest record: its sequence, 0 until the first log_reader_next() found it. */
+uint64_t log_reader_oldest(const struct log_reader *reader);
+
 /* The durable end as last seen. sequence 0: no state yet. */
 struct log_end log_reader_durable_end(const struct log_reader *reader);
 

@@ -16,7 +16,8 @@
 
 enum store_read_kind {
     STORE_READ_QUEUE, /* the messages of these positions, as `session` wants them */
-    STORE_READ_RUN,   /* the session's first run at or after `run`: its positions, and the messages as far as STORE_READ_BYTES goes */
+    STORE_READ_RUN,   /* the session's first run at or after `run`: its positions, and the messages as far as STORE_READ_BYTES goes.
+                         A damaged run has count 0 and `run` set: its messages cannot be found any more before the next start */
     STORE_READ_BODIES /* the messages alone: retained values */
 };
 
@@ -55,13 +56,20 @@ struct store_reader_stats {
 
 struct store_reader_io {
     bool (*post)(void *io, actor_id to, const struct op *op); /* false: ring full, kept and tried again */
+    /* A damaged value was met, borrowed key. May be NULL. Of KV_RECIPIENTS the key is (sequence, session asked for), not the chunk's own.
+     */
+    void (*on_corrupt)(void *io, enum kv_tree tree, struct span key);
 };
 
 struct store_reader;
 struct store_reader *store_reader_new(struct kv *kv, const struct store_reader_io *io, void *io_arg);
 void store_reader_free(struct store_reader *reader);
+/* The present time (mono), for the age of what waits; before the ops of a step. */
+void store_reader_set_time(struct store_reader *reader, int64_t now_mono_ns);
+/* OP_STORE_READ: taken, done in store_reader_work(). */
 void store_reader_on_op(struct store_reader *reader, const struct op *op);
-/* Postings that found a full ring. Returns in how many ns it wants to be called again; INT64_MAX = only when ops arrive. */
+/* Answers one request, and posts what found a full ring. Memory that is short, or a database that cannot be read now, leaves a request
+ * waiting. Returns in how many ns it wants to be called again (0: more requests wait); INT64_MAX = only when ops arrive. */
 int64_t store_reader_work(struct store_reader *reader);
 struct store_reader_stats *store_reader_get_stats(struct store_reader *reader);
 

@@ -5,9 +5,12 @@
  * below that sequence can be read from the store, so they may give it out of memory (LOG 14). When the log has run ahead by more than
  * `lag_bytes_max` or `lag_ns_max` it says so by OP_STORE_ROOM, and PUBLISHes that need it pause (LOG 15).
  *
- * A commit that fails for space is tried again: the log still holds everything. A commit that fails otherwise is final: on_failed, and
- * nothing is acknowledged from then on that the log would have to keep. Pure over kv.h and file.h; owner: the store thread (or the
- * simulator). */
+ * It looks at the log several times within an interval and commits once, so the work is spread; a commit comes sooner when the delta has
+ * grown to `delta_bytes_max`. Blocks of telemetry alone move the position too, but cost a commit only when a segment can be let go by it.
+ *
+ * A commit that fails for space is tried again every second: the log still holds everything, and nothing more is read once the delta is
+ * full. Any other failure is final: every later step returns it, and nothing is acknowledged from then on that the log would have to keep.
+ * Pure over kv.h and file.h, no clock of its own; owner: the store thread (or the simulator). */
 #ifndef TIDEGATE_BROKER_DURABLE_STORE_WRITER_H
 #define TIDEGATE_BROKER_DURABLE_STORE_WRITER_H
 
@@ -19,6 +22,7 @@ struct store_writer_options {
     struct fs *fs;
     const char *log_dir;
     int64_t interval_ns;      /* between commits, checkpoint_interval */
+    uint64_t segment_bytes;   /* of the log, to tell a lag in bytes */
     int64_t lag_ns_max;       /* 10 s */
     uint64_t lag_bytes_max;   /* of log between durable end and checkpoint */
     uint64_t delta_bytes_max; /* a commit is due at once */
@@ -27,31 +31,43 @@ struct store_writer_options {
 
 struct store_writer_io {
     bool (*post)(void *io, actor_id to, const struct op *op); /* false: ring full, kept and tried again */
-    /* The checkpoint stands at this place now. */
+    /* The log may let go of what is before this place. Called also by store_writer_new(), with the place found. */
     void (*on_checkpoint)(void *io, struct log_place place);
+    /* log_writer_published_end(), where the log is written by this process; NULL: the state file tells, up to 20 ms later. */
+    struct log_end (*durable_end)(void *io);
+    int64_t (*clock)(void *io); /* mono now, to time a commit; NULL: not timed */
 };
 
 /* Cells: the store thread. */
 struct store_writer_stats {
-    struct gauge lag_bytes, lag_ns, has_room, failed;
-    struct gauge no_space; /* 1: the last commit found no space */
+    struct gauge lag_bytes; /* of log between durable end and checkpoint */
+    struct gauge lag_ns;    /* since when there is something durable that the checkpoint has not */
+    struct gauge has_room;  /* 0: PUBLISHes that are state wait (OP_STORE_ROOM) */
+    struct gauge failed;    /* enum err that ended it */
+    struct gauge no_space;  /* 1: the last commit found no space */
+    struct counter refused; /* records that no broker writes: passed over */
     struct histogram commit_ns;
 };
 
 struct store_writer;
 
-/* Replays the log from the checkpoint to its end and commits: before anything is loaded. Returns 0, ERR_CORRUPT, ERR_GAP (the log does not
- * reach back to the checkpoint), ERR_NOSPACE, ERR_NOMEM, ERR_IO. Thread: main, after log_writer_open(). */
-enum err store_writer_replay(struct checkpoint *checkpoint, struct fs *fs, const char *log_dir, struct errmsg *msg) must_check;
+/* Replays the log from the checkpoint to its end and commits: before anything is loaded. delta_bytes_max: commits in between (0: one at the
+ * end). Returns 0, ERR_CORRUPT (the log is damaged, or ends before the checkpoint), ERR_GAP (it does not reach back to the checkpoint; or
+ * there is no checkpoint and it does not reach back to its own first record), ERR_VERSION, ERR_NOSPACE, ERR_NOMEM, ERR_IO.
+ * Thread: main, after log_writer_open(). */
+enum err store_writer_replay(struct checkpoint *checkpoint, struct fs *fs, const char *log_dir, uint64_t delta_bytes_max,
+                             struct errmsg *msg) must_check;
 
-/* checkpoint borrowed for life. */
+/* checkpoint borrowed for life, replayed and loaded; options->log_dir copied. Returns 0 or ERR_NOMEM. */
 enum err store_writer_new(struct store_writer **writer_out, struct checkpoint *checkpoint, const struct store_writer_options *options,
                           const struct store_writer_io *io, void *io_arg) must_check;
 void store_writer_free(struct store_writer *writer);
 /* OP_STORE_RUN, OP_STORE_RUN_DROP, OP_STORE_PASSED. */
 void store_writer_on_op(struct store_writer *writer, const struct op *op);
-/* Read, apply, commit if it is time. `flush`: commit whatever there is (shutdown). Returns 0, ERR_IO, ERR_CORRUPT (final), and in
- * *wait_ns_out when to call again. clock: mono now; called also within, to time the commit; may be NULL. */
+/* Read, apply, commit if it is time, tell. `flush`: read to the durable end and commit whatever there is (shutdown): to be called until
+ * *wait_ns_out is not 0. A flush that finds no space gives up: the next start replays.
+ * wait_ns_out  when to call again.
+ * Returns 0, or the error that ended it: ERR_IO, ERR_CORRUPT, ERR_GAP, ERR_VERSION, ERR_NOMEM. */
 enum err store_writer_step(struct store_writer *writer, int64_t now_mono_ns, bool flush, int64_t *wait_ns_out,
                            struct errmsg *msg) must_check;
 struct store_writer_stats *store_writer_get_stats(struct store_writer *writer);
