@@ -91,7 +91,7 @@ static enum err scan_claims(struct scan *scan, const struct log_recovery_options
         return scan->cursor_err;
     if (options->checkpoint.generation) {
         scan_need(scan, options->checkpoint.generation);
-        scan_claim(scan, options->checkpoint, "checkpoint");
+        scan_claim(scan, options->checkpoint_end.generation ? options->checkpoint_end : options->checkpoint, "checkpoint");
     }
     if (options->from.generation)
         scan->needed = options->from.generation;

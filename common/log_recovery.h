@@ -13,8 +13,9 @@
 #include "common/log_block.h"
 
 struct log_recovery_options {
-    struct log_place checkpoint; /* what the checkpoint has applied up to, generation 0: there is none */
-    struct log_place from;       /* read from this segment on; generation 0: from the oldest that a cursor or the state needs */
+    struct log_place checkpoint;     /* where the checkpoint would read again, generation 0: there is none */
+    struct log_place checkpoint_end; /* what it has applied up to: the log once was durable up to there */
+    struct log_place from;           /* read from this segment on; generation 0: from the oldest that a cursor or the state needs */
 };
 
 struct log_recovery {

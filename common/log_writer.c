@@ -686,7 +686,7 @@ static enum err writer_open_options(struct log_writer *writer, const struct log_
 enum err log_writer_open(struct log_writer **writer_out, const struct log_writer_options *options, struct log_recovery *recovery_out,
                          struct errmsg *msg)
 {
-    struct log_recovery_options recovery_options = {.checkpoint = options->checkpoint};
+    struct log_recovery_options recovery_options = {.checkpoint = options->checkpoint, .checkpoint_end = options->checkpoint_end};
     struct log_writer *writer = (struct log_writer *)calloc(1, sizeof *writer);
     if (!writer)
         return err_set(msg, ERR_NOMEM, "%s", err_text(ERR_NOMEM));

@@ -29,13 +29,14 @@ struct log_writer;
 
 struct log_writer_options {
     struct fs *fs;
-    const char *dir;             /* made when missing (one level) */
-    uint64_t segment_size;       /* bytes, 0: LOG_SEGMENT_SIZE_DEFAULT; rounded up to 4096 */
-    uint64_t log_bytes_max;      /* bytes of all segments; 0: 16 segments; at least 4 segments */
-    uint64_t free_bytes_min;     /* PUBLISH stops when the disk has fewer free bytes than this */
-    uint32_t alignment;          /* 0: what the disk says (statx); a larger power of two up to 4096 is kept to */
-    struct log_place checkpoint; /* where the checkpoint stands at the start; generation 0: there is no checkpoint */
-    int64_t wall_ns;             /* for the segment header */
+    const char *dir;                 /* made when missing (one level) */
+    uint64_t segment_size;           /* bytes, 0: LOG_SEGMENT_SIZE_DEFAULT; rounded up to 4096 */
+    uint64_t log_bytes_max;          /* bytes of all segments; 0: 16 segments; at least 4 segments */
+    uint64_t free_bytes_min;         /* PUBLISH stops when the disk has fewer free bytes than this */
+    uint32_t alignment;              /* 0: what the disk says (statx); a larger power of two up to 4096 is kept to */
+    struct log_place checkpoint;     /* where the checkpoint would read again; generation 0: there is no checkpoint */
+    struct log_place checkpoint_end; /* what it has applied up to */
+    int64_t wall_ns;                 /* for the segment header */
 };
 
 /* Whom the room is for: the last tenth of the log is kept for records that are no PUBLISH. */
