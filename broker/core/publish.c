@@ -815,8 +815,8 @@ static struct record released_record(const struct session *sess, uint16_t packet
 }
 
 /* PUBCOMP lets the client use the identifier for another message. So it waits until the identifier is closed durably, at any tier: after a
- * crash an open one would swallow that message. An identifier that we do not know may have been closed a moment ago, on an earlier
- * connection, and that may not be durable yet (LOG 8). */
+ * crash an open one would swallow that message. An identifier that we do not know waits for nothing: if it was closed on this connection,
+ * its answer stands behind that PUBCOMP; if on an earlier one, this connection's CONNACK has waited for a later record of the session. */
 enum client_step publish_on_pubrel(struct shard *shard, struct client *client, uint16_t packet_id)
 {
     struct session *sess = client->session;
@@ -831,7 +831,6 @@ enum client_step publish_on_pubrel(struct shard *shard, struct client *client, u
         .packet_type = MQTT_PUBCOMP,
         .packet_id = packet_id,
         .reason = id ? MQTT_REASON_SUCCESS : MQTT_REASON_PACKET_IDENTIFIER_NOT_FOUND,
-        .wait_block = is_logged ? shard_log_newest(&shard->log) : 0,
     };
     if (id) {
         item.wait_block = is_logged ? shard_log_control(shard, &rec) : id->wait_block;

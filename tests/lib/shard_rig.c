@@ -7,6 +7,7 @@
 #include "broker/core/msg.h"
 #include "broker/core/route_actor.h"
 #include "broker/core/store_actor.h"
+#include "broker/guard/tier.h"
 #include "broker/route/topic_tree.h"
 #include "broker/telemetry/rule.h"
 #include "common/check.h"
@@ -58,6 +59,13 @@ struct rig {
     struct route_actor *route;
     struct store_actor *store;
     struct rule_table rules;
+    struct tier_table tiers;
+    bool is_route_held;
+    struct {
+        uint64_t number, block;
+    } passed[ACTOR_SHARDS_MAX];
+    uint64_t named_copies;
+    struct msg *last_retained;
     _Atomic uint64_t retained_counter;
     struct fifo *rings[ACTOR_COUNT][ACTOR_COUNT]; /* [from][to] */
     struct rig_client *clients;
@@ -223,6 +231,17 @@ static void add_rules(struct rig *rig)
             CHECK_MSG(rule_table_add(&rig->rules, line, false, 1, &msg) == ERR_OK, "%s", msg.text);
 }
 
+static void add_tiers(struct rig *rig)
+{
+    char text[512];
+    struct errmsg msg;
+    CHECK((size_t)snprintf(text, sizeof text, "%s", rig->options.tiers ? rig->options.tiers : "") < sizeof text);
+    char *rest = text;
+    for (char *line; (line = strsep(&rest, "\n")) != NULL;)
+        if (*line)
+            CHECK_MSG(tier_table_add(&rig->tiers, line, 1, &msg) == ERR_OK, "%s", msg.text);
+}
+
 struct rig *rig_new(const struct rig_options *options)
 {
     struct rig *rig = calloc(1, sizeof *rig);
@@ -236,6 +255,7 @@ struct rig *rig_new(const struct rig_options *options)
     rig->tree = topic_tree_new(HASH_KEY);
     CHECK(rig->tree);
     add_rules(rig);
+    add_tiers(rig);
     for (actor_id actor = 0; actor < ACTOR_COUNT; actor++)
         rig->ports[actor] = (struct rig_port){.rig = rig, .self = actor};
     struct route_limits route_limits = {
@@ -253,6 +273,7 @@ struct rig *rig_new(const struct rig_options *options)
                                       .listeners = &rig->options.listener,
                                       .listener_count = 1,
                                       .rules = &rig->rules,
+                                      .tiers = &rig->tiers,
                                       .retained_counter = &rig->retained_counter,
                                       .epoch = rig->options.no_persistence ? 0 : 1, /* as in the blocks */
                                       .persistence = !rig->options.no_persistence};
@@ -350,6 +371,8 @@ void rig_free(struct rig *rig)
     for (actor_id index = 0; index < rig->shard_count; index++)
         log_block_pool_deinit(&rig->pools[index]);
     rule_table_deinit(&rig->rules);
+    tier_table_deinit(&rig->tiers);
+    msg_unref(rig->last_retained);
     while (rig->clients) {
         struct rig_client *client = rig->clients;
         rig->clients = client->next;
@@ -462,6 +485,39 @@ static void tell_all(struct rig *rig, enum op_type type, bool flag)
 void rig_log_room(struct rig *rig, bool has_room) { tell_all(rig, OP_LOG_ROOM, has_room); }
 void rig_log_fail(struct rig *rig) { tell_all(rig, OP_LOG_FAILED, true); }
 
+void rig_route_hold(struct rig *rig, bool hold) { rig->is_route_held = hold; }
+
+void rig_store_room(struct rig *rig, bool has_room)
+{
+    for (actor_id shard = 0; shard < rig->shard_count; shard++)
+        CHECK(ring_post(rig, ACTOR_STORE, shard, &(struct op){.type = OP_STORE_ROOM, .from = ACTOR_STORE, .flag = has_room}));
+}
+
+void rig_passed(const struct rig *rig, uint64_t *number_out, uint64_t *block_out, actor_id shard)
+{
+    *number_out = rig->passed[shard].number;
+    *block_out = rig->passed[shard].block;
+}
+
+uint64_t rig_durable_blocks(const struct rig *rig, actor_id shard) { return rig->durable[shard]; }
+uint64_t rig_named_copies(const struct rig *rig) { return rig->named_copies; }
+const struct msg *rig_last_retained(const struct rig *rig) { return rig->last_retained; }
+
+void rig_set_full(struct rig *rig, const char *filter, bool is_full)
+{
+    struct match_list list;
+    match_list_init(&list);
+    CHECK(topic_tree_match(rig->tree, NULL, span_of_string(filter), &list) == ERR_OK);
+    for (size_t i = 0; i < list.count; i++) {
+        struct subscriber sub;
+        if (!topic_tree_get(rig->tree, &sub, span_of_string(filter), list.matches[i].number))
+            continue;
+        sub.options = (uint8_t)(is_full ? sub.options | SUBSCRIBER_FULL : sub.options & ~SUBSCRIBER_FULL);
+        CHECK(topic_tree_add(rig->tree, NULL, span_of_string(filter), &sub) == ERR_OK);
+    }
+    match_list_deinit(&list);
+}
+
 size_t rig_record_count(const struct rig *rig) { return rig->record_count; }
 void rig_record(const struct rig *rig, struct record *rec_out, size_t index)
 {
@@ -531,14 +587,57 @@ static void feed_client(struct rig *rig, struct rig_client *client)
     }
 }
 
+/* A message that comes from another shard with a sequence: it is the one of that record. */
+static void check_names(struct rig *rig, const struct delivery *delivery)
+{
+    for (uint32_t at = 0; at < delivery->size;) {
+        const struct delivery_entry *entry = (const struct delivery_entry *)(const void *)(delivery->bytes + at);
+        uint64_t sequence = atomic_load(&entry->msg->sequence);
+        if (sequence > 0) {
+            struct record rec;
+            rig_record(rig, &rec, sequence - 1);
+            CHECK(rec.type == RECORD_PUBLISH);
+            CHECK(rec.received_ns == entry->msg->receive_wall_ns);
+            CHECK(span_equal(rec.topic, msg_topic(entry->msg)));
+            CHECK(span_equal(rec.payload, msg_payload(entry->msg)));
+            rig->named_copies += entry->count;
+        }
+        at += (uint32_t)align_up(sizeof *entry + entry->size, 8);
+    }
+}
+
+/* One op for the route actor. */
+static void route_take(struct rig *rig, const struct op *op)
+{
+    if (op->type == OP_ROUTE_RETAIN && op->retain.msg) {
+        msg_unref(rig->last_retained);
+        rig->last_retained = msg_ref(op->retain.msg);
+    }
+    route_actor_on_op(rig->route, op);
+}
+
+static void store_take(struct rig *rig, const struct op *op)
+{
+    if (op->type != OP_STORE_PASSED) {
+        store_actor_on_op(rig->store, op);
+        return;
+    }
+    CHECK(op->passed.number >= rig->passed[op->from].number);
+    rig->passed[op->from].number = op->passed.number;
+    rig->passed[op->from].block = op->passed.block;
+}
+
 static void shard_step(struct rig *rig, actor_id index)
 {
     struct shard *shard = rig->shards[index];
     struct op op;
     shard_turn_begin(shard, rig->mono_ns, rig->wall_ns);
     for (actor_id from = 0; from < ACTOR_COUNT; from++)
-        for (size_t left = portion(rig, from, index); left > 0 && ring_take(rig, from, index, &op); left--)
+        for (size_t left = portion(rig, from, index); left > 0 && ring_take(rig, from, index, &op); left--) {
+            if (op.type == OP_DELIVER)
+                check_names(rig, op.delivery);
             shard_on_op(shard, &op);
+        }
     for (struct rig_client *client = rig->clients; client; client = client->next)
         if (client->shard == index)
             feed_client(rig, client);
@@ -552,10 +651,11 @@ void rig_step(struct rig *rig)
     for (actor_id index = 0; index < rig->shard_count; index++)
         shard_step(rig, index);
     for (actor_id index = 0; index < rig->shard_count; index++) {
-        for (size_t left = portion(rig, index, ACTOR_ROUTE); left > 0 && ring_take(rig, index, ACTOR_ROUTE, &op); left--)
-            route_actor_on_op(rig->route, &op);
+        for (size_t left = rig->is_route_held ? 0 : portion(rig, index, ACTOR_ROUTE); left > 0 && ring_take(rig, index, ACTOR_ROUTE, &op);
+             left--)
+            route_take(rig, &op);
         for (size_t left = portion(rig, index, ACTOR_STORE); left > 0 && ring_take(rig, index, ACTOR_STORE, &op); left--)
-            store_actor_on_op(rig->store, &op);
+            store_take(rig, &op);
         log_step(rig, index);
     }
     rig->moves += route_actor_work(rig->route, rig->wall_ns) == 0;
@@ -566,7 +666,7 @@ static bool is_anything_on_a_ring(const struct rig *rig)
 {
     for (actor_id from = 0; from < ACTOR_COUNT; from++)
         for (actor_id to = 0; to < ACTOR_COUNT; to++)
-            if (rig->rings[from][to] && rig->rings[from][to]->count > 0)
+            if (rig->rings[from][to] && rig->rings[from][to]->count > 0 && !(rig->is_route_held && to == ACTOR_ROUTE))
                 return true;
     return false;
 }

@@ -30,6 +30,7 @@ struct rig_options {
     uint16_t shard_count;           /* 1 */
     bool no_persistence;            /* no log */
     const char *rules;              /* one telemetry rule per line; NULL = "t/{device}/#" */
+    const char *tiers;              /* one `FILTER memory|log` per line; NULL = none */
     size_t ring_size;               /* ops; 4096 */
     uint32_t block_count;           /* of a shard's pool; 16 */
     uint32_t body_max;              /* of a block; LOG_BLOCK_BODY_MAX */
@@ -59,6 +60,20 @@ void rig_advance(struct rig *rig, int64_t ms);
 void rig_log_hold(struct rig *rig, bool hold);
 void rig_log_room(struct rig *rig, bool has_room);
 void rig_log_fail(struct rig *rig);
+/* Whether the route actor takes what is sent to it (default). */
+void rig_route_hold(struct rig *rig, bool hold);
+/* Whether the checkpoint says that it keeps up. */
+void rig_store_room(struct rig *rig, bool has_room);
+/* What a shard said last about the retained numbers that it has logged (OP_STORE_PASSED). */
+void rig_passed(const struct rig *rig, uint64_t *number_out, uint64_t *block_out, actor_id shard);
+/* Own blocks of a shard that are durable. */
+uint64_t rig_durable_blocks(const struct rig *rig, actor_id shard);
+/* Copies that went from shard to shard with a record's sequence; that it is the right record's is CHECKed. */
+uint64_t rig_named_copies(const struct rig *rig);
+/* The retained message that was set or cleared last; borrowed until the next settle. */
+const struct msg *rig_last_retained(const struct rig *rig);
+/* All subscribers of an exact filter: their queues are full and they refuse more, or no longer. */
+void rig_set_full(struct rig *rig, const char *filter, bool is_full);
 /* Records written, in the order of the log, so record `index` has the sequence index + 1; durable or not. Borrowed until the next settle.
  */
 size_t rig_record_count(const struct rig *rig);

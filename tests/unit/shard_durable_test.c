@@ -1,0 +1,760 @@
+/* What the log has of a PUBLISH, and what waits for it (LOG 8, 9, 12, 13, 15): which messages have a record, who gets them when, what each
+ * answer promises, and that a message has the sequence of its own record. With one shard, three, and three whose rings deliver in random
+ * portions. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "broker/core/msg.h"
+#include "tests/lib/shard_rig.h"
+
+struct mode {
+    uint16_t shard_count;
+    uint64_t delay_seed;
+};
+
+static struct rig *new_rig(void **state, struct rig_options options)
+{
+    const struct mode *mode = *state;
+    options.shard_count = mode->shard_count;
+    options.delay_seed = mode->delay_seed;
+    return rig_new(&options);
+}
+#define RIG(...) new_rig(state, (struct rig_options){__VA_ARGS__})
+
+static const struct packet *expect(struct rig_client *client, enum mqtt_packet_type type)
+{
+    const struct packet *packet = rig_next(client);
+    if (!packet)
+        fail_msg("expected %s, nothing came", mqtt_packet_name(type));
+    if (packet->type != type)
+        fail_msg("expected %s, got %s", mqtt_packet_name(type), mqtt_packet_name(packet->type));
+    return packet;
+}
+
+static void expect_nothing(struct rig_client *client)
+{
+    const struct packet *packet = rig_next(client);
+    if (packet)
+        fail_msg("expected nothing, got %s", mqtt_packet_name(packet->type));
+}
+
+static void expect_ack(struct rig_client *client, enum mqtt_packet_type type, uint16_t packet_id, unsigned reason)
+{
+    const struct packet *packet = expect(client, type);
+    assert_int_equal(packet->ack.packet_id, packet_id);
+    assert_int_equal(packet->ack.reason, reason);
+}
+
+static void expect_publish(struct rig_client *client, const char *payload, uint8_t qos)
+{
+    const struct packet *packet = expect(client, MQTT_PUBLISH);
+    assert_int_equal(packet->publish.qos, qos);
+    if (!span_equal(packet->publish.payload, span_of_string(payload)))
+        fail_msg("\"%.*s\" is not \"%s\"", (int)packet->publish.payload.size, (const char *)packet->publish.payload.data, payload);
+}
+
+static struct rig_client *v5(struct rig *rig, const char *id) { return rig_connect(rig, id, MQTT_V5, true); }
+static struct rig_client *v5_stay(struct rig *rig, const char *id) { return rig_connect(rig, id, MQTT_V5, false); }
+
+/* A subscriber at a QoS; its session stays, or ends with its connection. */
+static struct rig_client *subscriber(struct rig *rig, const char *id, bool stays, const char *filter, uint8_t qos)
+{
+    struct rig_client *client = stays ? v5_stay(rig, id) : v5(rig, id);
+    rig_subscribe(client, 1, filter, qos);
+    return client;
+}
+
+static struct record only_record(const struct rig *rig)
+{
+    struct record rec;
+    assert_int_equal(rig_published_count(rig), 1);
+    rig_published(rig, &rec, 0);
+    return rec;
+}
+
+static size_t recipient_count(const struct record *rec)
+{
+    struct span rest = rec->recipients;
+    struct record_recipient recipient;
+    size_t count = 0;
+    for (; rest.size > 0; count++)
+        assert_int_equal(record_recipient_next(&recipient, &rest), 0);
+    return count;
+}
+
+/* How many records of a type, and the last of them. */
+static size_t records_of(const struct rig *rig, struct record *last_out, enum record_type type)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < rig_record_count(rig); i++) {
+        struct record rec;
+        rig_record(rig, &rec, i);
+        if (rec.type == type) {
+            *last_out = rec;
+            count++;
+        }
+    }
+    return count;
+}
+
+/* === which PUBLISH has a record ====================================================================================================== */
+
+static void nobody_who_stays_no_record(void **state)
+{
+    struct rig *rig = RIG();
+    struct rig_client *pub = v5_stay(rig, "pub"), *sub = subscriber(rig, "sub", false, "x", 2);
+    rig_publish(pub, "x", "0", 0, 0);
+    rig_publish(pub, "x", "1", 1, 1);
+    rig_settle(rig);
+    expect_ack(pub, MQTT_PUBACK, 1, 0);
+    expect_publish(sub, "0", 0);
+    expect_publish(sub, "1", 1);
+    assert_int_equal(rig_published_count(rig), 0);
+    rig_free(rig);
+}
+
+static void session_that_stays_is_named_in_the_record(void **state)
+{
+    struct rig *rig = RIG();
+    struct rig_client *pub = v5(rig, "pub");
+    subscriber(rig, "s1", true, "x", 1);
+    subscriber(rig, "s2", true, "x", 2);
+    subscriber(rig, "s3", true, "x", 0); /* would not keep it while away */
+    subscriber(rig, "c", false, "x", 2);
+    rig_publish(pub, "x", "1", 1, 1);
+    rig_settle(rig);
+    struct record rec = only_record(rig);
+    assert_int_equal(recipient_count(&rec), 2);
+    assert_int_equal(rec.partition_count, 0); /* no telemetry */
+    assert_int_equal(rec.rule.size, 0);
+    assert_int_equal(rec.packet_id, 0);
+    assert_true(record_is_state(&rec));
+    rig_free(rig);
+}
+
+static void granted_qos_0_needs_no_record(void **state)
+{
+    struct rig *rig = RIG();
+    struct rig_client *pub = v5(rig, "pub"), *sub = subscriber(rig, "s", true, "x", 0);
+    rig_publish(pub, "x", "1", 1, 1);
+    rig_settle(rig);
+    expect_ack(pub, MQTT_PUBACK, 1, 0);
+    expect_publish(sub, "1", 0);
+    assert_int_equal(rig_published_count(rig), 0);
+    rig_free(rig);
+}
+
+static void qos_0_that_is_queued_has_a_record(void **state)
+{
+    struct rig *rig = RIG(.limits.queue_qos0_messages = true);
+    struct rig_client *pub = v5(rig, "pub");
+    subscriber(rig, "s", true, "x", 1);
+    rig_publish(pub, "x", "0", 0, 0);
+    rig_settle(rig);
+    struct record rec = only_record(rig);
+    assert_int_equal(recipient_count(&rec), 1);
+    rig_free(rig);
+}
+
+static void retained_values_and_removals_have_numbers_in_records(void **state)
+{
+    struct rig *rig = RIG();
+    struct rig_client *pub = v5(rig, "pub");
+    rig_publish_retained(pub, "x", "v", 0, 0);
+    rig_publish_retained(pub, "x", "", 1, 1);
+    rig_settle(rig);
+    expect_ack(pub, MQTT_PUBACK, 1, MQTT_REASON_NO_MATCHING_SUBSCRIBERS);
+    struct record rec;
+    assert_int_equal(rig_published_count(rig), 2);
+    rig_published(rig, &rec, 0);
+    assert_int_equal(rec.retained_number, 1);
+    assert_int_equal(rec.payload.size, 1);
+    rig_published(rig, &rec, 1);
+    assert_int_equal(rec.retained_number, 2);
+    assert_int_equal(rec.payload.size, 0);
+    rig_free(rig);
+}
+
+static void qos_2_identifier_of_a_session_that_stays_is_logged(void **state)
+{
+    struct rig *rig = RIG();
+    struct rig_client *clean = v5(rig, "clean"), *stay = v5_stay(rig, "stay");
+    rig_publish(clean, "x", "1", 2, 7);
+    rig_settle(rig);
+    assert_int_equal(rig_published_count(rig), 0);
+    rig_publish(stay, "x", "2", 2, 8);
+    rig_settle(rig);
+    struct record rec = only_record(rig);
+    assert_int_equal(rec.packet_id, 8);
+    rig_send_ack(clean, MQTT_PUBREL, 7);
+    rig_send_ack(stay, MQTT_PUBREL, 8);
+    rig_settle(rig);
+    assert_int_equal(records_of(rig, &rec, RECORD_RELEASED), 1);
+    assert_int_equal(rec.packet_id, 8);
+    assert_true(rec.session != 0);
+    rig_free(rig);
+}
+
+static void qos_2_telemetry_of_a_session_that_ends_is_no_state(void **state)
+{
+    struct rig *rig = RIG();
+    rig_publish(v5(rig, "pub"), "t/car/x", "1", 2, 7);
+    rig_settle(rig);
+    struct record rec = only_record(rig);
+    assert_int_equal(rec.partition_count, 16);
+    assert_false(record_is_state(&rec));
+    rig_free(rig);
+}
+
+static void will_deletes_itself_in_its_record(void **state)
+{
+    struct rig *rig = RIG();
+    struct packet connect = rig_connect_packet("car", MQTT_V5, true);
+    connect.connect.has_will = true;
+    connect.connect.will_topic = SPAN_LITERAL("gone");
+    connect.connect.will_payload = SPAN_LITERAL("car");
+    struct rig_client *client = rig_connect_with(rig, &connect);
+    expect(client, MQTT_CONNACK);
+    rig_break(client);
+    rig_settle(rig);
+    struct record rec = only_record(rig);
+    assert_true(rec.will_session != 0);
+    assert_true(rec.will_session == rec.session);
+    assert_int_equal(RIG_COUNTER(rig, wills_published), 1);
+    rig_free(rig);
+}
+
+static void without_a_log_nothing_has_a_record_and_nothing_waits(void **state)
+{
+    struct rig *rig = RIG(.no_persistence = true);
+    struct rig_client *pub = v5_stay(rig, "pub"), *sub = subscriber(rig, "s", true, "x", 2);
+    rig_publish(pub, "x", "1", 1, 1);
+    rig_publish_retained(pub, "x", "2", 2, 2);
+    rig_settle(rig);
+    expect_ack(pub, MQTT_PUBACK, 1, 0);
+    expect_ack(pub, MQTT_PUBREC, 2, 0);
+    expect_publish(sub, "1", 1);
+    expect_publish(sub, "2", 2);
+    assert_int_equal(rig_record_count(rig), 0);
+    assert_int_equal(atomic_load(&rig_last_retained(rig)->sequence), 0);
+    rig_free(rig);
+}
+
+/* === what waits ====================================================================================================================== */
+
+static void session_that_stays_gets_it_when_it_is_durable_others_at_once(void **state) /* LOG 9 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *pub = v5(rig, "pub"), *stay = subscriber(rig, "stay", true, "x", 1),
+                      *clean = subscriber(rig, "clean", false, "x", 1);
+    rig_log_hold(rig, true);
+    rig_publish(pub, "x", "1", 1, 1);
+    rig_settle(rig);
+    expect_publish(clean, "1", 1);
+    expect_nothing(stay);
+    expect_nothing(pub); /* LOG 8: PUBACK */
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    expect_publish(stay, "1", 1);
+    expect_ack(pub, MQTT_PUBACK, 1, 0);
+    rig_free(rig);
+}
+
+static void every_recipient_of_qos_2_waits(void **state) /* LOG 9 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *pub = v5_stay(rig, "pub"), *clean = subscriber(rig, "clean", false, "x", 0);
+    rig_log_hold(rig, true);
+    rig_publish(pub, "x", "2", 2, 1);
+    rig_settle(rig);
+    expect_nothing(clean);
+    expect_nothing(pub); /* LOG 8: PUBREC */
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    expect_publish(clean, "2", 0);
+    expect_ack(pub, MQTT_PUBREC, 1, 0);
+    rig_free(rig);
+}
+
+static void what_has_no_record_keeps_its_place_behind_what_waits(void **state) /* 4.6.0-5 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *pub = v5(rig, "pub"), *sub = subscriber(rig, "s", true, "x", 1);
+    rig_log_hold(rig, true);
+    rig_publish(pub, "x", "1", 1, 1);
+    rig_publish(pub, "x", "2", 0, 0);
+    rig_settle(rig);
+    expect_nothing(sub);
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    expect_publish(sub, "1", 1);
+    expect_publish(sub, "2", 0);
+    assert_int_equal(rig_published_count(rig), 1);
+    rig_free(rig);
+}
+
+static void answer_waits_for_the_route_actor_and_for_the_log(void **state) /* LOG 12 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *pub = v5(rig, "pub");
+    for (uint16_t id = 1; id <= 2; id++) {
+        rig_log_hold(rig, id == 1);
+        rig_route_hold(rig, id == 2);
+        rig_publish_retained(pub, "x", "v", 1, id);
+        rig_settle(rig);
+        expect_nothing(pub);
+        rig_log_hold(rig, false);
+        rig_route_hold(rig, false);
+        rig_settle(rig);
+        expect_ack(pub, MQTT_PUBACK, id, MQTT_REASON_NO_MATCHING_SUBSCRIBERS);
+    }
+    rig_free(rig);
+}
+
+static void repeated_pubrec_waits_for_both_too(void **state) /* LOG 8 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *pub = v5_stay(rig, "pub");
+    for (uint16_t id = 1; id <= 2; id++) {
+        rig_route_hold(rig, true);
+        rig_publish_retained(pub, "x", "v", 2, id);
+        rig_settle(rig);
+        rig_break(pub); /* its first PUBREC goes with it */
+        rig_settle(rig);
+        pub = v5_stay(rig, "pub");
+        rig_publish_retained(pub, "x", "v", 2, id);
+        rig_settle(rig);
+        expect_nothing(pub);
+        rig_route_hold(rig, false);
+        rig_settle(rig);
+        expect_ack(pub, MQTT_PUBREC, id, 0);
+    }
+    assert_int_equal(rig_published_count(rig), 2);
+    assert_int_equal(RIG_COUNTER(rig, received_duplicates), 2);
+    rig_free(rig);
+}
+
+static void pubrel_before_pubrec_waits_for_both_too(void **state) /* LOG 8 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *pub = v5_stay(rig, "pub");
+    rig_route_hold(rig, true);
+    rig_publish_retained(pub, "x", "v", 2, 1);
+    rig_settle(rig);
+    rig_break(pub);
+    rig_settle(rig);
+    pub = v5_stay(rig, "pub");
+    rig_send_ack(pub, MQTT_PUBREL, 1);
+    rig_settle(rig);
+    expect_nothing(pub);
+    rig_route_hold(rig, false);
+    rig_settle(rig);
+    expect_ack(pub, MQTT_PUBCOMP, 1, 0);
+    rig_free(rig);
+}
+
+static void pubcomp_waits_until_the_identifier_is_closed(void **state) /* LOG 8 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *pub = v5_stay(rig, "pub");
+    rig_publish(pub, "x", "1", 2, 1);
+    rig_settle(rig);
+    expect_ack(pub, MQTT_PUBREC, 1, MQTT_REASON_NO_MATCHING_SUBSCRIBERS);
+    rig_log_hold(rig, true);
+    rig_send_ack(pub, MQTT_PUBREL, 1);
+    rig_settle(rig);
+    expect_nothing(pub);
+    rig_send_ack(pub, MQTT_PUBREL, 1); /* closed already; the answer promises the same */
+    rig_settle(rig);
+    expect_nothing(pub);
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    expect_ack(pub, MQTT_PUBCOMP, 1, 0);
+    expect_ack(pub, MQTT_PUBCOMP, 1, MQTT_REASON_PACKET_IDENTIFIER_NOT_FOUND);
+    struct record rec;
+    assert_int_equal(records_of(rig, &rec, RECORD_RELEASED), 1);
+    rig_free(rig);
+}
+
+static void refused_value_frees_the_identifier_durably_first(void **state)
+{
+    struct rig *rig = RIG(.retained_max = 1);
+    struct rig_client *pub = v5_stay(rig, "pub");
+    rig_publish_retained(pub, "x", "v", 1, 1);
+    rig_settle(rig);
+    expect_ack(pub, MQTT_PUBACK, 1, MQTT_REASON_NO_MATCHING_SUBSCRIBERS);
+    rig_route_hold(rig, true);
+    rig_publish_retained(pub, "y", "v", 2, 2);
+    rig_publish(pub, "z", "v", 1, 3);
+    rig_settle(rig);
+    rig_log_hold(rig, true);
+    rig_route_hold(rig, false);
+    rig_settle(rig);
+    expect_nothing(pub);
+    struct record rec;
+    assert_int_equal(records_of(rig, &rec, RECORD_RELEASED), 1);
+    assert_int_equal(rec.packet_id, 2);
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    expect_ack(pub, MQTT_PUBREC, 2, MQTT_REASON_QUOTA_EXCEEDED);
+    expect_ack(pub, MQTT_PUBACK, 3, MQTT_REASON_NO_MATCHING_SUBSCRIBERS); /* in order */
+    assert_int_equal(records_of(rig, &rec, RECORD_RELEASED), 1);
+    rig_free(rig);
+}
+
+/* === sequences ======================================================================================================================= */
+
+/* Messages of all kinds from several publishers to sessions everywhere; the rig CHECKs each copy that crosses a ring. */
+static void publish_all_kinds(void **state, struct rig_options options, size_t payload_size)
+{
+    const struct mode *mode = *state;
+    struct rig *rig = new_rig(state, options);
+    char *payload = malloc(payload_size + 1), id[16], topic[16];
+    struct rig_client *pubs[4], *subs[4];
+    for (int i = 0; i < 4; i++) {
+        snprintf(id, sizeof id, "p%d", i);
+        pubs[i] = v5_stay(rig, id);
+        snprintf(id, sizeof id, "s%d", i);
+        subs[i] = subscriber(rig, id, i % 2 == 0, "+/dev/#", 2);
+    }
+    for (uint16_t round = 1; round <= 30; round++) {
+        for (int i = 0; i < 4; i++) {
+            snprintf(topic, sizeof topic, "%s/dev/%d", round % 3 ? "x" : "t", i);
+            memset(payload, 'a' + (round + i) % 26, payload_size);
+            payload[round % 5 == 0 ? payload_size : payload_size / 7] = '\0';
+            rig_publish(pubs[i], topic, payload, (uint8_t)((round + i) % 3), round);
+        }
+        if (round % 4 == 0)
+            rig_settle(rig);
+    }
+    rig_settle(rig);
+    for (int i = 0; i < 4; i++)
+        expect(subs[i], MQTT_PUBLISH);
+    assert_true(rig_published_count(rig) >= 60);
+    assert_true(mode->shard_count == 1 || rig_named_copies(rig) >= 60);
+    free(payload);
+    rig_free(rig);
+}
+
+static void sequence_of_small_records_in_one_block(void **state) { publish_all_kinds(state, (struct rig_options){0}, 40); }
+static void sequence_of_records_in_many_blocks(void **state)
+{
+    publish_all_kinds(state, (struct rig_options){.body_max = 512, .block_count = 64}, 100);
+}
+static void sequence_of_records_in_compressed_blocks(void **state) { publish_all_kinds(state, (struct rig_options){0}, 6000); }
+static void sequence_of_large_records_among_small_ones(void **state)
+{
+    publish_all_kinds(state, (struct rig_options){.body_max = 2048, .block_count = 64}, 9000);
+}
+
+static void retained_message_gets_its_sequence_though_nobody_has_it(void **state)
+{
+    struct rig *rig = RIG(.body_max = 1024, .block_count = 64);
+    struct rig_client *pub = v5(rig, "pub");
+    char large[5000];
+    memset(large, 'x', sizeof large - 1);
+    large[sizeof large - 1] = '\0';
+    const char *payloads[] = {"v", large};
+    for (size_t i = 0; i < 2; i++) {
+        rig_log_hold(rig, true);
+        rig_publish(pub, "t/car/x", "telemetry before it", 0, 0);
+        rig_publish_retained(pub, "x", payloads[i], 0, 0);
+        rig_settle(rig);
+        assert_int_equal(atomic_load(&rig_last_retained(rig)->sequence), 0);
+        rig_log_hold(rig, false);
+        rig_settle(rig);
+        struct record rec;
+        assert_int_equal(atomic_load(&rig_last_retained(rig)->sequence), rig_published(rig, &rec, 2 * i + 1));
+        assert_int_equal(rec.retained_number, i + 1);
+    }
+    rig_free(rig);
+}
+
+static void numbers_passed_are_in_blocks_named(void **state) /* LOG 12 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *pub = v5(rig, "pub");
+    rig_publish_retained(pub, "x", "v", 0, 0);
+    rig_publish_retained(pub, "x", "", 0, 0); /* a removal: the route actor asks */
+    rig_advance(rig, 3000);
+    for (actor_id shard = 0; shard < ((const struct mode *)*state)->shard_count; shard++) {
+        uint64_t number, block;
+        rig_passed(rig, &number, &block, shard);
+        assert_int_equal(number, 3);
+        assert_true(block <= rig_durable_blocks(rig, shard)); /* a block that exists */
+        if (shard == rig_home(rig, "pub"))
+            assert_true(block > 0);
+    }
+    rig_free(rig);
+}
+
+/* === room ============================================================================================================================ */
+
+static void checkpoint_that_lags_stops_state_and_nothing_else(void **state) /* LOG 15 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *pub = v5(rig, "pub"), *other = v5(rig, "other"), *sub = subscriber(rig, "s", true, "x", 1),
+                      *clean = subscriber(rig, "c", false, "y", 1);
+    rig_store_room(rig, false);
+    rig_settle(rig);
+    rig_publish(other, "t/car/x", "telemetry", 1, 1);
+    rig_publish(other, "y", "to who does not stay", 1, 2);
+    rig_publish_retained(other, "r", "QoS 0 may be lost", 0, 0);
+    rig_publish(pub, "x", "waits", 1, 1);
+    rig_settle(rig);
+    expect_ack(other, MQTT_PUBACK, 1, 0);
+    expect_ack(other, MQTT_PUBACK, 2, 0);
+    expect_publish(clean, "to who does not stay", 1);
+    expect_nothing(pub);
+    expect_nothing(sub);
+    assert_true(rig_is_paused(pub));
+    assert_int_equal(RIG_COUNTER(rig, publish_refused_log_full), 1);
+    rig_store_room(rig, true);
+    rig_settle(rig);
+    expect_ack(pub, MQTT_PUBACK, 1, 0);
+    expect_publish(sub, "waits", 1);
+    assert_int_equal(rig_published_count(rig), 2);
+    rig_free(rig);
+}
+
+static void full_log_stops_state_and_a_will_of_qos_0_waits(void **state)
+{
+    struct rig *rig = RIG();
+    struct packet connect = rig_connect_packet("car", MQTT_V5, true);
+    connect.connect.has_will = true;
+    connect.connect.will_topic = SPAN_LITERAL("gone");
+    connect.connect.will_payload = SPAN_LITERAL("car");
+    struct rig_client *client = rig_connect_with(rig, &connect), *sub = subscriber(rig, "s", true, "gone", 1);
+    rig_log_room(rig, false);
+    rig_settle(rig);
+    rig_break(client);
+    rig_settle(rig);
+    expect_nothing(sub);
+    assert_int_equal(RIG_COUNTER(rig, wills_published), 0);
+    rig_log_room(rig, true);
+    rig_advance(rig, 1000);
+    expect_publish(sub, "car", 0);
+    assert_int_equal(RIG_COUNTER(rig, wills_published), 1);
+    rig_free(rig);
+}
+
+static void full_subscriber_that_refuses_is_answered_to_the_publisher(void **state) /* LOG 13 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *pub = v5(rig, "pub"), *old = rig_connect(rig, "old", MQTT_V311, true),
+                      *full = subscriber(rig, "s", true, "t/d/x", 1), *other = subscriber(rig, "c", false, "t/d/+", 2);
+    rig_set_full(rig, "t/d/x", true);
+    rig_publish(pub, "t/d/x", "0", 0, 0);
+    rig_publish(pub, "t/d/x", "1", 1, 1);
+    rig_publish(pub, "t/d/x", "2", 2, 2);
+    rig_settle(rig);
+    expect_ack(pub, MQTT_PUBACK, 1, MQTT_REASON_QUOTA_EXCEEDED);
+    expect_ack(pub, MQTT_PUBREC, 2, MQTT_REASON_QUOTA_EXCEEDED);
+    expect_publish(other, "0", 0);
+    expect_nothing(other);
+    expect_nothing(full);
+    assert_int_equal(RIG_COUNTER(rig, dropped_queue_refuse), 1);
+    assert_int_equal(RIG_COUNTER(rig, publish_refused_subscriber_full), 2);
+    assert_int_equal(RIG_COUNTER(rig, telemetry_refused_subscriber_full), 2);
+    assert_int_equal(rig_published_count(rig), 1);
+    rig_publish(old, "t/d/x", "3", 1, 3); /* cannot be told */
+    rig_settle(rig);
+    assert_true(rig_is_closed(old));
+    rig_set_full(rig, "t/d/x", false);
+    rig_publish(pub, "t/d/x", "4", 2, 2); /* the identifier is free */
+    rig_settle(rig);
+    expect_ack(pub, MQTT_PUBREC, 2, 0);
+    expect_publish(full, "4", 1);
+    rig_free(rig);
+}
+
+/* === tiers =========================================================================================================================== */
+
+static void tier_memory_does_not_wait_its_recipients_do(void **state)
+{
+    struct rig *rig = RIG(.tiers = "m/# memory\n# log");
+    struct rig_client *pub = v5_stay(rig, "pub"), *sub = subscriber(rig, "s", true, "+/x", 2);
+    rig_log_hold(rig, true);
+    rig_publish(pub, "m/x", "1", 1, 1);
+    rig_publish(pub, "m/x", "2", 2, 2);
+    rig_settle(rig);
+    expect_ack(pub, MQTT_PUBACK, 1, 0);
+    expect_ack(pub, MQTT_PUBREC, 2, 0);
+    expect_nothing(sub);
+    rig_publish(pub, "m/x", "2", 2, 2); /* again: the answer promises as little */
+    rig_settle(rig);
+    expect_ack(pub, MQTT_PUBREC, 2, 0);
+    rig_send_ack(pub, MQTT_PUBREL, 2);
+    rig_settle(rig);
+    expect_nothing(pub); /* an identifier must not be open after a crash */
+    rig_publish(pub, "l/x", "3", 1, 3);
+    rig_settle(rig);
+    expect_nothing(pub);
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    expect_ack(pub, MQTT_PUBCOMP, 2, 0);
+    expect_ack(pub, MQTT_PUBACK, 3, 0);
+    expect_publish(sub, "1", 1);
+    assert_int_equal(rig_published_count(rig), 3);
+    rig_free(rig);
+}
+
+/* Connected with the wish to be told. */
+static struct rig_client *curious(struct rig *rig, const char *id, bool wants_problems, uint32_t packet_size_max)
+{
+    uint8_t wish[64];
+    struct packet connect = rig_connect_packet(id, MQTT_V5, true);
+    struct mqtt_properties *props = &connect.connect.properties;
+    props->raw = span_of(wish, properties_put_user_property(wish, SPAN_LITERAL("tidegate-report-durability"), SPAN_LITERAL("")));
+    props->user_property_count = 1;
+    props->present |= MQTT_PROPERTY_BIT(USER_PROPERTY);
+    if (!wants_problems) {
+        props->request_problem_information = 0;
+        props->present |= MQTT_PROPERTY_BIT(REQUEST_PROBLEM_INFORMATION);
+    }
+    if (packet_size_max) {
+        props->maximum_packet_size = packet_size_max;
+        props->present |= MQTT_PROPERTY_BIT(MAXIMUM_PACKET_SIZE);
+    }
+    struct rig_client *client = rig_connect_with(rig, &connect);
+    assert_int_equal(expect(client, MQTT_CONNACK)->connack.reason, 0);
+    return client;
+}
+
+static void expect_told(struct rig_client *client, enum mqtt_packet_type type, uint16_t packet_id, const char *value)
+{
+    const struct packet *packet = expect(client, type);
+    assert_int_equal(packet->ack.packet_id, packet_id);
+    bool has = (packet->ack.properties.present & MQTT_PROPERTY_BIT(USER_PROPERTY)) != 0;
+    assert_int_equal(has, value != NULL);
+    if (!has)
+        return;
+    struct span rest = packet->ack.properties.raw, name, text;
+    assert_true(properties_next_user_property(&rest, &name, &text));
+    assert_true(span_equal(name, SPAN_LITERAL("tidegate-durability")));
+    if (!span_equal(text, span_of_string(value)))
+        fail_msg("\"%.*s\" is not \"%s\"", (int)text.size, (const char *)text.data, value);
+}
+
+static void client_that_asks_is_told_what_answers_stand_for(void **state)
+{
+    struct rig *rig = RIG(.tiers = "t/m/# memory");
+    struct rig_client *pub = curious(rig, "pub", true, 0);
+    subscriber(rig, "s", true, "x", 1);
+    rig_publish(pub, "t/car/x", "1", 1, 1);
+    rig_publish(pub, "t/m/x", "1", 1, 2);
+    rig_publish(pub, "nobody", "1", 1, 3);
+    rig_publish(pub, "x", "2", 2, 4);
+    rig_publish(pub, "x", "2", 2, 4);
+    rig_publish(pub, "nobody", "2", 2, 5);
+    rig_send_ack(pub, MQTT_PUBREL, 4);
+    rig_settle(rig);
+    expect_told(pub, MQTT_PUBACK, 1, "log");
+    expect_told(pub, MQTT_PUBACK, 2, "memory");
+    expect_told(pub, MQTT_PUBACK, 3, "none");
+    expect_told(pub, MQTT_PUBREC, 4, "log");
+    expect_told(pub, MQTT_PUBREC, 4, "log");
+    expect_told(pub, MQTT_PUBREC, 5, "none");
+    expect_told(pub, MQTT_PUBCOMP, 4, NULL);
+    struct rig_client *modest = curious(rig, "modest", false, 0); /* 3.1.2-29 */
+    rig_publish(modest, "t/car/x", "1", 1, 1);
+    rig_settle(rig);
+    expect_told(modest, MQTT_PUBACK, 1, NULL);
+    struct rig_client *tiny = curious(rig, "tiny", true, 30); /* 3.4.2-3 */
+    rig_publish(tiny, "t/car/x", "1", 1, 1);
+    rig_settle(rig);
+    expect_told(tiny, MQTT_PUBACK, 1, NULL);
+    struct rig_client *silent = v5(rig, "silent");
+    rig_publish(silent, "t/car/x", "1", 1, 1);
+    rig_settle(rig);
+    expect_told(silent, MQTT_PUBACK, 1, NULL);
+    rig_free(rig);
+}
+
+static void without_a_log_the_answer_says_none(void **state)
+{
+    struct rig *rig = RIG(.no_persistence = true, .tiers = "# memory");
+    struct rig_client *pub = curious(rig, "pub", true, 0);
+    subscriber(rig, "s", true, "x", 1);
+    rig_publish(pub, "x", "1", 1, 1);
+    rig_settle(rig);
+    expect_told(pub, MQTT_PUBACK, 1, "none");
+    rig_free(rig);
+}
+
+static void large_record_waits_as_its_tier_says(void **state)
+{
+    struct rig *rig = RIG(.tiers = "m memory", .body_max = 1024, .block_count = 64);
+    struct rig_client *pub = curious(rig, "pub", true, 0), *stay = subscriber(rig, "s", true, "+", 1);
+    char large[5000];
+    memset(large, 'x', sizeof large - 1);
+    large[sizeof large - 1] = '\0';
+    rig_log_hold(rig, true);
+    rig_publish(pub, "m", large, 1, 1);
+    rig_settle(rig);
+    expect_told(pub, MQTT_PUBACK, 1, "memory");
+    expect_nothing(stay);
+    rig_publish(pub, "l", large, 1, 2);
+    rig_settle(rig);
+    expect_nothing(pub);
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    expect_told(pub, MQTT_PUBACK, 2, "log");
+    expect_publish(stay, large, 1);
+    expect_publish(stay, large, 1);
+    assert_int_equal(gauge_get(&rig_stats(rig, 0)->telemetry_logging), 0);
+    rig_free(rig);
+}
+
+/* === running ========================================================================================================================= */
+
+static const struct mode modes[] = {{1, 0}, {3, 0}, {3, 99}};
+#define CASE(f)                                                                                                                            \
+    {#f, f, NULL, NULL, (void *)(uintptr_t)&modes[0]}, {#f, f, NULL, NULL, (void *)(uintptr_t)&modes[1]},                                  \
+    {                                                                                                                                      \
+#f, f, NULL, NULL, (void *)(uintptr_t)&modes[2]                                                                                    \
+    }
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        CASE(nobody_who_stays_no_record),
+        CASE(session_that_stays_is_named_in_the_record),
+        CASE(granted_qos_0_needs_no_record),
+        CASE(qos_0_that_is_queued_has_a_record),
+        CASE(retained_values_and_removals_have_numbers_in_records),
+        CASE(qos_2_identifier_of_a_session_that_stays_is_logged),
+        CASE(qos_2_telemetry_of_a_session_that_ends_is_no_state),
+        CASE(will_deletes_itself_in_its_record),
+        CASE(without_a_log_nothing_has_a_record_and_nothing_waits),
+        CASE(session_that_stays_gets_it_when_it_is_durable_others_at_once),
+        CASE(every_recipient_of_qos_2_waits),
+        CASE(what_has_no_record_keeps_its_place_behind_what_waits),
+        CASE(answer_waits_for_the_route_actor_and_for_the_log),
+        CASE(repeated_pubrec_waits_for_both_too),
+        CASE(pubrel_before_pubrec_waits_for_both_too),
+        CASE(pubcomp_waits_until_the_identifier_is_closed),
+        CASE(refused_value_frees_the_identifier_durably_first),
+        CASE(sequence_of_small_records_in_one_block),
+        CASE(sequence_of_records_in_many_blocks),
+        CASE(sequence_of_records_in_compressed_blocks),
+        CASE(sequence_of_large_records_among_small_ones),
+        CASE(retained_message_gets_its_sequence_though_nobody_has_it),
+        CASE(numbers_passed_are_in_blocks_named),
+        CASE(checkpoint_that_lags_stops_state_and_nothing_else),
+        CASE(full_log_stops_state_and_a_will_of_qos_0_waits),
+        CASE(full_subscriber_that_refuses_is_answered_to_the_publisher),
+        CASE(tier_memory_does_not_wait_its_recipients_do),
+        CASE(client_that_asks_is_told_what_answers_stand_for),
+        CASE(without_a_log_the_answer_says_none),
+        CASE(large_record_waits_as_its_tier_says),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
