@@ -39,6 +39,7 @@ void publish_scratch_deinit(struct publish_scratch *scratch)
     free(scratch->now.data);
     free(scratch->held.data);
     free(scratch->record_recipients.data);
+    free(scratch->properties.data);
     *scratch = (struct publish_scratch){0};
 }
 
@@ -530,6 +531,7 @@ static enum publish_outcome publish(struct shard *shard, struct publish_in *in, 
                                     struct publish_refusal *refusal_out)
 {
     struct publish_scratch *scratch = &shard->scratch;
+    scratch->record_recipients.size = 0;
     enum publish_outcome outcome = judge_telemetry(shard, in, refusal_out);
     if (outcome == PUBLISH_DONE && is_state_anyway(shard, in)) {
         outcome = admit_state(shard, in, refusal_out);
@@ -707,6 +709,28 @@ static void count_handled(struct shard *shard, struct client *client, uint8_t qo
     counter_inc(qos == 0 ? &shard->stats.received_qos0 : qos == 1 ? &shard->stats.received_qos1 : &shard->stats.received_qos2);
 }
 
+/* The answer to a PUBLISH that was taken, if it has one and its wait is known. */
+static void answer_taken(struct shard *shard, struct client *client, const struct packet_publish *packet, const struct publish_done *done)
+{
+    enum mqtt_reason reason = done->is_matched ? MQTT_REASON_SUCCESS : MQTT_REASON_NO_MATCHING_SUBSCRIBERS;
+    client->receive_held += packet->qos > 0;
+    if (done->is_large) {
+        shard->log.large->reason = (uint8_t)reason;
+        shard->log.large->wait_retained = done->wait_retained;
+        shard->log.large->durability = done->durability;
+        /* The packet is handled, but nothing behind it is until the record is complete, at QoS 0 neither (LOG 6). */
+        client_set_block(shard, client, BLOCK_LARGE);
+        return;
+    }
+    if (packet->qos == 0)
+        return;
+    struct gate_item item = answer_of(packet->qos, packet->packet_id, reason);
+    set_waits(&item, done->wait_block, done->wait_retained, done->durability);
+    if (packet->qos == 2)
+        keep_waits(inbound_ids_find(&client->session->rare->inbound, packet->packet_id), &item);
+    client_answer(shard, client, item);
+}
+
 enum client_step publish_on_packet(struct shard *shard, struct client *client, const struct packet_publish *packet, size_t packet_size)
 {
     struct session *sess = client->session;
@@ -728,9 +752,8 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
         return refuse(shard, client, packet, MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.publish_refused_quota);
 
     uint8_t stack[1024];
-    shard->scratch.record_recipients.size = 0; /* lends room for large ones until they are copied */
     size_t properties_size = properties_forwardable_size(packet->properties.raw);
-    uint8_t *properties = properties_size <= sizeof stack ? stack : bytes_reserve(&shard->scratch.record_recipients, properties_size);
+    uint8_t *properties = properties_size <= sizeof stack ? stack : bytes_reserve(&shard->scratch.properties, properties_size);
     struct publish_in in = {
         .source = {.topic = packet->topic, .payload = packet->payload, .qos = packet->qos, .retain = packet->retain},
         .client_id = session_client_id(sess),
@@ -760,23 +783,7 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
             close_inbound(sess, packet->packet_id); /* [MQTT-4.3.3-9] */
         return refuse(shard, client, packet, refusal.reason, refusal.cell);
     }
-    enum mqtt_reason reason = done.is_matched ? MQTT_REASON_SUCCESS : MQTT_REASON_NO_MATCHING_SUBSCRIBERS;
-    client->receive_held += packet->qos > 0;
-    if (done.is_large) {
-        shard->log.large->reason = (uint8_t)reason;
-        shard->log.large->wait_retained = done.wait_retained;
-        shard->log.large->durability = done.durability;
-        /* The packet is handled, but nothing behind it is until the record is complete, at QoS 0 neither (LOG 6). */
-        client_set_block(shard, client, BLOCK_LARGE);
-        return CLIENT_NEXT;
-    }
-    if (packet->qos == 0)
-        return CLIENT_NEXT;
-    struct gate_item item = answer_of(packet->qos, packet->packet_id, reason);
-    set_waits(&item, done.wait_block, done.wait_retained, done.durability);
-    if (packet->qos == 2)
-        keep_waits(inbound_ids_find(&sess->rare->inbound, packet->packet_id), &item);
-    client_answer(shard, client, item);
+    answer_taken(shard, client, packet, &done);
     return CLIENT_NEXT;
 }
 

@@ -45,6 +45,7 @@ struct publish_scratch {
     uint32_t refused_count;                 /* copies for sessions that are full and refuse */
     bool is_refused;                        /* one of them is owed the message: the PUBLISH is refused */
     struct publish_bytes record_recipients; /* persistent ones as the record has them */
+    struct publish_bytes properties;        /* forwardable ones of a packet that has more than a few */
 };
 
 /* A publish that was logged, or is on its way into the log: what is to be done when its wait is known. One for each large record. */

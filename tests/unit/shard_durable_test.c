@@ -247,6 +247,34 @@ static void without_a_log_nothing_has_a_record_and_nothing_waits(void **state)
     rig_free(rig);
 }
 
+static void many_properties_reach_record_and_subscriber(void **state)
+{
+    struct rig *rig = RIG();
+    struct rig_client *pub = v5(rig, "pub"), *sub = subscriber(rig, "s", true, "x", 1);
+    static uint8_t raw[8000];
+    size_t size = 0;
+    uint32_t count = 0;
+    for (; size < sizeof raw - 100; count++) {
+        char value[32];
+        snprintf(value, sizeof value, "value %u", count);
+        size += properties_put_user_property(raw + size, SPAN_LITERAL("name"), span_of_string(value));
+    }
+    struct packet packet = {.type = MQTT_PUBLISH,
+                            .publish = {.topic = SPAN_LITERAL("x"), .payload = SPAN_LITERAL("1"), .qos = 1, .packet_id = 1}};
+    packet.publish.properties.raw = span_of(raw, size);
+    packet.publish.properties.user_property_count = count;
+    packet.publish.properties.present = MQTT_PROPERTY_BIT(USER_PROPERTY);
+    rig_send(pub, &packet);
+    rig_settle(rig);
+    struct record rec = only_record(rig);
+    assert_int_equal(rec.properties.size, size);
+    assert_memory_equal(rec.properties.data, raw, size);
+    const struct packet *got = expect(sub, MQTT_PUBLISH);
+    assert_int_equal(got->publish.properties.raw.size, size);
+    assert_memory_equal(got->publish.properties.raw.data, raw, size);
+    rig_free(rig);
+}
+
 /* === what waits ====================================================================================================================== */
 
 static void session_that_stays_gets_it_when_it_is_durable_others_at_once(void **state) /* LOG 9 */
@@ -734,6 +762,7 @@ int main(void)
         CASE(qos_2_telemetry_of_a_session_that_ends_is_no_state),
         CASE(will_deletes_itself_in_its_record),
         CASE(without_a_log_nothing_has_a_record_and_nothing_waits),
+        CASE(many_properties_reach_record_and_subscriber),
         CASE(session_that_stays_gets_it_when_it_is_durable_others_at_once),
         CASE(every_recipient_of_qos_2_waits),
         CASE(what_has_no_record_keeps_its_place_behind_what_waits),
