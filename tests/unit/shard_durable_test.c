@@ -369,9 +369,9 @@ static void repeated_pubrec_waits_for_both_too(void **state) /* LOG 8 */
     rig_free(rig);
 }
 
-static void pubrel_before_pubrec_waits_for_both_too(void **state) /* LOG 8 */
+static void pubrel_before_pubrec(void **state, struct rig_options options)
 {
-    struct rig *rig = RIG();
+    struct rig *rig = new_rig(state, options);
     struct rig_client *pub = v5_stay(rig, "pub");
     rig_route_hold(rig, true);
     rig_publish_retained(pub, "x", "v", 2, 1);
@@ -386,6 +386,12 @@ static void pubrel_before_pubrec_waits_for_both_too(void **state) /* LOG 8 */
     rig_settle(rig);
     expect_ack(pub, MQTT_PUBCOMP, 1, 0);
     rig_free(rig);
+}
+
+static void pubrel_before_pubrec_waits_for_both_too(void **state) /* LOG 8 */
+{
+    pubrel_before_pubrec(state, (struct rig_options){0});
+    pubrel_before_pubrec(state, (struct rig_options){.no_persistence = true});
 }
 
 static void pubcomp_waits_until_the_identifier_is_closed(void **state) /* LOG 8 */
@@ -520,6 +526,34 @@ static void numbers_passed_are_in_blocks_named(void **state) /* LOG 12 */
         if (shard == rig_home(rig, "pub"))
             assert_true(block > 0);
     }
+    rig_free(rig);
+}
+
+static void number_of_a_large_value_is_passed_when_its_block_is_known(void **state) /* LOG 12 */
+{
+    struct rig *rig = RIG(.body_max = 1024, .block_count = 4);
+    struct rig_client *pub = v5(rig, "pub");
+    char large[20000];
+    memset(large, 'x', sizeof large - 1);
+    large[sizeof large - 1] = '\0';
+    rig_log_hold(rig, true);
+    rig_route_hold(rig, true); /* it asks after the large one has begun */
+    rig_publish_retained(pub, "x", "v", 0, 0);
+    rig_publish_retained(pub, "x", "", 0, 0);
+    rig_publish_retained(pub, "y", large, 1, 1);
+    rig_advance(rig, 1000);
+    rig_route_hold(rig, false);
+    rig_advance(rig, 3000);
+    actor_id home = rig_home(rig, "pub");
+    uint64_t number, block;
+    rig_passed(rig, &number, &block, home);
+    assert_true(number <= 3);
+    rig_log_hold(rig, false);
+    rig_settle(rig); /* the answer that was owed, not a later one */
+    rig_passed(rig, &number, &block, home);
+    assert_int_equal(number, 4);
+    assert_true(block >= 20);
+    assert_true(block <= rig_durable_blocks(rig, home));
     rig_free(rig);
 }
 
@@ -682,6 +716,7 @@ static void client_that_asks_is_told_what_answers_stand_for(void **state)
     rig_publish(pub, "x", "2", 2, 4);
     rig_publish(pub, "x", "2", 2, 4);
     rig_publish(pub, "nobody", "2", 2, 5);
+    rig_publish(pub, "nobody", "2", 2, 5);
     rig_send_ack(pub, MQTT_PUBREL, 4);
     rig_settle(rig);
     expect_told(pub, MQTT_PUBACK, 1, "log");
@@ -689,6 +724,7 @@ static void client_that_asks_is_told_what_answers_stand_for(void **state)
     expect_told(pub, MQTT_PUBACK, 3, "none");
     expect_told(pub, MQTT_PUBREC, 4, "log");
     expect_told(pub, MQTT_PUBREC, 4, "log");
+    expect_told(pub, MQTT_PUBREC, 5, "none");
     expect_told(pub, MQTT_PUBREC, 5, "none");
     expect_told(pub, MQTT_PUBCOMP, 4, NULL);
     struct rig_client *modest = curious(rig, "modest", false, 0); /* 3.1.2-29 */
@@ -777,6 +813,7 @@ int main(void)
         CASE(sequence_of_large_records_among_small_ones),
         CASE(retained_message_gets_its_sequence_though_nobody_has_it),
         CASE(numbers_passed_are_in_blocks_named),
+        CASE(number_of_a_large_value_is_passed_when_its_block_is_known),
         CASE(checkpoint_that_lags_stops_state_and_nothing_else),
         CASE(full_log_stops_state_and_a_will_of_qos_0_waits),
         CASE(full_subscriber_that_refuses_is_answered_to_the_publisher),
