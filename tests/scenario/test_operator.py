@@ -200,8 +200,8 @@ def test_dump_is_a_configuration(tmp_path):
 
 def test_check_topic_tells_the_decision(tmp_path):
     conf = tmp_path / "broker.conf"
-    conf.write_text("allow_anonymous true\ntelemetry_ignore fleet/test/#\ntelemetry fleet/{device}/telemetry\n")
-    for topic, words in (("fleet/car42/telemetry", ["car42"]), ("fleet/test/telemetry", ["not telemetry"]), ("other", ["not telemetry"])):
+    conf.write_text("allow_anonymous true\ntelemetry_ignore fleet/test/#\ntelemetry fleet/{device}/telemetry\ntier +/test/# memory\n")
+    for topic, words in (("fleet/car42/telemetry", ["car42", "tier log"]), ("fleet/test/telemetry", ["not telemetry", "tier memory"]), ("other", ["not telemetry"])):
         status, out, err = run("tidegate-broker", "check", "-c", conf, "--topic", topic)
         assert status == 0, err
         for word in words:
