@@ -3,6 +3,7 @@
 #include "broker/durable/kv_lmdb.h"
 
 #include "common/check.h"
+#include "common/crash_point.h"
 #include "common/data_dir.h"
 
 #include <assert.h>
@@ -198,6 +199,7 @@ static enum err lmdb_commit(struct kv_txn *base)
 {
     struct kv_lmdb_txn *txn = (struct kv_lmdb_txn *)base;
     struct kv_lmdb *lmdb = lmdb_of(base->kv);
+    CRASH_POINT("lmdb_commit");
     enum err err = after_write(lmdb, mdb_txn_commit(txn->txn));
     if (!err)
         extend_file(lmdb->env);
@@ -242,6 +244,7 @@ static enum err lmdb_put(struct kv_txn *base, enum kv_tree tree, struct span key
     if (value.size)
         memcpy(room.mv_data, value.data, value.size);
     memcpy((uint8_t *)room.mv_data + value.size, crc, 4);
+    CRASH_POINT("lmdb_put");
     return ERR_OK;
 }
 
