@@ -1,0 +1,120 @@
+/* The bytes lie at first .. size of one block. Taking the first off writes the second anew, as the difference to 0, so that it ends where
+ * it ended: the sum of two numbers never takes more bytes than both (varint_size(a + b) <= varint_size(a) + varint_size(b), also with
+ * zigzag), so nothing is moved. What that leaves free in front is taken back when the list would have to grow. */
+#include "common/position_list.h"
+
+#include "common/check.h"
+
+#include <stdlib.h>
+
+#define CAPACITY_MIN 16u
+
+struct position_list {
+    uint64_t last; /* the newest */
+    uint32_t count;
+    uint32_t first, size, capacity; /* bytes */
+    uint8_t bytes[];
+};
+
+size_t position_list_put(uint8_t *at, uint64_t *last, uint64_t sequence)
+{
+    uint64_t difference = sequence - *last; /* modulo 2^64: any two numbers have one */
+    *last = sequence;
+    return varint_put(at, zigzag_encode((int64_t)difference));
+}
+
+enum err position_list_next(struct span bytes, size_t *offset, uint64_t *sequence)
+{
+    if (*offset >= bytes.size)
+        return ERR_AGAIN;
+    uint64_t difference;
+    size_t used = varint_get(&difference, bytes.data + *offset, bytes.data + bytes.size);
+    if (used == 0)
+        return ERR_CORRUPT;
+    *offset += used;
+    *sequence += (uint64_t)zigzag_decode(difference);
+    return ERR_OK;
+}
+
+/* Room for `size` more bytes at the end. */
+static enum err make_room(struct position_list **place, uint32_t size)
+{
+    struct position_list *list = *place;
+    if (list && list->capacity - list->size >= size)
+        return ERR_OK;
+    uint32_t used = list ? list->size - list->first : 0;
+    if (list && list->first >= size && list->first >= used / 4) {
+        memmove(list->bytes, list->bytes + list->first, used);
+        list->first = 0;
+        list->size = used;
+        return ERR_OK;
+    }
+    if (list && list->size > UINT32_MAX / 2)
+        return ERR_NOMEM;
+    uint32_t capacity = list ? list->size + size + list->size / 4 : CAPACITY_MIN;
+    struct position_list *grown = (struct position_list *)realloc(list, sizeof *grown + capacity);
+    if (!grown)
+        return ERR_NOMEM;
+    if (!list)
+        *grown = (struct position_list){.capacity = capacity};
+    grown->capacity = capacity;
+    *place = grown;
+    return ERR_OK;
+}
+
+enum err position_list_push(struct position_list **list, uint64_t sequence)
+{
+    uint8_t encoded[VARINT_SIZE_MAX];
+    uint64_t last = *list ? (*list)->last : 0;
+    uint32_t size = (uint32_t)position_list_put(encoded, &last, sequence);
+    enum err err = make_room(list, size);
+    if (err)
+        return err;
+    memcpy((*list)->bytes + (*list)->size, encoded, size);
+    (*list)->size += size;
+    (*list)->last = last;
+    (*list)->count++;
+    return ERR_OK;
+}
+
+bool position_list_first(const struct position_list *list, uint64_t *sequence_out)
+{
+    size_t offset = 0;
+    *sequence_out = 0;
+    return position_list_next(position_list_bytes(list), &offset, sequence_out) == ERR_OK;
+}
+
+bool position_list_pop(struct position_list **place, uint64_t *sequence_out)
+{
+    struct position_list *list = *place;
+    if (!position_list_first(list, sequence_out))
+        return false;
+    if (--list->count == 0) {
+        free(list);
+        *place = NULL;
+        return true;
+    }
+    struct span bytes = position_list_bytes(list);
+    size_t offset = 0;
+    uint64_t second = 0;
+    for (int i = 0; i < 2; i++) {
+        enum err err = position_list_next(bytes, &offset, &second);
+        CHECK(err == ERR_OK);
+    }
+    uint8_t encoded[VARINT_SIZE_MAX];
+    uint64_t zero = 0;
+    size_t size = position_list_put(encoded, &zero, second);
+    CHECK(size <= offset);
+    list->first += (uint32_t)(offset - size);
+    memcpy(list->bytes + list->first, encoded, size);
+    return true;
+}
+
+uint32_t position_list_count(const struct position_list *list) { return list ? list->count : 0; }
+
+struct span position_list_bytes(const struct position_list *list)
+{
+    return list ? span_of(list->bytes + list->first, list->size - list->first) : span_of(NULL, 0);
+}
+
+void position_list_free(struct position_list *list) { free(list); }

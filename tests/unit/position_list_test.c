@@ -1,0 +1,148 @@
+/* position_list.c against an array: what goes in at the end comes out at the front, and the bytes say the same at any time. */
+#include "common/position_list.h"
+#include "tests/lib/check_random.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#define OK(call) assert_int_equal((call), ERR_OK)
+#define MODEL_MAX 4096
+
+struct model {
+    uint64_t items[MODEL_MAX];
+    size_t first, end;
+};
+
+static void assert_same(const struct position_list *list, const struct model *model)
+{
+    assert_int_equal(position_list_count(list), model->end - model->first);
+    struct span bytes = position_list_bytes(list);
+    size_t offset = 0;
+    uint64_t sequence = 0;
+    for (size_t i = model->first; i < model->end; i++) {
+        OK(position_list_next(bytes, &offset, &sequence));
+        assert_int_equal(sequence, model->items[i]);
+    }
+    assert_int_equal(position_list_next(bytes, &offset, &sequence), ERR_AGAIN);
+    uint64_t first;
+    assert_int_equal(position_list_first(list, &first), model->first < model->end);
+    if (model->first < model->end)
+        assert_int_equal(first, model->items[model->first]);
+}
+
+/* Mostly a little more than the last, sometimes anything. */
+static uint64_t draw_next(struct check_random *random, uint64_t last)
+{
+    switch (check_random_below(random, 20)) {
+    case 0:
+        return check_random_next(random);
+    case 1:
+        return last - check_random_below(random, 100);
+    case 2:
+        return check_random_below(random, 2) ? 0 : UINT64_MAX;
+    case 3:
+        return last + check_random_below(random, UINT64_C(1) << check_random_below(random, 63));
+    default:
+        return last + check_random_below(random, 100);
+    }
+}
+
+static void any_pushes_and_pops_leave_what_an_array_would(void **state)
+{
+    (void)state;
+    struct check_random random;
+    check_random_init(&random, check_random_seed(41));
+    for (int round = 0; round < 200; round++) {
+        struct position_list *list = NULL;
+        static struct model model;
+        model.first = model.end = 0;
+        uint64_t last = check_random_next(&random) >> check_random_below(&random, 64);
+        uint64_t bias = 1 + check_random_below(&random, 8);
+        for (int step = 0; step < 300; step++) {
+            if (check_random_below(&random, 10) < bias && model.end < MODEL_MAX) {
+                last = draw_next(&random, last);
+                OK(position_list_push(&list, last));
+                model.items[model.end++] = last;
+            } else {
+                uint64_t popped;
+                bool is_there = model.first < model.end;
+                assert_int_equal(position_list_pop(&list, &popped), is_there);
+                if (is_there)
+                    assert_int_equal(popped, model.items[model.first++]);
+            }
+            assert_same(list, &model);
+        }
+        position_list_free(list);
+    }
+}
+
+static void an_empty_list_is_null_again(void **state)
+{
+    (void)state;
+    struct position_list *list = NULL;
+    uint64_t sequence;
+    assert_false(position_list_pop(&list, &sequence));
+    OK(position_list_push(&list, 7));
+    assert_true(position_list_pop(&list, &sequence));
+    assert_int_equal(sequence, 7);
+    assert_null(list);
+    assert_int_equal(position_list_bytes(NULL).size, 0);
+    position_list_free(NULL);
+}
+
+static void neighbours_take_a_byte_each(void **state)
+{
+    (void)state;
+    struct position_list *list = NULL;
+    for (uint64_t i = 0; i < 1000; i++)
+        OK(position_list_push(&list, 1000000000 + i));
+    assert_in_range(position_list_bytes(list).size, 1000, 1005);
+    position_list_free(list);
+}
+
+static void put_writes_what_push_writes(void **state)
+{
+    (void)state;
+    struct position_list *list = NULL;
+    uint8_t bytes[200];
+    size_t size = 0;
+    uint64_t last = 0;
+    static const uint64_t items[] = {5, 6, 900, 3, UINT64_MAX, 0, UINT64_C(1) << 63, 1};
+    for (size_t i = 0; i < sizeof items / sizeof *items; i++) {
+        OK(position_list_push(&list, items[i]));
+        size += position_list_put(bytes + size, &last, items[i]);
+        assert_int_equal(last, items[i]);
+    }
+    assert_true(span_equal(position_list_bytes(list), span_of(bytes, size)));
+    position_list_free(list);
+}
+
+static void bytes_cut_short_or_too_long_are_corrupt(void **state)
+{
+    (void)state;
+    static const uint8_t cut[] = {4, 0x80};
+    static const uint8_t wide[] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02};
+    size_t offset = 0;
+    uint64_t sequence = 0;
+    OK(position_list_next(span_of(cut, 2), &offset, &sequence));
+    assert_int_equal(sequence, 2);
+    assert_int_equal(position_list_next(span_of(cut, 2), &offset, &sequence), ERR_CORRUPT);
+    offset = 0;
+    assert_int_equal(position_list_next(span_of(wide, sizeof wide), &offset, &sequence), ERR_CORRUPT);
+    assert_int_equal(position_list_next(span_of(NULL, 0), &offset, &sequence), ERR_AGAIN);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(any_pushes_and_pops_leave_what_an_array_would),
+        cmocka_unit_test(an_empty_list_is_null_again),
+        cmocka_unit_test(neighbours_take_a_byte_each),
+        cmocka_unit_test(put_writes_what_push_writes),
+        cmocka_unit_test(bytes_cut_short_or_too_long_are_corrupt),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
