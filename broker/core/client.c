@@ -722,16 +722,13 @@ static enum client_step handle_packet(struct shard *shard, struct client *client
     case MQTT_PUBLISH:
         return on_publish(shard, client, &packet.publish, frame->size);
     case MQTT_PUBACK:
-        deliver_on_puback(shard, client, packet.ack.packet_id);
-        return CLIENT_NEXT;
+        return deliver_on_puback(shard, client, packet.ack.packet_id);
     case MQTT_PUBREC:
-        deliver_on_pubrec(shard, client, packet.ack.packet_id, packet.ack.reason);
-        return CLIENT_NEXT;
+        return deliver_on_pubrec(shard, client, packet.ack.packet_id, packet.ack.reason);
     case MQTT_PUBREL:
         return publish_on_pubrel(shard, client, packet.ack.packet_id);
     case MQTT_PUBCOMP:
-        deliver_on_pubcomp(shard, client, packet.ack.packet_id);
-        return CLIENT_NEXT;
+        return deliver_on_pubcomp(shard, client, packet.ack.packet_id);
     case MQTT_SUBSCRIBE:
         return subscribe_on_subscribe(shard, client, &packet.subscribe);
     case MQTT_UNSUBSCRIBE:

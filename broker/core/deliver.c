@@ -7,6 +7,8 @@
 #include "common/clock.h"
 #include "common/hash.h"
 
+#define CONTROL_RECORD_SIZE ((size_t)96) /* more than ACK, SENT or RECEIVED take */
+
 /* --- batches for other shards ------------------------------------------------------------------------------------------------------- */
 
 void delivery_free(struct delivery *delivery)
@@ -87,21 +89,29 @@ static void deliver_home(struct shard *shard, struct msg *msg, const struct reci
     struct session *sess = session_table_find_number(&shard->sessions, recipient->number);
     if (!sess) {
         counter_inc(&shard->stats.dropped_session_gone);
+        /* It was logged between the match and the end of the session: nobody else can say that nobody wants it. */
+        if (recipient->qos > 0 || shard->config.limits.queue_qos0_messages)
+            waiting_log_drop(shard, recipient->number, msg_sequence(msg), SHARD_dropped_session_gone);
         return;
     }
     if (sess->rare && sess->rare->pending)
         session_note_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg);
-    deliver_to_session(shard, sess, msg, recipient->qos, recipient->retain, recipient->ids, recipient->id_count);
+    bool is_wanted = msg_sequence(msg) != 0 && waiting_is_logged(shard, sess) &&
+                     (recipient->qos > 0 || shard->config.limits.queue_qos0_messages);
+    deliver_to_session(shard, sess, msg, recipient->qos, recipient->retain, is_wanted, recipient->ids, recipient->id_count);
 }
 
 static void deliver_recipient(struct shard *shard, struct msg *msg, const struct recipient *recipient)
 {
     if (recipient->shard == shard->config.index)
         deliver_home(shard, msg, recipient);
-    else if (recipient->qos == 0 && op_backlog_waits(&shard->backlog, recipient->shard))
+    else if (recipient->qos == 0 && !shard->config.limits.queue_qos0_messages && op_backlog_waits(&shard->backlog, recipient->shard))
         counter_inc(&shard->stats.dropped_ring_full);
-    else if (!batch_add(shard, msg, recipient))
+    else if (!batch_add(shard, msg, recipient)) {
         counter_inc(&shard->stats.dropped_no_memory);
+        if (recipient->qos > 0 || shard->config.limits.queue_qos0_messages)
+            waiting_log_drop(shard, recipient->number, msg_sequence(msg), SHARD_dropped_no_memory);
+    }
 }
 
 void deliver_recipients(struct shard *shard, struct msg *msg, struct span recipients)
@@ -172,54 +182,151 @@ static enum send_result send_head(struct shard *shard, struct client *client, st
     return SEND_OK;
 }
 
-static void count_unsent(struct shard *shard, enum send_result result)
+/* A copy that will not be sent. */
+static void drop(struct shard *shard, const struct session *sess, const struct msg *msg, bool is_wanted, struct counter *cell,
+                 enum shard_drop reason)
 {
-    if (result == SEND_TOO_LARGE)
-        counter_inc(&shard->stats.dropped_too_large);
-    else if (result == SEND_NOMEM)
-        counter_inc(&shard->stats.dropped_no_memory);
+    counter_inc(cell);
+    if (is_wanted)
+        waiting_log_drop(shard, sess->number, msg_sequence(msg), reason);
 }
 
-static void send_qos0(struct shard *shard, struct client *client, struct msg *msg, uint32_t meta)
+static void drop_unsent(struct shard *shard, const struct session *sess, const struct queue_item *item, enum send_result result)
 {
+    if (result == SEND_TOO_LARGE)
+        drop(shard, sess, item->msg, item->is_wanted, &shard->stats.dropped_too_large, SHARD_dropped_too_large);
+    else
+        drop(shard, sess, item->msg, item->is_wanted, &shard->stats.dropped_no_memory, SHARD_dropped_no_memory);
+}
+
+/* Room for what a message's way may need to be logged: asked before anything is done. */
+static bool may_log(const struct shard *shard) { return shard_log_has_control_room(&shard->log, CONTROL_RECORD_SIZE); }
+
+/* ACK, SENT or RECEIVED. Returns the block to wait for. */
+static uint64_t log_about(struct shard *shard, const struct session *sess, enum record_type type, uint64_t sequence, uint16_t packet_id)
+{
+    return shard_log_control(
+        shard,
+        &(struct record){.type = (uint8_t)type, .session = sess->number, .subject_sequence = sequence, .packet_id = packet_id});
+}
+
+/* The entry goes on when its record is durable (LOG 8). */
+static void hold(struct shard *shard, const struct session *sess, struct inflight_entry *entry, uint64_t wait_block)
+{
+    struct gate_item item = {
+        .wait_block = wait_block,
+        .since_mono_ns = shard->now_mono_ns,
+        .client = {.number = sess->number, .connection = sess->connection},
+        .packet_id = entry->packet_id,
+        .kind = GATE_SEND,
+    };
+    ack_gate_put(&shard->gate, &item, (struct span){0, 0}, shard_log_filling(&shard->log));
+    entry->pending++;
+}
+
+static void send_qos0(struct shard *shard, struct client *client, const struct queue_item *item)
+{
+    struct session *sess = client->session;
     const uint32_t *ids;
-    uint32_t one, id_count = session_unpack_ids(client->session, &ids, &one, meta);
+    uint32_t one, id_count = session_unpack_ids(sess, &ids, &one, item->meta);
     struct packet_publish_head head;
-    head_of(shard, &head, msg, meta, ids, id_count);
-    enum send_result result = send_head(shard, client, msg, &head);
-    count_unsent(shard, result);
-    if (result != SEND_OK)
+    head_of(shard, &head, item->msg, item->meta, ids, id_count);
+    enum send_result result = send_head(shard, client, item->msg, &head);
+    if (result != SEND_OK) {
+        drop_unsent(shard, sess, item, result);
         return;
+    }
+    if (item->is_wanted)
+        log_about(shard, sess, RECORD_ACK, msg_sequence(item->msg), 0);
     counter_inc(&shard->stats.copies_sent_qos0);
     counter_inc(&shard->stats.sent_qos0);
 }
 
-/* First sending of a QoS 1 or 2 copy; there is quota. The reference stays the caller's. */
-static void send_new(struct shard *shard, struct client *client, struct msg *msg, uint32_t meta)
+/* Whether the entry's end is said in the log. */
+static bool is_end_logged(const struct shard *shard, const struct session *sess, const struct inflight_entry *entry)
+{
+    return entry->state == INFLIGHT_PUBLISH_1 ? entry->is_wanted : waiting_is_logged(shard, sess);
+}
+static bool may_end(const struct shard *shard, const struct session *sess, const struct inflight_entry *entry)
+{
+    return !is_end_logged(shard, sess, entry) || may_log(shard);
+}
+
+/* The client is done with an entry, or we are: its place and its quota are free again [MQTT-4.9.0-1]. may_end() said yes. */
+static void end_entry(struct shard *shard, struct client *client, struct inflight_entry *entry)
+{
+    struct session *sess = client->session;
+    if (is_end_logged(shard, sess, entry))
+        log_about(shard, sess, RECORD_ACK, inflight_sequence(entry), entry->state == INFLIGHT_PUBLISH_1 ? 0 : entry->packet_id);
+    if (entry->holds_quota && client->send_quota < client->receive_max)
+        client->send_quota++;
+    inflight_remove(&sess->inflight, entry);
+    gauge_add(&shard->stats.inflight, -1);
+}
+
+/* A PUBLISH under its identifier, for the first time or again. */
+static enum send_result send_entry(struct shard *shard, struct client *client, struct inflight_entry *entry)
 {
     struct session *sess = client->session;
     const uint32_t *ids;
-    uint32_t one, id_count = session_unpack_ids(sess, &ids, &one, meta);
+    uint32_t one, id_count = session_unpack_ids(sess, &ids, &one, entry->meta);
     struct packet_publish_head head;
-    head_of(shard, &head, msg, meta, ids, id_count);
-    struct inflight_entry *entry = inflight_add(&sess->inflight, msg, meta, head.qos);
-    if (!entry) {
-        counter_inc(&shard->stats.dropped_no_memory);
-        return;
-    }
-    msg_ref(msg);
+    head_of(shard, &head, entry->msg, entry->meta, ids, id_count);
+    head.qos = entry->state == INFLIGHT_PUBLISH_1 ? 1 : 2;
+    head.dup = entry->is_dup; /* [MQTT-3.3.1-1] */
     head.packet_id = entry->packet_id;
-    enum send_result result = send_head(shard, client, msg, &head);
-    if (result != SEND_OK) {
-        inflight_remove(&sess->inflight, entry); /* as if it had been completed [MQTT-3.1.2-25] */
-        count_unsent(shard, result);
+    enum send_result result = send_head(shard, client, entry->msg, &head);
+    if (result == SEND_TOO_LARGE) { /* as if it had been completed [MQTT-3.1.2-25] */
+        counter_inc(&shard->stats.dropped_too_large);
+        end_entry(shard, client, entry);
+    }
+    if (result != SEND_OK)
+        return result;
+    inflight_mark_sent(&sess->inflight, entry);
+    if (!entry->holds_quota)
+        client->send_quota--;
+    entry->holds_quota = true;
+    counter_inc(head.qos == 1 ? &shard->stats.sent_qos1 : &shard->stats.sent_qos2);
+    counter_add(&shard->stats.resent, head.dup);
+    return result;
+}
+
+static bool is_too_large(const struct shard *shard, const struct client *client, const struct queue_item *item)
+{
+    const uint32_t *ids;
+    uint32_t one, packet_size, id_count = session_unpack_ids(client->session, &ids, &one, item->meta);
+    struct packet_publish_head head;
+    if (client->packet_size_max == UINT32_MAX)
+        return false;
+    head_of(shard, &head, item->msg, item->meta, ids, id_count);
+    return packet_publish_head_size(&head, client->version, &packet_size) == 0 || packet_size > client->packet_size_max;
+}
+
+/* First sending of a QoS 1 or 2 copy; there is quota, and room in the log. The reference stays the caller's. */
+static void send_new(struct shard *shard, struct client *client, const struct queue_item *item)
+{
+    struct session *sess = client->session;
+    uint8_t qos = queue_meta_qos(item->meta);
+    if (is_too_large(shard, client, item)) {
+        drop_unsent(shard, sess, item, SEND_TOO_LARGE);
         return;
     }
-    inflight_mark_sent(&sess->inflight, entry);
+    struct inflight_entry *entry = inflight_add(&sess->inflight, item->msg, item->meta, qos);
+    if (!entry) {
+        drop_unsent(shard, sess, item, SEND_NOMEM);
+        return;
+    }
+    msg_ref(item->msg);
+    entry->is_wanted = item->is_wanted;
+    entry->is_dup = qos == 1 && sess->queue.dup_left > 0;
+    sess->queue.dup_left -= sess->queue.dup_left > 0;
     entry->holds_quota = true;
     client->send_quota--;
     gauge_add(&shard->stats.inflight, 1);
-    counter_inc(head.qos == 1 ? &shard->stats.sent_qos1 : &shard->stats.sent_qos2);
+    if (qos == 2 && waiting_is_logged(shard, sess))
+        hold(shard, sess, entry, log_about(shard, sess, RECORD_SENT, msg_sequence(item->msg), entry->packet_id));
+    else if (inflight_next_unsent(&sess->inflight) == entry) /* else behind one that waits */
+        (void)send_entry(shard, client, entry);
 }
 
 /* A socket with nothing waiting always has room, so nobody stands still because of others' slowness. */
@@ -230,208 +337,194 @@ static bool outbox_has_room(const struct shard *shard, const struct client *clie
            (client->outbox.bytes <= limits->outbox_bytes_max && shard->stats.outbox.bytes <= limits->outboxes_bytes_max);
 }
 
-/* May a new QoS 1 or 2 message go out now? [MQTT-3.3.4-9] */
+/* May a new QoS 1 or 2 message go out now? [MQTT-3.3.4-9] Those of earlier connections go first. */
 static bool may_send_new(const struct shard *shard, struct client *client)
 {
     struct inflight *inflight = &client->session->inflight;
+    const struct inflight_entry *unsent = inflight_next_unsent(inflight);
     return client->send_quota > 0 && inflight->count < shard->config.limits.inflight_max && outbox_has_room(shard, client) &&
-           !client->is_doomed && !inflight_next_unsent(inflight);
+           !client->is_doomed && (!unsent || unsent->holds_quota);
 }
 
-static void enqueue(struct shard *shard, struct session *sess, struct msg *msg, uint32_t meta)
+/* Whether all it takes to send the copy is there; what lacks room in the log is tried again when there is some. */
+static bool may_send(struct shard *shard, struct client *client, uint8_t qos, bool is_wanted)
 {
-    struct queue_limits limits = {shard->config.limits.session_queue_messages_max, shard->config.limits.session_queue_bytes_max};
-    enum queue_result result = queue_push(&sess->queue, msg, meta, &limits, sess->client != NULL);
-    switch (result) {
-    case QUEUE_FULL_MESSAGES:
-        counter_inc(&shard->stats.dropped_queue_full);
-        return;
-    case QUEUE_FULL_BYTES:
-        counter_inc(&shard->stats.dropped_queue_bytes);
-        return;
-    case QUEUE_NOMEM:
-        counter_inc(&shard->stats.dropped_no_memory);
-        return;
-    case QUEUE_TO_STORE:
-        sess->has_stored = true;
-        shard_post(shard, ACTOR_STORE,
-                   &(struct op){.type = OP_STORE_PUT,
-                                .from = shard->config.index,
-                                .store = {.session_number = sess->number, .msg = msg_ref(msg), .meta = meta}});
-        break;
-    case QUEUE_RESIDENT:
-        break;
-    }
-    queue_stats_push(&shard->stats.queued, msg_cost(msg), shard->now_mono_ns);
+    if (qos == 0 ? !outbox_has_room(shard, client) : !may_send_new(shard, client))
+        return false;
+    bool needs_record = qos == 0 ? is_wanted : qos == 2 && waiting_is_logged(shard, client->session);
+    if (!needs_record || may_log(shard))
+        return true;
+    waiting_on_stuck(shard, client->session);
+    return false;
 }
 
-void deliver_to_session(struct shard *shard, struct session *sess, struct msg *msg, uint8_t qos, bool retain, const uint32_t *ids,
-                        uint32_t id_count)
+/* Its client, when that may be sent something. */
+static struct client *client_of(const struct session *sess)
 {
-    struct client *client = sess->client;
+    return sess->client && sess->client->state == CLIENT_CONNECTED ? sess->client : NULL;
+}
+
+void deliver_to_session(struct shard *shard, struct session *sess, struct msg *msg, uint8_t qos, bool retain, bool is_wanted,
+                        const uint32_t *ids, uint32_t id_count)
+{
+    struct client *client = client_of(sess);
     if (msg->expiry_wall_ns <= shard->now_wall_ns) {
-        counter_inc(&shard->stats.dropped_expired); /* [MQTT-3.3.2-5] */
+        drop(shard, sess, msg, is_wanted, &shard->stats.dropped_expired, SHARD_dropped_expired); /* [MQTT-3.3.2-5] */
         return;
     }
     if (!client && qos == 0 && !shard->config.limits.queue_qos0_messages) {
-        counter_inc(&shard->stats.dropped_offline);
+        drop(shard, sess, msg, is_wanted, &shard->stats.dropped_offline, SHARD_dropped_offline);
         return;
     }
     if (client && qos == 0 && !outbox_has_room(shard, client)) {
-        counter_inc(&shard->stats.dropped_slow_consumer);
+        drop(shard, sess, msg, is_wanted, &shard->stats.dropped_slow_consumer, SHARD_dropped_slow_consumer);
         return;
     }
-    uint32_t meta = session_pack_meta(sess, qos, retain, ids, id_count);
-    if (client && qos == 0)
-        send_qos0(shard, client, msg, meta);
-    else if (client && queue_count(&sess->queue) == 0 && may_send_new(shard, client))
-        send_new(shard, client, msg, meta);
+    struct queue_item item = {.msg = msg, .meta = session_pack_meta(sess, qos, retain, ids, id_count), .is_wanted = is_wanted};
+    bool is_first = qos == 0 ? !is_wanted || queue_count(&sess->queue) == 0 : queue_count(&sess->queue) == 0;
+    if (!client || !is_first || !may_send(shard, client, qos, is_wanted))
+        waiting_add(shard, sess, msg, item.meta, is_wanted);
+    else if (qos == 0)
+        send_qos0(shard, client, &item);
     else
-        enqueue(shard, sess, msg, meta);
+        send_new(shard, client, &item);
 }
 
-/* Send again what an earlier connection left unfinished, in order, with the same identifiers [MQTT-4.4.0-1]. False: not all could go. */
-static bool resend(struct shard *shard, struct client *client)
+/* Send what is in flight and not sent on this connection, in order, with the same identifiers [MQTT-4.4.0-1]: what an earlier connection
+ * left unfinished, and what waited for its record. False: what is left was there before this connection, nothing new goes before it. */
+static bool send_unsent(struct shard *shard, struct client *client)
 {
     struct session *sess = client->session;
     for (struct inflight_entry *entry; (entry = inflight_next_unsent(&sess->inflight)) != NULL;) {
         if (client->is_doomed)
             return false;
+        if (entry->pending > 0)
+            return entry->holds_quota;
         if (entry->state == INFLIGHT_PUBREL) {
             inflight_mark_sent(&sess->inflight, entry);
             client_send_ack(shard, client, MQTT_PUBREL, entry->packet_id, MQTT_REASON_SUCCESS);
             continue;
         }
-        if (client->send_quota == 0 || !outbox_has_room(shard, client))
-            return false; /* [MQTT-4.9.0-1] */
-        const uint32_t *ids;
-        uint32_t one, id_count = session_unpack_ids(sess, &ids, &one, entry->meta);
-        struct packet_publish_head head;
-        head_of(shard, &head, entry->msg, entry->meta, ids, id_count);
-        head.dup = true; /* [MQTT-3.3.1-1] */
-        head.packet_id = entry->packet_id;
-        enum send_result result = send_head(shard, client, entry->msg, &head);
-        if (result == SEND_NOMEM)
+        bool has_quota = entry->holds_quota || client->send_quota > 0; /* [MQTT-4.9.0-1] */
+        if (!entry->has_msg || !has_quota || !outbox_has_room(shard, client))
             return false;
-        if (result == SEND_TOO_LARGE) {
-            inflight_remove(&sess->inflight, entry);
-            gauge_add(&shard->stats.inflight, -1);
-            counter_inc(&shard->stats.dropped_too_large);
-            continue;
+        if (!may_end(shard, sess, entry)) { /* it may turn out to be too large for this connection */
+            waiting_on_stuck(shard, sess);
+            return false;
         }
-        inflight_mark_sent(&sess->inflight, entry);
-        entry->holds_quota = true;
-        client->send_quota--;
-        counter_inc(head.qos == 1 ? &shard->stats.sent_qos1 : &shard->stats.sent_qos2);
-        counter_inc(&shard->stats.resent);
+        if (send_entry(shard, client, entry) == SEND_NOMEM)
+            return false;
     }
     return true;
 }
 
-static void ask_for_more(struct shard *shard, struct session *sess)
+static bool is_too_old(const struct shard *shard, const struct queue_item *item)
 {
-    uint32_t count = queue_load_count(&sess->queue);
-    if (count == 0)
-        return;
-    sess->queue.is_loading = true;
-    shard_post(shard, ACTOR_STORE,
-               &(struct op){.type = OP_STORE_LOAD, .from = shard->config.index, .count = count, .store = {.session_number = sess->number}});
+    int64_t age_max_ns = shard->config.limits.queue_age_max_ns;
+    /* A retained value was received long before it was asked for. */
+    return age_max_ns > 0 && !queue_meta_retain(item->meta) && shard->now_wall_ns - item->msg->receive_wall_ns > age_max_ns;
 }
 
 void deliver_pump(struct shard *shard, struct client *client)
 {
     struct session *sess = client->session;
-    if (!resend(shard, client))
+    if (client->state != CLIENT_CONNECTED)
         return;
-    for (struct queue_item *first; (first = queue_first(&sess->queue)) != NULL;) {
+    bool goes_on = send_unsent(shard, client);
+    for (struct queue_item *first; goes_on && (first = queue_first(&sess->queue)) != NULL;) {
         bool is_expired = first->msg->expiry_wall_ns <= shard->now_wall_ns;
         uint8_t qos = queue_meta_qos(first->meta);
-        if (!is_expired && (qos == 0 ? !outbox_has_room(shard, client) : !may_send_new(shard, client)))
+        bool is_old = is_too_old(shard, first);
+        if (!is_expired && !is_old && !may_send(shard, client, qos, first->is_wanted))
             break;
-        struct queue_item item = queue_pop(&sess->queue);
-        queue_stats_pop(&shard->stats.queued, msg_cost(item.msg), shard->stats.queued.oldest_ns);
+        struct queue_item item = waiting_take(shard, sess);
         if (is_expired)
-            counter_inc(&shard->stats.dropped_expired);
+            drop(shard, sess, item.msg, item.is_wanted, &shard->stats.dropped_expired, SHARD_dropped_expired);
+        else if (is_old)
+            drop(shard, sess, item.msg, item.is_wanted, &shard->stats.dropped_queue_age, SHARD_dropped_queue_age);
         else if (qos == 0)
-            send_qos0(shard, client, item.msg, item.meta);
+            send_qos0(shard, client, &item);
         else
-            send_new(shard, client, item.msg, item.meta);
+            send_new(shard, client, &item);
         msg_unref(item.msg);
     }
-    ask_for_more(shard, sess);
+    waiting_read(shard, sess);
     subscribe_pace_retained(shard, sess);
     session_rare_trim(sess);
 }
 
-void deliver_on_loaded(struct shard *shard, const struct op *op)
-{
-    struct store_page *page = op->store.page;
-    struct session *sess = session_table_find_number(&shard->sessions, op->store.session_number);
-    if (!sess) {
-        /* The session has ended; its queue was counted as dropped then. */
-        for (uint32_t i = 0; i < page->count; i++)
-            msg_unref(page->items[i].msg);
-        free(page);
-        return;
-    }
-    uint64_t bytes_before = sess->queue.bytes;
-    uint32_t dropped;
-    if (!queue_on_loaded(&sess->queue, &dropped, page)) {
-        counter_add(&shard->stats.dropped_no_memory, dropped);
-        struct queue_stats *queued = &shard->stats.queued;
-        queue_stats_set(queued, queued->messages - dropped, queued->bytes - (bytes_before - sess->queue.bytes), queued->oldest_ns);
-    }
-    if (sess->client)
-        deliver_pump(shard, sess->client);
-}
-
 /* --- the client's answers ----------------------------------------------------------------------------------------------------------- */
 
-/* The client is done with a message: its place and its quota are free again [MQTT-4.9.0-1]. */
-static void finish(struct shard *shard, struct client *client, struct inflight_entry *entry)
+static enum client_step block_for_log(struct shard *shard, struct client *client)
 {
-    if (entry->holds_quota && client->send_quota < client->receive_max)
-        client->send_quota++;
-    inflight_remove(&client->session->inflight, entry);
-    gauge_add(&shard->stats.inflight, -1);
+    client_set_block(shard, client, BLOCK_ROOM);
+    return CLIENT_BLOCKED;
+}
+
+static enum client_step finish(struct shard *shard, struct client *client, struct inflight_entry *entry)
+{
+    end_entry(shard, client, entry);
     counter_inc(&shard->stats.copies_acked);
     deliver_pump(shard, client);
+    return CLIENT_NEXT;
 }
 
-void deliver_on_puback(struct shard *shard, struct client *client, uint16_t packet_id)
+enum client_step deliver_on_puback(struct shard *shard, struct client *client, uint16_t packet_id)
 {
     struct inflight_entry *entry = inflight_find(&client->session->inflight, packet_id);
-    if (entry && entry->state == INFLIGHT_PUBLISH_1)
-        finish(shard, client, entry); /* with an error as well: not sent again [MQTT-4.4.0-2] */
+    if (!entry || entry->state != INFLIGHT_PUBLISH_1)
+        return CLIENT_NEXT;
+    return may_end(shard, client->session, entry) ? finish(shard, client, entry) : block_for_log(shard, client); /* an error, too, ends it [MQTT-4.4.0-2] */
 }
 
-void deliver_on_pubrec(struct shard *shard, struct client *client, uint16_t packet_id, enum mqtt_reason reason)
+enum client_step deliver_on_pubrec(struct shard *shard, struct client *client, uint16_t packet_id, enum mqtt_reason reason)
 {
-    struct inflight_entry *entry = inflight_find(&client->session->inflight, packet_id);
+    struct session *sess = client->session;
+    struct inflight_entry *entry = inflight_find(&sess->inflight, packet_id);
     if (!entry || entry->state == INFLIGHT_PUBLISH_1) {
         if (reason < MQTT_REASON_UNSPECIFIED_ERROR)
             client_send_ack(shard, client, MQTT_PUBREL, packet_id, MQTT_REASON_PACKET_IDENTIFIER_NOT_FOUND);
-        return;
+        return CLIENT_NEXT;
     }
-    if (reason >= MQTT_REASON_UNSPECIFIED_ERROR) {
-        finish(shard, client, entry);
-        return;
+    if (entry->pending > 0)
+        return CLIENT_NEXT; /* it was not sent yet, or its PUBREL follows */
+    if (!may_end(shard, sess, entry))
+        return block_for_log(shard, client);
+    if (reason >= MQTT_REASON_UNSPECIFIED_ERROR)
+        return finish(shard, client, entry);
+    if (entry->state == INFLIGHT_PUBLISH_2) {
+        inflight_to_pubrel(&sess->inflight, entry);
+        if (waiting_is_logged(shard, sess))
+            hold(shard, sess, entry, log_about(shard, sess, RECORD_RECEIVED, inflight_sequence(entry), packet_id));
     }
-    if (entry->state == INFLIGHT_PUBLISH_2)
-        inflight_to_pubrel(&client->session->inflight, entry);
-    if (entry->is_sent)
+    if (entry->is_sent && entry->pending == 0)
         client_send_ack(shard, client, MQTT_PUBREL, packet_id, MQTT_REASON_SUCCESS); /* [MQTT-4.3.3-4] */
+    return CLIENT_NEXT;
 }
 
-void deliver_on_pubcomp(struct shard *shard, struct client *client, uint16_t packet_id)
+enum client_step deliver_on_pubcomp(struct shard *shard, struct client *client, uint16_t packet_id)
 {
     struct inflight_entry *entry = inflight_find(&client->session->inflight, packet_id);
-    if (entry && entry->state == INFLIGHT_PUBREL)
-        finish(shard, client, entry);
+    if (!entry || entry->state != INFLIGHT_PUBREL || entry->pending > 0)
+        return CLIENT_NEXT;
+    return may_end(shard, client->session, entry) ? finish(shard, client, entry) : block_for_log(shard, client);
 }
 
-void deliver_on_sent_durable(struct shard *shard, struct client *client, uint16_t packet_id)
+void deliver_on_sent_durable(struct shard *shard, const struct client_ref *ref, uint16_t packet_id)
 {
-    (void)packet_id;
-    deliver_pump(shard, client);
+    struct session *sess = session_table_find_number(&shard->sessions, ref->number);
+    if (!sess)
+        return;
+    /* It cannot have gone: an entry is ended by nobody while its record is on its way. */
+    struct inflight_entry *entry = inflight_find(&sess->inflight, packet_id);
+    CHECK(entry);
+    CHECK(entry->pending > 0);
+    entry->pending--;
+    struct client *client = client_of(sess);
+    if (!client || entry->pending > 0)
+        return;
+    if (entry->is_sent && entry->state == INFLIGHT_PUBREL)
+        client_send_ack(shard, client, MQTT_PUBREL, packet_id, MQTT_REASON_SUCCESS); /* [MQTT-4.3.3-4] */
+    else
+        deliver_pump(shard, client);
 }

@@ -16,7 +16,6 @@ struct delivery;
 struct log_block;
 struct msg;
 struct route_request;
-struct store_page;
 struct store_read;
 struct store_run;
 
@@ -45,10 +44,6 @@ enum op_type {
     OP_LOG_DURABLE,      /* log -> shard: own blocks up to `durable_blocks` are durable; `blocks` returned           */
     OP_LOG_FAILED,       /* log -> shard: the log is failed for good; nothing is acknowledged from here on           */
     OP_LOG_ROOM,         /* log -> shard: the log takes PUBLISH records / does not                                  */
-    OP_STORE_PUT,        /* session's home -> store: append one message to a session's stored queue                 */
-    OP_STORE_LOAD,       /* session's home -> store: give the oldest n of a session's stored queue                  */
-    OP_STORE_LOADED,     /* store -> session's home: those messages, removed from the stored queue                  */
-    OP_STORE_FORGET,     /* session's home -> store: the session has ended, drop its queue                          */
     OP_STORE_CHECKPOINT, /* store -> shards and route: everything below `checkpoint.sequence` can be read from the store           */
     OP_STORE_ROOM,       /* store -> shards: the checkpoint keeps up (`flag`) / PUBLISHes that need it must wait    */
     OP_STORE_RUN,        /* session's home -> store: these positions stand in a run from now on                     */
@@ -94,12 +89,6 @@ struct op {
             uint64_t first_sequence;  /* of the newest of them */
             struct log_block *blocks; /* list of buffers given back */
         } durable;                    /* OP_LOG_DURABLE; OP_LOG_ROOM uses `flag` alone */
-        struct {
-            uint64_t session_number;
-            struct msg *msg;         /* OP_STORE_PUT: shared (ref) */
-            struct store_page *page; /* OP_STORE_LOADED: taken; may hold fewer than asked for, never none when the queue had some */
-            uint32_t meta;           /* OP_STORE_PUT: delivery options packed by session/queue.h, opaque to the store */
-        } store;
         struct {
             uint64_t sequence; /* exclusive */
         } checkpoint;          /* OP_STORE_CHECKPOINT; OP_STORE_ROOM uses `flag` alone */

@@ -949,8 +949,7 @@ uint64_t publish_on_released(void *arg, const struct gate_item *item, struct spa
             client_on_session_durable(shard, client);
         return 0;
     case GATE_SEND:
-        if (client)
-            deliver_on_sent_durable(shard, client, item->packet_id);
+        deliver_on_sent_durable(shard, &item->client, item->packet_id);
         return 0;
     case GATE_ACK:
         break;

@@ -77,7 +77,7 @@ void session_on_disconnected(struct shard *shard, struct session *sess, bool say
         session_end(shard, sess);
         return;
     }
-    inflight_trim(&sess->inflight);
+    waiting_on_away(shard, sess);
     session_rare_trim(sess);
     arm_timer(shard, sess);
 }
@@ -101,14 +101,7 @@ void session_end(struct shard *shard, struct session *sess)
     struct will *will = take_will(sess);
     timer_wheel_remove(&shard->session_timers, &sess->timer);
     subscribe_forget_session(shard, sess);
-    if (sess->has_stored)
-        shard_post(shard, ACTOR_STORE,
-                   &(struct op){.type = OP_STORE_FORGET, .from = shard->config.index, .store = {.session_number = sess->number}});
-    uint32_t queued = queue_count(&sess->queue);
-    counter_add(&shard->stats.dropped_session_ended, queued + sess->inflight.count);
-    gauge_add(&shard->stats.inflight, -(int64_t)sess->inflight.count);
-    struct queue_stats *stats = &shard->stats.queued;
-    queue_stats_set(stats, stats->messages - queued, stats->bytes - sess->queue.bytes, stats->oldest_ns);
+    waiting_forget(shard, sess);
     counter_inc(&shard->stats.sessions_ended);
     gauge_add(&shard->stats.sessions, -1);
     session_table_remove(&shard->sessions, sess);

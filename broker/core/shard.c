@@ -7,6 +7,7 @@
 #include "common/check.h"
 #include "common/hash.h"
 
+#define DROP_RECORD_SIZE ((size_t)4096) /* more than a DROP record takes */
 #define REFUSED_MAX 4096 /* retained refusals remembered for answers in the gate */
 
 actor_id shard_home(uint64_t hash_key, uint16_t shard_count, struct span client_id)
@@ -43,6 +44,7 @@ struct shard *shard_new(const struct shard_config *config, struct topic_tree *tr
     histogram_init(&shard->stats.gate_hold_ns);
     shard_log_init(&shard->log, pool);
     shard->has_store_room = true;
+    waiting_init(shard);
     ack_gate_init(&shard->gate, &shard->stats.gate);
     op_backlog_init(&shard->backlog);
     match_list_init(&shard->scratch.list);
@@ -66,8 +68,10 @@ static void drop_op(const struct op *op)
         route_request_free(op->request);
     else if (op->type == OP_ROUTE_RETAIN)
         msg_unref(op->retain.msg);
-    else if (op->type == OP_STORE_PUT)
-        msg_unref(op->store.msg);
+    else if (op->type == OP_STORE_RUN)
+        free(op->run.run);
+    else if (op->type == OP_STORE_READ)
+        store_read_free(op->read);
 }
 
 /* Blocks that were sealed and found the ring full go back to the pool: what is in them was never acknowledged. */
@@ -100,6 +104,7 @@ void shard_free(struct shard *shard)
     op_backlog_deinit(&shard->backlog, drop_op);
     shard_log_deinit(&shard->log);
     session_table_deinit(&shard->sessions);
+    waiting_deinit(&shard->waiting);
     publish_scratch_deinit(&shard->scratch);
     outbox_pool_deinit(&shard->outboxes);
     epoch_reader_unregister(shard->reader);
@@ -114,7 +119,7 @@ struct shard_stats *shard_get_stats(struct shard *shard) { return &shard->stats;
 static bool post_to_ring(void *arg, actor_id to, const struct op *op)
 {
     struct shard *shard = arg;
-    bool is_bulk = op->type == OP_DELIVER || op->type == OP_STORE_PUT || op->type == OP_ROUTE_RETAIN;
+    bool is_bulk = op->type == OP_DELIVER || op->type == OP_ROUTE_RETAIN;
     return shard->io->post(shard->io_arg, to, op, !is_bulk);
 }
 
@@ -243,6 +248,7 @@ void shard_on_op(struct shard *shard, const struct op *op)
     case OP_LOG_DURABLE:
         shard->is_room_news = true;
         shard_log_on_durable(shard, op);
+        waiting_retry_stuck(shard);
         return;
     case OP_LOG_FAILED:
         shard->is_room_news = shard->log.is_failed = true;
@@ -251,8 +257,11 @@ void shard_on_op(struct shard *shard, const struct op *op)
         shard->log.has_room = op->flag;
         shard->is_room_news |= op->flag;
         return;
-    case OP_STORE_LOADED:
-        deliver_on_loaded(shard, op);
+    case OP_STORE_CHECKPOINT:
+        waiting_on_checkpoint(shard, op->checkpoint.sequence);
+        return;
+    case OP_STORE_READ_DONE:
+        waiting_on_read(shard, op->read);
         return;
     case OP_STORE_ROOM:
         shard->has_store_room = op->flag;
@@ -264,15 +273,10 @@ void shard_on_op(struct shard *shard, const struct op *op)
     case OP_ROUTE_PASS:
     case OP_RETAINED_MORE:
     case OP_LOG_BLOCK:
-    case OP_STORE_PUT:
-    case OP_STORE_LOAD:
-    case OP_STORE_FORGET:
-    case OP_STORE_CHECKPOINT:
     case OP_STORE_RUN:
     case OP_STORE_RUN_DROP:
     case OP_STORE_PASSED:
     case OP_STORE_READ:
-    case OP_STORE_READ_DONE:
         break;
     }
     UNREACHABLE();
@@ -321,7 +325,8 @@ static void write_all(struct shard *shard)
             continue;
         }
         client_flush(shard, client);
-        if (client->state == CLIENT_CONNECTED && !client->is_waiting_writable && queue_first(&client->session->queue))
+        if (client->state == CLIENT_CONNECTED && !client->is_waiting_writable &&
+            (queue_first(&client->session->queue) || inflight_next_unsent(&client->session->inflight)))
             deliver_pump(shard, client);
     }
 }
@@ -352,6 +357,7 @@ void shard_turn_end(struct shard *shard)
         shard->is_work_left = true;
     session_retry_wills(shard);
 
+    shard->is_work_left |= waiting_turn_end(shard);
     shard_log_turn_end(shard);
     uint64_t held_before = shard->gate.stats->messages;
     if (ack_gate_release(&shard->gate, SHARD_RELEASES_PER_TURN, publish_on_released, shard))
@@ -362,6 +368,8 @@ void shard_turn_end(struct shard *shard)
     deliver_post_batches(shard); /* closing may have said wills */
     refresh_gauges(shard);
     if ((!list_is_empty(&shard->ready) && !shard->is_draining) || shard->log.block)
+        shard->is_work_left = true;
+    if (shard->waiting.drop_count > 0 && shard_log_has_control_room(&shard->log, DROP_RECORD_SIZE))
         shard->is_work_left = true;
     if (shard->is_room_news && !list_is_empty(&shard->blocked) && shard_has_room(shard) && !shard->is_draining)
         shard->is_work_left = true;

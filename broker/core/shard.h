@@ -30,6 +30,7 @@
 
 struct client; /* one MQTT connection, protocol side */
 struct log_block_pool;
+struct queue_totals;
 struct rule_table; /* broker/telemetry/rule.h, read only */
 struct tier_table; /* broker/guard/tier.h, read only */
 struct shard;
@@ -71,8 +72,10 @@ struct shard_listener {
 };
 
 struct shard_limits {
-    uint32_t session_queue_messages_max; /* stored and resident, per session: max_queued_messages */
+    uint32_t session_queue_messages_max; /* in memory and on disk, per session: max_queued_messages */
     uint64_t session_queue_bytes_max;
+    int64_t queue_age_max_ns;    /* a message that waited longer is dropped when its turn comes; 0 = none is too old */
+    uint8_t queue_policy;        /* enum queue_policy (session/queue.h) */
     uint16_t inflight_max;       /* outgoing QoS 1 and 2 in flight per session: max_inflight_messages */
     uint64_t outbox_bytes_max;   /* bytes waiting for one slow socket before QoS 0 is dropped and reading from it stops */
     uint64_t outboxes_bytes_max; /* the same of all sockets of the shard: past it, each that has anything waiting counts as too slow */
@@ -97,6 +100,7 @@ struct shard_config {
     uint16_t listener_count;
     const struct rule_table *rules;     /* borrowed for life; NULL = no telemetry */
     const struct tier_table *tiers;     /* borrowed for life; NULL = tier log for all */
+    struct queue_totals *queue_totals;  /* of the process, session/queue.h; NULL = no bound on all queues together */
     _Atomic uint64_t *retained_counter; /* process-wide: numbers retained PUBLISHes, the first is 1; shared by all shards */
     uint32_t epoch;                     /* the log's of this start, at most SESSION_NUMBER_EPOCH_MAX; 0 without persistence */
     bool persistence;                   /* false: nothing is logged, everything is acknowledged at once */

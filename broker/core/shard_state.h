@@ -10,6 +10,7 @@
 #include "broker/core/shard.h"
 #include "broker/core/shard_log.h"
 #include "broker/core/shard_stats.h"
+#include "broker/core/waiting.h"
 #include "broker/durable/ack_gate.h"
 #include "broker/route/topic_tree.h"
 #include "broker/session/outbox.h"
@@ -42,6 +43,7 @@ struct shard {
     struct op_backlog backlog;
     struct outbox_pool outboxes;
     struct shard_log log;
+    struct waiting waiting;
     struct publish_scratch scratch;
     struct delivery *batches[ACTOR_SHARDS_MAX]; /* to be posted at the end of the turn */
 
@@ -95,6 +97,8 @@ void subscribe_on_retained_value(struct shard *shard, const struct op *op);
 /* Ask for more of the retained values that are still to come, if the session has room for them. Cheap when none are. */
 void subscribe_pace_retained(struct shard *shard, struct session *sess);
 void subscribe_on_retained_end(struct shard *shard, const struct op *op);
+/* Publishers are to be refused for its sake, or no more. False: memory is short, nothing happened. */
+bool subscribe_set_full(struct shard *shard, struct session *sess, bool is_full);
 void subscribe_forget_session(struct shard *shard, struct session *sess);
 
 #endif

@@ -44,7 +44,12 @@
     X(dropped_session_ended, SHARD_DROPPED, "reason", "session_ended")                                                                     \
     X(dropped_no_memory, SHARD_DROPPED, "reason", "no_memory")                                                                             \
     X(dropped_stale_retained, SHARD_DROPPED, "reason", "newer_value_sent")                                                                 \
-    X(dropped_no_local, SHARD_DROPPED, "reason", "no_local")
+    X(dropped_no_local, SHARD_DROPPED, "reason", "no_local")                                                                               \
+    X(dropped_total_messages, SHARD_DROPPED, "reason", "total_messages")                                                                   \
+    X(dropped_total_bytes, SHARD_DROPPED, "reason", "total_bytes")                                                                         \
+    X(dropped_queue_age, SHARD_DROPPED, "reason", "queue_age")                                                                             \
+    X(dropped_not_wanted, SHARD_DROPPED, "reason", "not_wanted_any_more")                                                                  \
+    X(dropped_corrupt, SHARD_DROPPED, "reason", "corrupt_on_disk")
 
 #define SHARD_TELEMETRY_REFUSED_MAP(X)                                                                                                     \
     X(telemetry_refused_no_device, SHARD_TELEMETRY_REFUSED, "reason", "no_device")                                                         \
@@ -148,8 +153,16 @@
 #define SHARD_QUEUE_MAP(X)                                                                                                                 \
     X(gate, "ack_gate")                                                                                                                    \
     X(queued, "session_queue")                                                                                                             \
+    X(checkpoint_window, "checkpoint_window")                                                                                              \
     X(outbox, "outbox")                                                                                                                    \
     X(wills_due, "wills_due")
+
+/* Why a copy was dropped, as a number in DROP records: a new reason goes to the end of the map. */
+enum shard_drop {
+#define X(field, ...) SHARD_##field,
+    SHARD_DROP_MAP(X)
+#undef X
+};
 
 struct shard_stats {
 #define X(field, ...) struct counter field;

@@ -121,7 +121,8 @@ enum client_step subscribe_on_subscribe(struct shard *shard, struct client *clie
         filter->options = (uint8_t)((subscription.no_local ? SUBSCRIBER_NO_LOCAL : 0) |
                                     (subscription.retain_as_published ? SUBSCRIBER_RETAIN_AS_PUBLISHED : 0) |
                                     subscription.retain_handling << SUBSCRIBER_RETAIN_HANDLING_SHIFT |
-                                    (session_is_persistent(sess) ? SUBSCRIBER_PERSISTENT : 0));
+                                    (session_is_persistent(sess) ? SUBSCRIBER_PERSISTENT : 0) |
+                                    (sess->queue.is_full ? SUBSCRIBER_FULL : 0));
         filter->reason = judge_filter(sess, &subscription);
         pending->filters[index] =
             (struct pending_filter){.subscription_id = filter->subscription_id, .qos = filter->qos, .options = filter->options};
@@ -161,19 +162,35 @@ enum client_step subscribe_on_unsubscribe(struct shard *shard, struct client *cl
     return CLIENT_NEXT;
 }
 
-void subscribe_forget_session(struct shard *shard, struct session *sess)
+/* A request about all filters of a session; NULL when memory is short. */
+static struct route_request *request_about_all(const struct subscription_list *list)
 {
-    const struct subscription_list *list = sess->subscriptions;
-    if (!list)
-        return;
     struct route_request *request = route_request_new(list->count, list->size);
-    if (!request)
-        return; /* its entries stay and lead to a number that is gone: dropped as session_gone */
     struct span filter;
     uint32_t index = 0, used = 0;
-    for (uint32_t offset = 0; subscription_list_next(list, &offset, &filter); index++)
+    for (uint32_t offset = 0; request && subscription_list_next(list, &offset, &filter); index++)
         put_filter(request, index, &used, filter);
-    request_send(shard, sess, request, ROUTE_FORGET_SESSION, ++shard->request_id, 0);
+    return request;
+}
+
+void subscribe_forget_session(struct shard *shard, struct session *sess)
+{
+    /* Without memory its entries stay and lead to a number that is gone: dropped as session_gone. */
+    struct route_request *request = sess->subscriptions ? request_about_all(sess->subscriptions) : NULL;
+    if (request)
+        request_send(shard, sess, request, ROUTE_FORGET_SESSION, ++shard->request_id, 0);
+}
+
+bool subscribe_set_full(struct shard *shard, struct session *sess, bool is_full)
+{
+    if (!sess->subscriptions)
+        return true;
+    struct route_request *request = request_about_all(sess->subscriptions);
+    if (!request)
+        return false;
+    request->is_full = is_full;
+    request_send(shard, sess, request, ROUTE_SET_FULL, ++shard->request_id, 0);
+    return true;
 }
 
 /* The request's reasons as codes of the answer. */
@@ -270,7 +287,7 @@ void subscribe_on_retained_value(struct shard *shard, const struct op *op)
         else if (session_has_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg))
             counter_inc(&shard->stats.dropped_stale_retained);
         else
-            deliver_to_session(shard, sess, msg, qos, true, &filter->subscription_id,
+            deliver_to_session(shard, sess, msg, qos, true, false, &filter->subscription_id,
                                filter->subscription_id != 0); /* [MQTT-3.3.1-8 of 3.1.1] */
         pending->taken_count++;
         subscribe_pace_retained(shard, sess);

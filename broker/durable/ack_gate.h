@@ -83,8 +83,8 @@ struct ack_gate {
     struct queue_stats *stats; /* borrowed: items, bytes with messages, oldest */
 };
 
-/* What an item becomes. extra: the recipients' bytes. Borrowed until return; item->msg is the callee's to release. Must not put into the
- * gate. Returns 0, or, of an answer alone, an own block that it has to wait for after all: it stays at the head until that is durable and
+/* What an item becomes. extra: the recipients' bytes. Borrowed until return; item->msg is the callee's to release. What it puts
+ * into the gate goes behind all. Returns 0, or, of an answer alone, an own block that it has to wait for after all: it stays at the head until that is durable and
  * is then asked again. */
 typedef uint64_t (*gate_release_fn)(void *arg, const struct gate_item *item, struct span extra);
 

@@ -69,12 +69,9 @@ static struct inflight_entry *block_append(struct inflight_block *block, const s
     return entry;
 }
 
-static bool grow(struct inflight *inflight)
+static bool resize(struct inflight *inflight, uint32_t capacity)
 {
     struct inflight_block *old = inflight->block;
-    uint32_t capacity = old ? old->capacity * 2 : CAPACITY_FIRST;
-    if (old && old->capacity == CAPACITY_MAX)
-        return false;
     struct inflight_block *block = block_new(capacity < CAPACITY_MAX ? capacity : CAPACITY_MAX);
     if (!block)
         return false;
@@ -86,11 +83,37 @@ static bool grow(struct inflight *inflight)
     return true;
 }
 
+static bool grow(struct inflight *inflight)
+{
+    const struct inflight_block *old = inflight->block;
+    if (old && old->free != NONE)
+        return true;
+    if (old && old->capacity >= CAPACITY_MAX)
+        return false;
+    return resize(inflight, old && old->capacity * 2 > CAPACITY_FIRST ? old->capacity * 2 : CAPACITY_FIRST);
+}
+
+uint64_t inflight_sequence(const struct inflight_entry *entry)
+{
+    return entry->has_msg ? msg_sequence(entry->msg) : entry->sequence;
+}
+
+/* The message goes, its sequence stays. */
+static void drop_msg(struct inflight_entry *entry)
+{
+    if (!entry->has_msg)
+        return;
+    struct msg *msg = entry->msg;
+    entry->sequence = inflight_sequence(entry);
+    entry->has_msg = false;
+    msg_unref(msg);
+}
+
 void inflight_deinit(struct inflight *inflight)
 {
     if (inflight->block)
         for (uint16_t at = inflight->block->first; at != NONE; at = inflight->block->entries[at].next)
-            msg_unref(inflight->block->entries[at].msg);
+            drop_msg(&inflight->block->entries[at]);
     free(inflight->block);
     *inflight = (struct inflight){0};
 }
@@ -108,7 +131,7 @@ struct inflight_entry *inflight_add(struct inflight *inflight, struct msg *msg, 
     CHECK(qos == 1 || qos == 2);
     if (inflight->count == CAPACITY_MAX)
         return NULL;
-    if ((!inflight->block || inflight->block->free == NONE) && !grow(inflight))
+    if (!grow(inflight))
         return NULL;
     /* Ends: fewer than 65,535 identifiers are in use. */
     do
@@ -118,7 +141,31 @@ struct inflight_entry *inflight_add(struct inflight *inflight, struct msg *msg, 
     return block_append(inflight->block, &(struct inflight_entry){.msg = msg,
                                                                   .meta = meta,
                                                                   .packet_id = inflight->last_id,
-                                                                  .state = qos == 1 ? INFLIGHT_PUBLISH_1 : INFLIGHT_PUBLISH_2});
+                                                                  .state = qos == 1 ? INFLIGHT_PUBLISH_1 : INFLIGHT_PUBLISH_2,
+                                                                  .has_msg = true});
+}
+
+bool inflight_restore(struct inflight *inflight, uint64_t sequence, uint16_t packet_id, bool is_received)
+{
+    if (packet_id == 0 || inflight->count == CAPACITY_MAX || !grow(inflight) || block_find(inflight->block, packet_id))
+        return false;
+    inflight->count++;
+    inflight->last_id = packet_id;
+    block_append(inflight->block, &(struct inflight_entry){.sequence = sequence,
+                                                           .packet_id = packet_id,
+                                                           .state = is_received ? INFLIGHT_PUBREL : INFLIGHT_PUBLISH_2,
+                                                           .is_wanted = sequence != 0,
+                                                           .is_dup = true});
+    return true;
+}
+
+struct inflight_entry *inflight_find_sequence(struct inflight *inflight, uint64_t sequence)
+{
+    struct inflight_block *block = inflight->block;
+    for (uint16_t at = block ? block->first : NONE; at != NONE; at = block->entries[at].next)
+        if (inflight_sequence(&block->entries[at]) == sequence)
+            return &block->entries[at];
+    return NULL;
 }
 
 struct inflight_entry *inflight_find(struct inflight *inflight, uint16_t packet_id)
@@ -131,8 +178,7 @@ void inflight_to_pubrel(struct inflight *inflight, struct inflight_entry *entry)
     (void)inflight;
     CHECK(entry->state == INFLIGHT_PUBLISH_2);
     entry->state = INFLIGHT_PUBREL;
-    msg_unref(entry->msg);
-    entry->msg = NULL;
+    drop_msg(entry);
 }
 
 void inflight_remove(struct inflight *inflight, struct inflight_entry *entry)
@@ -155,8 +201,7 @@ void inflight_remove(struct inflight *inflight, struct inflight_entry *entry)
         block->entries[entry->next].prev = entry->prev;
     else
         block->last = entry->prev;
-    msg_unref(entry->msg);
-    entry->msg = NULL;
+    drop_msg(entry);
     entry->state = INFLIGHT_FREE;
     entry->next = block->free;
     block->free = index;
@@ -169,6 +214,7 @@ void inflight_restart(struct inflight *inflight)
     if (!block)
         return;
     for (uint16_t at = block->first; at != NONE; at = block->entries[at].next) {
+        block->entries[at].is_dup |= block->entries[at].is_sent;
         block->entries[at].is_sent = false;
         block->entries[at].holds_quota = false;
     }
@@ -189,6 +235,48 @@ void inflight_mark_sent(struct inflight *inflight, struct inflight_entry *entry)
     CHECK(inflight->block->unsent == index_of(inflight->block, entry));
     entry->is_sent = true;
     inflight->block->unsent = entry->next;
+}
+
+bool inflight_let_go(struct inflight *inflight, uint64_t checkpoint)
+{
+    struct inflight_block *block = inflight->block;
+    bool is_left = false;
+    for (uint16_t at = block ? block->first : NONE; at != NONE; at = block->entries[at].next) {
+        struct inflight_entry *entry = &block->entries[at];
+        if (entry->has_msg && entry->is_wanted && inflight_sequence(entry) < checkpoint)
+            drop_msg(entry);
+        is_left |= entry->has_msg && entry->is_wanted;
+    }
+    if (block && inflight->count > 0 && inflight->count < block->capacity)
+        (void)resize(inflight, inflight->count); /* or it stays larger */
+    return is_left;
+}
+
+uint32_t inflight_missing(const struct inflight *inflight, uint64_t *sequences_out, uint32_t max)
+{
+    const struct inflight_block *block = inflight->block;
+    uint32_t count = 0;
+    for (uint16_t at = block ? block->unsent : NONE; at != NONE && count < max; at = block->entries[at].next)
+        if (!block->entries[at].has_msg && block->entries[at].state != INFLIGHT_PUBREL)
+            sequences_out[count++] = block->entries[at].sequence;
+    return count;
+}
+
+void inflight_give(struct inflight_entry *entry, struct msg *msg, uint32_t meta)
+{
+    CHECK(!entry->has_msg);
+    CHECK(entry->state == INFLIGHT_PUBLISH_1 || entry->state == INFLIGHT_PUBLISH_2);
+    entry->msg = msg;
+    entry->has_msg = true;
+    entry->meta = meta;
+}
+
+void inflight_each_position(const struct inflight *inflight, void (*visit)(void *arg, uint64_t sequence), void *arg)
+{
+    const struct inflight_block *block = inflight->block;
+    for (uint16_t at = block ? block->first : NONE; at != NONE; at = block->entries[at].next)
+        if (block->entries[at].is_wanted)
+            visit(arg, inflight_sequence(&block->entries[at]));
 }
 
 void inflight_trim(struct inflight *inflight)

@@ -3,110 +3,424 @@
 #include <stdlib.h>
 
 #include "common/check.h"
+#include "common/position_list.h"
 
-#define CAPACITY_FIRST 4
+#define CAPACITY_FIRST 4u
 
-static struct queue_item *at(const struct queue *queue, unsigned index)
+/* Items in order. One allocation; NULL = empty. */
+struct item_ring {
+    uint32_t capacity; /* a power of two */
+    uint32_t first, count;
+    struct queue_item items[];
+};
+
+struct queue_body {
+    struct item_ring *head, *window;
+    struct position_list *front, *tail;
+    uint64_t run_next;       /* the next run to read has this key or a greater one; never falls */
+    uint64_t run_max;        /* the greatest position that was ever in a run; 0 = there never was one */
+    uint32_t run_count;      /* messages in runs */
+    uint16_t reading_count;  /* sequences in the request under way, out of front or tail */
+    uint16_t run_misses;
+};
+
+_Static_assert(sizeof(struct queue_body) <= 64, "of every session with a queue: one size class of the allocator");
+
+/* --- rings -------------------------------------------------------------------------------------------------------------------------- */
+
+static uint32_t ring_count(const struct item_ring *ring) { return ring ? ring->count : 0; }
+
+static struct queue_item *ring_at(struct item_ring *ring, uint32_t index) { return &ring->items[(ring->first + index) & (ring->capacity - 1)]; }
+
+static bool ring_put(struct item_ring **place, const struct queue_item *item)
 {
-    return &queue->items[(queue->first + index) & (queue->capacity - 1u)];
-}
-
-static bool grow(struct queue *queue)
-{
-    unsigned capacity = queue->capacity ? queue->capacity * 2u : CAPACITY_FIRST;
-    CHECK(capacity <= QUEUE_RESIDENT_MAX);
-    struct queue_item *items = malloc(capacity * sizeof *items);
-    if (!items)
-        return false;
-    for (unsigned i = 0; i < queue->resident; i++)
-        items[i] = *at(queue, i);
-    free(queue->items);
-    queue->items = items;
-    queue->capacity = (uint8_t)capacity;
-    queue->first = 0;
-    return true;
-}
-
-static bool put(struct queue *queue, struct msg *msg, uint32_t meta)
-{
-    if (queue->resident == queue->capacity && !grow(queue))
-        return false;
-    queue->resident++;
-    *at(queue, queue->resident - 1u) = (struct queue_item){.msg = msg, .meta = meta};
-    return true;
-}
-
-void queue_deinit(struct queue *queue)
-{
-    for (unsigned i = 0; i < queue->resident; i++)
-        msg_unref(at(queue, i)->msg);
-    free(queue->items);
-    *queue = (struct queue){0};
-}
-
-enum queue_result queue_push(struct queue *queue, struct msg *msg, uint32_t meta, const struct queue_limits *limits, bool is_online)
-{
-    size_t cost = msg_cost(msg);
-    if (queue_count(queue) >= limits->messages_max)
-        return QUEUE_FULL_MESSAGES;
-    if (queue->bytes + cost > limits->bytes_max)
-        return QUEUE_FULL_BYTES;
-    unsigned window = is_online ? QUEUE_RESIDENT_MAX : QUEUE_RESIDENT_OFFLINE_MAX;
-    enum queue_result result = QUEUE_TO_STORE;
-    if (queue->stored == 0 && queue->resident < window) {
-        if (!put(queue, msg, meta))
-            return QUEUE_NOMEM;
-        msg_ref(msg);
-        result = QUEUE_RESIDENT;
-    } else {
-        queue->stored++;
+    struct item_ring *ring = *place;
+    if (!ring || ring->count == ring->capacity) {
+        uint32_t capacity = ring ? ring->capacity * 2 : CAPACITY_FIRST;
+        struct item_ring *grown = malloc(sizeof *grown + capacity * sizeof grown->items[0]);
+        if (!grown)
+            return false;
+        *grown = (struct item_ring){.capacity = capacity, .count = ring_count(ring)};
+        for (uint32_t i = 0; i < grown->count; i++)
+            grown->items[i] = *ring_at(ring, i);
+        free(ring);
+        *place = ring = grown;
     }
-    queue->bytes += cost;
-    return result;
+    ring->count++;
+    *ring_at(ring, ring->count - 1) = *item;
+    return true;
 }
 
-struct queue_item *queue_first(struct queue *queue) { return queue->resident ? at(queue, 0) : NULL; }
-
-struct queue_item queue_pop(struct queue *queue)
+static struct queue_item ring_take(struct item_ring **place)
 {
-    CHECK(queue->resident > 0);
-    struct queue_item item = *at(queue, 0);
-    queue->first = (uint8_t)((queue->first + 1u) & (queue->capacity - 1u));
-    queue->resident--;
-    CHECK(queue->bytes >= msg_cost(item.msg));
-    queue->bytes -= msg_cost(item.msg);
-    if (queue->resident == 0) {
-        free(queue->items);
-        queue->items = NULL;
-        queue->capacity = queue->first = 0;
+    struct item_ring *ring = *place;
+    CHECK(ring_count(ring) > 0);
+    struct queue_item item = *ring_at(ring, 0);
+    ring->first = (ring->first + 1) & (ring->capacity - 1);
+    if (--ring->count == 0) {
+        free(ring);
+        *place = NULL;
     }
     return item;
 }
 
-uint32_t queue_load_count(const struct queue *queue)
+static void ring_free(struct item_ring *ring, struct queue_shared *shared)
 {
-    if (queue->is_loading || queue->stored == 0 || queue->resident > QUEUE_RESIDENT_MAX / 2)
-        return 0;
-    uint32_t room = QUEUE_RESIDENT_MAX - queue->resident;
-    return room < queue->stored ? room : queue->stored;
+    for (uint32_t i = 0; i < ring_count(ring); i++) {
+        struct msg *msg = ring_at(ring, i)->msg;
+        if (shared)
+            queue_stats_pop(shared->window, msg_cost(msg), shared->window->oldest_ns);
+        msg_unref(msg);
+    }
+    free(ring);
 }
 
-bool queue_on_loaded(struct queue *queue, uint32_t *dropped_out, struct store_page *page)
+/* --- life --------------------------------------------------------------------------------------------------------------------------- */
+
+void queue_deinit(struct queue *queue, struct queue_shared *shared)
 {
-    CHECK(queue->is_loading);
-    CHECK(page->count <= queue->stored);
-    CHECK(page->count + queue->resident <= QUEUE_RESIDENT_MAX);
-    queue->is_loading = false;
-    queue->stored -= page->count;
-    uint32_t dropped = 0;
-    for (uint32_t i = 0; i < page->count; i++) {
-        if (put(queue, page->items[i].msg, page->items[i].meta))
-            continue;
-        queue->bytes -= msg_cost(page->items[i].msg);
-        msg_unref(page->items[i].msg);
-        dropped++;
+    struct queue_body *body = queue->body;
+    if (body) {
+        ring_free(body->head, shared);
+        ring_free(body->window, shared);
+        position_list_free(body->front);
+        position_list_free(body->tail);
+        free(body);
     }
-    free(page);
-    *dropped_out = dropped;
-    return dropped == 0;
+    *queue = (struct queue){0};
+}
+
+enum queue_verdict queue_judge(const struct queue *queue, size_t cost, const struct queue_limits *limits)
+{
+    if (queue->count + (cost > 0) > limits->messages_max)
+        return QUEUE_FULL_MESSAGES;
+    return queue->bytes + cost > limits->bytes_max ? QUEUE_FULL_BYTES : QUEUE_HAS_ROOM;
+}
+
+static struct queue_body *body_get(struct queue *queue)
+{
+    if (!queue->body)
+        queue->body = calloc(1, sizeof *queue->body);
+    return queue->body;
+}
+
+/* So many messages of so many bytes have left. What is on disk may be counted wrongly there: bytes never fall below 0, and an empty queue
+ * has none. A body that had runs stays: it knows up to where they are consumed, and the store may still hold them. */
+static void leave(struct queue *queue, uint32_t count, uint64_t bytes)
+{
+    CHECK(queue->count >= count);
+    queue->count -= count;
+    queue->bytes = queue->count == 0 || queue->bytes < bytes ? 0 : queue->bytes - bytes;
+    if (queue->count == 0 && queue->body->run_max == 0 && !queue->is_reading) {
+        CHECK(!queue->body->head);
+        CHECK(!queue->body->window);
+        CHECK(!queue->body->front);
+        CHECK(!queue->body->tail);
+        free(queue->body);
+        queue->body = NULL;
+    }
+}
+
+static uint64_t sequence_of(const struct queue_item *item) { return msg_sequence(item->msg); }
+
+/* Whether the store can give it back. */
+static bool is_stored(const struct queue_item *item, const struct queue_shared *shared)
+{
+    return item->is_wanted && sequence_of(item) < shared->checkpoint;
+}
+
+bool queue_push(struct queue *queue, struct queue_shared *shared, const struct queue_item *item)
+{
+    struct queue_body *body = body_get(queue);
+    CHECK(!item->is_wanted || sequence_of(item) != 0);
+    if (!body || !ring_put(&body->window, item)) {
+        if (body)
+            leave(queue, 0, 0);
+        return false;
+    }
+    queue->count++;
+    queue->bytes += msg_cost(item->msg);
+    queue_stats_push(shared->window, msg_cost(item->msg), shared->now_ns);
+    return true;
+}
+
+/* Nothing between head and window. */
+static bool is_joined(const struct queue_body *body)
+{
+    return !body->front && !body->tail && body->run_count == 0 && body->reading_count == 0;
+}
+
+struct queue_item *queue_first(struct queue *queue)
+{
+    struct queue_body *body = queue->body;
+    if (!body)
+        return NULL;
+    if (body->head)
+        return ring_at(body->head, 0);
+    return body->window && is_joined(body) ? ring_at(body->window, 0) : NULL;
+}
+
+struct queue_item queue_pop(struct queue *queue, struct queue_shared *shared)
+{
+    struct queue_body *body = queue->body;
+    CHECK(queue_first(queue));
+    struct queue_item item = ring_take(body->head ? &body->head : &body->window);
+    queue_stats_pop(shared->window, msg_cost(item.msg), shared->window->oldest_ns);
+    leave(queue, 1, msg_cost(item.msg));
+    return item;
+}
+
+/* --- letting go --------------------------------------------------------------------------------------------------------------------- */
+
+/* Put sequences before those of a list. False: memory is short, the list is as it was. */
+static bool list_prepend(struct position_list **place, const uint64_t *sequences, uint32_t count)
+{
+    struct position_list *fresh = NULL;
+    bool is_ok = true;
+    for (uint32_t i = 0; i < count && is_ok; i++)
+        is_ok = position_list_push(&fresh, sequences[i]) == ERR_OK;
+    uint64_t sequence = 0;
+    struct span bytes = position_list_bytes(*place);
+    for (size_t offset = 0; is_ok && position_list_next(bytes, &offset, &sequence) == ERR_OK;)
+        is_ok = position_list_push(&fresh, sequence) == ERR_OK;
+    if (!is_ok) {
+        position_list_free(fresh);
+        return false;
+    }
+    position_list_free(*place);
+    *place = fresh;
+    return true;
+}
+
+static void let_go(struct item_ring **place, struct queue_shared *shared)
+{
+    struct queue_item item = ring_take(place);
+    queue_stats_pop(shared->window, msg_cost(item.msg), shared->window->oldest_ns);
+    msg_unref(item.msg);
+}
+
+/* All of the head or nothing: what stays would be before what went. */
+static void let_head_go(struct queue_body *body, struct queue_shared *shared)
+{
+    uint64_t sequences[2 * QUEUE_HEAD_MAX];
+    uint32_t count = ring_count(body->head);
+    CHECK(count <= 2 * QUEUE_HEAD_MAX);
+    for (uint32_t i = 0; i < count; i++) {
+        struct queue_item *item = ring_at(body->head, i);
+        if (!is_stored(item, shared))
+            return;
+        sequences[i] = sequence_of(item);
+    }
+    if (!list_prepend(&body->front, sequences, count))
+        return; /* with the next checkpoint */
+    for (uint32_t i = 0; i < count; i++)
+        let_go(&body->head, shared);
+}
+
+bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_online)
+{
+    struct queue_body *body = queue->body;
+    if (!body)
+        return false;
+    if (!is_online && body->head)
+        let_head_go(body, shared);
+    /* What the client gets next stays; what the store does not have, too, as long as it has a place before the tail. */
+    while (body->window && is_joined(body) && ring_count(body->head) < QUEUE_HEAD_MAX &&
+           (is_online || !ring_at(body->window, 0)->is_wanted)) {
+        if (is_online && ring_count(body->head) + ring_count(body->window) <= QUEUE_HEAD_MAX)
+            return true;
+        if (!ring_put(&body->head, ring_at(body->window, 0)))
+            return true;
+        ring_take(&body->window);
+    }
+    while (body->window && is_stored(ring_at(body->window, 0), shared)) {
+        if (position_list_push(&body->tail, sequence_of(ring_at(body->window, 0))) != ERR_OK)
+            return true;
+        let_go(&body->window, shared);
+    }
+    return body->window || (body->head && !is_online);
+}
+
+static int compare_sequences(const void *a, const void *b)
+{
+    uint64_t x, y;
+    memcpy(&x, a, sizeof x);
+    memcpy(&y, b, sizeof y);
+    return x < y ? -1 : x > y;
+}
+
+bool queue_is_tail_long(const struct queue *queue) { return queue->body && position_list_count(queue->body->tail) > QUEUE_TAIL_MAX; }
+
+bool queue_take_run(struct queue *queue, struct store_run *run_out)
+{
+    struct queue_body *body = queue->body;
+    if (!queue_is_tail_long(queue))
+        return false;
+    uint64_t sequence = 0;
+    uint32_t late = 0; /* up to the last of the oldest that may not go into a run */
+    struct span bytes = position_list_bytes(body->tail);
+    size_t offset = 0;
+    run_out->count = 0;
+    while (run_out->count < STORE_RUN_MAX) {
+        enum err err = position_list_next(bytes, &offset, &sequence);
+        CHECK(err == ERR_OK);
+        run_out->sequences[run_out->count++] = sequence;
+        if (sequence <= body->run_max)
+            late = run_out->count;
+    }
+    if (late > 0) {
+        /* Before the runs none is left that it could overtake. */
+        for (; body->run_count == 0 && late > 0; late--) {
+            bool is_there = position_list_first(body->tail, &sequence);
+            CHECK(is_there);
+            if (position_list_push(&body->front, sequence) != ERR_OK)
+                return false;
+            position_list_pop(&body->tail, &sequence);
+        }
+        return body->run_count == 0 && queue_take_run(queue, run_out);
+    }
+    for (uint32_t i = 0; i < run_out->count; i++)
+        position_list_pop(&body->tail, &sequence);
+    qsort(run_out->sequences, run_out->count, sizeof run_out->sequences[0], compare_sequences);
+    body->run_max = run_out->sequences[run_out->count - 1];
+    body->run_count += run_out->count;
+    return true;
+}
+
+/* --- reading back ------------------------------------------------------------------------------------------------------------------- */
+
+bool queue_must_read(const struct queue *queue)
+{
+    const struct queue_body *body = queue->body;
+    if (!body || queue->is_reading || ring_count(body->head) > QUEUE_HEAD_MAX / 2)
+        return false;
+    return body->front || (body->run_count > 0 ? !queue->is_run_late : body->tail != NULL);
+}
+
+bool queue_next_read(struct queue *queue, struct store_read *read, uint32_t max)
+{
+    struct queue_body *body = queue->body;
+    if (!queue_must_read(queue))
+        return false;
+    uint32_t room = QUEUE_HEAD_MAX - ring_count(body->head);
+    max = max < room ? max : room;
+    read->count = 0;
+    if (!body->front && body->run_count > 0) {
+        read->kind = STORE_READ_RUN;
+        read->run = body->run_next;
+    } else {
+        struct position_list **list = body->front ? &body->front : &body->tail;
+        read->kind = STORE_READ_QUEUE;
+        for (uint64_t sequence; read->count < max && position_list_pop(list, &sequence);)
+            read->items[read->count++] = (struct store_read_item){.sequence = sequence, .state = STORE_ITEM_ASKED};
+        body->reading_count = (uint16_t)read->count;
+    }
+    queue->is_reading = true;
+    return true;
+}
+
+/* What a request of a run brought. False: nothing, it is to be asked for again. */
+static bool on_run(struct queue *queue, const struct store_read *read, uint32_t *lost_out)
+{
+    struct queue_body *body = queue->body;
+    if (read->run >= body->run_next && read->run != 0 && read->count > 0 && read->count <= body->run_count) {
+        body->run_next = read->run + 1;
+        body->run_count -= read->count;
+        body->run_misses = 0;
+        return true;
+    }
+    queue->is_run_late = true;
+    if (++body->run_misses < QUEUE_RUN_MISSES_MAX)
+        return false;
+    *lost_out = body->run_count;
+    body->run_count = 0;
+    body->run_misses = 0;
+    leave(queue, *lost_out, 0);
+    return false;
+}
+
+uint64_t queue_on_read(struct queue *queue, struct queue_shared *shared, struct store_read *read, const uint32_t *metas,
+                       uint32_t *lost_out)
+{
+    struct queue_body *body = queue->body;
+    CHECK(queue->is_reading);
+    CHECK(read->count <= STORE_READ_MAX);
+    *lost_out = 0;
+    bool is_run = read->kind == STORE_READ_RUN;
+    CHECK(is_run || read->count == body->reading_count);
+    body->reading_count = 0;
+    queue->is_reading = false;
+    if (is_run && !on_run(queue, read, lost_out))
+        return 0;
+    /* In order: behind the first that stays a sequence, all do. */
+    uint64_t unread[STORE_READ_MAX];
+    uint32_t unread_count = 0, gone = 0;
+    for (uint32_t i = 0; i < read->count; i++) {
+        struct store_read_item *item = &read->items[i];
+        if (item->state == STORE_ITEM_GONE || item->state == STORE_ITEM_CORRUPT) {
+            gone++;
+            continue;
+        }
+        struct queue_item found = {.msg = item->msg, .meta = metas[i], .is_wanted = true};
+        if (item->state == STORE_ITEM_ASKED || unread_count > 0 || !ring_put(&body->head, &found)) {
+            unread[unread_count++] = item->sequence;
+            continue;
+        }
+        queue_stats_push(shared->window, msg_cost(item->msg), shared->now_ns);
+        item->msg = NULL;
+    }
+    if (unread_count > 0) {
+        bool is_ok = list_prepend(&body->front, unread, unread_count);
+        CHECK_MSG(is_ok, "out of memory for a queue's positions");
+    }
+    if (gone > 0 || queue->count == 0)
+        leave(queue, gone, 0);
+    return is_run ? read->run : 0;
+}
+
+/* --- all of it ---------------------------------------------------------------------------------------------------------------------- */
+
+static void each_of_ring(struct item_ring *ring, queue_position_fn visit, void *arg)
+{
+    for (uint32_t i = 0; i < ring_count(ring); i++)
+        if (ring_at(ring, i)->is_wanted)
+            visit(arg, sequence_of(ring_at(ring, i)));
+}
+
+static void each_of_list(const struct position_list *list, queue_position_fn visit, void *arg)
+{
+    struct span bytes = position_list_bytes(list);
+    uint64_t sequence = 0;
+    for (size_t offset = 0; position_list_next(bytes, &offset, &sequence) == ERR_OK;)
+        visit(arg, sequence);
+}
+
+void queue_each_position(const struct queue *queue, queue_position_fn visit, void *arg)
+{
+    const struct queue_body *body = queue->body;
+    if (!body)
+        return;
+    each_of_ring(body->head, visit, arg);
+    each_of_list(body->front, visit, arg);
+    each_of_list(body->tail, visit, arg);
+    each_of_ring(body->window, visit, arg);
+}
+
+bool queue_restore(struct queue *queue, uint64_t sequence, uint32_t cost, bool is_in_run, uint64_t run_last)
+{
+    struct queue_body *body = body_get(queue);
+    if (!body)
+        return false;
+    body->run_max = run_last;
+    /* Below the runs that are left stands what was read from consumed ones; what came too late for a run stands behind them all. */
+    struct position_list **list = sequence < run_last && body->run_count == 0 ? &body->front : &body->tail;
+    if (is_in_run)
+        body->run_count++;
+    else if (position_list_push(list, sequence) != ERR_OK) {
+        leave(queue, 0, 0);
+        return false;
+    }
+    queue->count++;
+    queue->bytes += cost;
+    return true;
 }

@@ -1,15 +1,23 @@
-/* Messages that wait for one session, oldest first.
+/* Messages that wait for one session, oldest first: in memory as messages, or on disk and remembered by their sequence.
  *
- * The oldest few are resident here, the rest is at the store actor: a message goes to the store as soon as one is there or the window is
- * full, so the order is resident, then stored, always. When the window has run low the shard asks the store for the oldest
- * (queue_load_count), and the answer goes to the window's end. While the client is away the window is short: an offline session costs
- * little, however long its queue.
+ *   head -> front -> runs -> tail -> window
  *
- *   push:  stored == 0 and the window has room -> resident;   otherwise -> QUEUE_TO_STORE, the caller posts OP_STORE_PUT
- *   load:  not loading, stored > 0, window at most half full -> post OP_STORE_LOAD of queue_load_count(), then queue_on_loaded()
+ *   head    read back from the store, ready to be sent                     messages
+ *   front   read back once and let go again, because the client left      sequences
+ *   runs    sequences that are on disk as well                             a count, and the key of the next run to read
+ *   tail    the newest whose messages are on disk                          sequences, a byte or two each
+ *   window  the newest whose messages must stay in memory                  messages: above the checkpoint, or with no copy on disk
  *
- * Bounds in messages and bytes count both parts; the policy for full is to drop the newest (the caller counts it with the reason). Nothing
- * is allocated while it is empty. Pure; owner: the shard. */
+ * What comes goes to the window's end. queue_settle() lets go what is below the checkpoint; queue_take_run() cuts the tail. What can be
+ * sent next is queue_first(): the head, or the window when nothing is between; queue_next_read() says what must be read before.
+ *
+ * Runs of one session never overlap and their keys (first sequences) ascend: a position at or below the last run's end (a message that came
+ * late) is not put into one. It stays in the tail, and all that came after it, until the runs are consumed. A run read before the store has
+ * committed it is not found: it is asked for again with the next checkpoint.
+ *
+ * A session that is away costs struct queue, the body (64 bytes) and a list of at most QUEUE_TAIL_MAX sequences, however long its queue.
+ * Nothing is allocated while it is empty and never had runs. Counts and bytes cover all parts; the bounds are the caller's, with
+ * queue_judge(). Pure; owner: the shard. */
 #ifndef TIDEGATE_BROKER_SESSION_QUEUE_H
 #define TIDEGATE_BROKER_SESSION_QUEUE_H
 
@@ -18,12 +26,15 @@
 #include <stdint.h>
 
 #include "broker/core/msg.h"
-#include "broker/core/store_actor.h"
+#include "broker/core/ops.h"
+#include "broker/durable/store_reader.h"
+#include "common/metrics.h"
 
-#define QUEUE_RESIDENT_MAX 32        /* messages, power of two */
-#define QUEUE_RESIDENT_OFFLINE_MAX 4 /* messages while the client is away */
+#define QUEUE_HEAD_MAX STORE_READ_MAX /* messages read ahead; a run may bring as many beyond half of it */
+#define QUEUE_TAIL_MAX 48             /* sequences in memory; from there the oldest STORE_RUN_MAX become a run */
+#define QUEUE_RUN_MISSES_MAX 100      /* checkpoints in a row without the run that must be there: it is given up, counted */
 
-/* What stands beside a message for one recipient, in 32 bits, so that it travels through the store as one number:
+/* What stands beside a message for one recipient, in 32 bits:
  *   bits 0..27  subscription identifier (0: none), or the number of a set of identifiers in the session
  *   bit  28     it is a set
  *   bit  29     RETAIN of the copy
@@ -41,45 +52,89 @@ static inline bool queue_meta_retain(uint32_t meta) { return (meta & QUEUE_META_
 struct queue_item {
     struct msg *msg;
     uint32_t meta;
+    bool is_wanted; /* the message's record names this session: the checkpoint will have it, and is told when it is done */
 };
+
+/* What to do when a message finds the session's queue at its bound. */
+enum queue_policy {
+    QUEUE_DROP_NEWEST,
+    QUEUE_DROP_OLDEST, /* also when it must be read first: so many may be over the bound meanwhile */
+    QUEUE_REFUSE,      /* publishers are refused; what was on its way may go over it */
+};
+#define QUEUE_OVERSHOOT_MAX 64 /* messages */
 
 struct queue_limits {
     uint32_t messages_max;
     uint64_t bytes_max;
 };
 
+/* What waits in all queues of the process. */
+struct queue_totals {
+    _Atomic uint64_t messages, bytes;
+    uint64_t messages_max, bytes_max;
+};
+
+/* What the queues of a shard have in common. */
+struct queue_shared {
+    uint64_t checkpoint;         /* every sequence below it can be read from the store; 0 = none */
+    struct queue_stats *window;  /* messages in memory, with bytes; `oldest_ns` is not theirs to know */
+    int64_t now_ns;              /* mono */
+};
+
+struct queue_body;
+
 /* Zero-initialised is empty. */
 struct queue {
-    struct queue_item *items; /* ring */
-    uint64_t bytes;           /* resident and stored */
-    uint32_t stored;          /* messages at the store, those asked for included */
-    uint8_t capacity;         /* of the ring, power of two or 0 */
-    uint8_t first;
-    uint8_t resident;
-    bool is_loading;
+    struct queue_body *body; /* NULL = nothing in it */
+    uint64_t bytes;          /* of all parts */
+    uint32_t count;          /* of all parts, what is being read included */
+    uint16_t dup_left;       /* so many of the next QoS 1 messages may have been sent before a crash: they go with DUP */
+    bool is_reading : 1;     /* a request for this session (queue or inflight) is at the reader */
+    bool is_listed : 1;      /* the shard looks at it when the checkpoint moves */
+    bool is_full : 1;        /* publishers are refused */
+    bool is_run_late : 1;    /* the next run was not found; the next checkpoint clears it */
 };
 
-enum queue_result {
-    QUEUE_RESIDENT, /* taken a reference */
-    QUEUE_TO_STORE, /* counted; the caller posts OP_STORE_PUT with a reference of its own */
-    QUEUE_FULL_MESSAGES,
-    QUEUE_FULL_BYTES,
-    QUEUE_NOMEM,
-};
+_Static_assert(sizeof(struct queue) <= 24, "in every session");
 
-static inline uint32_t queue_count(const struct queue *queue) { return queue->resident + queue->stored; }
+enum queue_verdict { QUEUE_HAS_ROOM, QUEUE_FULL_MESSAGES, QUEUE_FULL_BYTES };
 
-/* Drops the resident references. */
-void queue_deinit(struct queue *queue);
-enum queue_result queue_push(struct queue *queue, struct msg *msg, uint32_t meta, const struct queue_limits *limits, bool is_online);
-/* The oldest resident item, NULL when none is (ask queue_load_count). Borrowed until the next change. */
+static inline uint32_t queue_count(const struct queue *queue) { return queue->count; }
+
+/* Drops what is in memory. shared: NULL when nobody counts any more. */
+void queue_deinit(struct queue *queue, struct queue_shared *shared);
+/* Whether one more of `cost` bytes fits; cost 0: whether it is within its bounds now. */
+enum queue_verdict queue_judge(const struct queue *queue, size_t cost, const struct queue_limits *limits);
+/* To the window's end; the reference is taken. False when memory is short: not taken. */
+bool queue_push(struct queue *queue, struct queue_shared *shared, const struct queue_item *item);
+/* The oldest item if it is in memory, NULL when the queue is empty or it must be read first. Borrowed until the next change. */
 struct queue_item *queue_first(struct queue *queue);
-/* Take the oldest resident item out; its reference is the caller's. */
-struct queue_item queue_pop(struct queue *queue);
-/* How many to ask the store for now: 0 = nothing. After posting the question set is_loading. */
-uint32_t queue_load_count(const struct queue *queue);
-/* The store's answer. The page is taken: its references move in here, its memory is freed. Returns false when memory is short: what did not
- * go in is dropped, its number is in *dropped_out. */
-bool queue_on_loaded(struct queue *queue, uint32_t *dropped_out, struct store_page *page);
+/* Take queue_first() out; its reference is the caller's. */
+struct queue_item queue_pop(struct queue *queue, struct queue_shared *shared);
+
+/* Let go what is below the checkpoint: the window's to the tail, and of a client that is away the head's to the front. Returns whether
+ * something is left that a later checkpoint lets go. */
+bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_online);
+/* Cut the tail: fill a run (ascending) that the caller posts. False: it is short enough, or may not be cut now. */
+bool queue_is_tail_long(const struct queue *queue);
+bool queue_take_run(struct queue *queue, struct store_run *run_out);
+/* Whether queue_next_read() would say yes: something is to be read, nothing is under way, and the head is at most half full. */
+bool queue_must_read(const struct queue *queue);
+/* The next request: kind, run, count, items' sequences are set, at most `max` (1..STORE_READ_MAX; a run comes whole). False: nothing to
+ * read, the head has enough, or a request is under way. Sets is_reading. */
+bool queue_next_read(struct queue *queue, struct store_read *read, uint32_t max);
+/* The answer; messages that are found go to the head (their reference is taken, msg NULL in the item), those not looked at to the front's
+ * beginning; gone and damaged ones leave the queue. metas: of the items found. Returns the key of a run that is consumed now (the caller
+ * posts OP_STORE_RUN_DROP), 0 = none. *lost_out: messages of runs that were given up. Clears is_reading. */
+uint64_t queue_on_read(struct queue *queue, struct queue_shared *shared, struct store_read *read, const uint32_t *metas,
+                       uint32_t *lost_out);
+
+/* Every sequence that is in no run and not in a request under way: wanted messages in memory too. */
+typedef void (*queue_position_fn)(void *arg, uint64_t sequence);
+void queue_each_position(const struct queue *queue, queue_position_fn visit, void *arg);
+
+/* At start, ascending by sequence: a message that the session wants. is_in_run: a run in the store has it; run_last: the end of the last
+ * run (0 = none). Then queue_take_run() until false. False: memory is short. */
+bool queue_restore(struct queue *queue, uint64_t sequence, uint32_t cost, bool is_in_run, uint64_t run_last);
 
 #endif

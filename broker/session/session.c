@@ -32,7 +32,7 @@ static void newer_free(struct session_rare *rare)
 void session_deinit(struct session *sess)
 {
     inflight_deinit(&sess->inflight);
-    queue_deinit(&sess->queue);
+    queue_deinit(&sess->queue, NULL);
     subscription_list_free(sess->subscriptions);
     sess->subscriptions = NULL;
     if (!sess->rare)

@@ -87,7 +87,6 @@ struct session {
     uint32_t expiry_interval_s;              /* SESSION_NEVER_EXPIRES: for ever */
     uint32_t hash;                           /* of the client id, session_table's */
     uint16_t client_id_size;                 /* bytes */
-    bool has_stored;                         /* something was put at the store actor: it must be told of the end */
     uint8_t client_id[];
 };
 

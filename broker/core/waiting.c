@@ -1,0 +1,504 @@
+#include "broker/core/waiting.h"
+
+#include <stdlib.h>
+
+#include "broker/core/route_actor.h"
+#include "broker/core/shard_state.h"
+#include "common/check.h"
+#include "common/position_list.h"
+
+#define READ_QUEUE 0    /* store_read.ticket */
+#define READ_INFLIGHT 1 /* */
+#define DROPS_PER_RECORD 256
+#define OPTION_RETAINED 0x80 /* of a record_recipient */
+
+/* --- lists -------------------------------------------------------------------------------------------------------------------------- */
+
+static bool number_list_add(struct number_list *list, uint64_t number)
+{
+    if (list->count == list->capacity) {
+        uint32_t capacity = list->capacity ? list->capacity * 2 : 64;
+        uint64_t *grown = realloc(list->numbers, capacity * sizeof *grown);
+        if (!grown)
+            return false;
+        list->numbers = grown;
+        list->capacity = capacity;
+    }
+    list->numbers[list->count++] = number;
+    return true;
+}
+
+void waiting_init(struct shard *shard) { shard->waiting = (struct waiting){.shared = {.window = &shard->stats.checkpoint_window}}; }
+
+void waiting_deinit(struct waiting *waiting)
+{
+    free(waiting->listed.numbers);
+    free(waiting->stuck.numbers);
+    free(waiting->drops);
+    *waiting = (struct waiting){0};
+}
+
+bool waiting_is_logged(const struct shard *shard, const struct session *sess) { return shard->log.pool && session_is_persistent(sess); }
+
+/* The counts of a session's queue as they were, to bring shard and process up to date after a change. */
+struct queue_before {
+    uint32_t count;
+    uint64_t bytes;
+};
+static struct queue_before before(const struct session *sess) { return (struct queue_before){sess->queue.count, sess->queue.bytes}; }
+
+static void note_change(struct shard *shard, const struct session *sess, struct queue_before was)
+{
+    int64_t count = (int64_t)sess->queue.count - was.count, bytes = (int64_t)(sess->queue.bytes - was.bytes);
+    struct queue_stats *queued = &shard->stats.queued;
+    queue_stats_set(queued, queued->messages + (uint64_t)count, queued->bytes + (uint64_t)bytes,
+                    queued->messages == 0 ? shard->now_mono_ns : queued->oldest_ns);
+    struct queue_totals *totals = shard->config.queue_totals;
+    if (!totals || (count == 0 && bytes == 0))
+        return;
+    atomic_fetch_add_explicit(&totals->messages, (uint64_t)count, memory_order_relaxed);
+    atomic_fetch_add_explicit(&totals->bytes, (uint64_t)bytes, memory_order_relaxed);
+}
+
+static struct queue_shared *shared_of(struct shard *shard)
+{
+    shard->waiting.shared.now_ns = shard->now_mono_ns;
+    return &shard->waiting.shared;
+}
+
+/* --- drops -------------------------------------------------------------------------------------------------------------------------- */
+
+void waiting_log_drop(struct shard *shard, uint64_t session, uint64_t sequence, enum shard_drop reason)
+{
+    struct waiting *waiting = &shard->waiting;
+    if (!shard->log.pool || sequence == 0)
+        return;
+    if (waiting->drop_count == waiting->drop_capacity) {
+        uint32_t capacity = waiting->drop_capacity ? waiting->drop_capacity * 2 : 64;
+        struct waiting_drop *grown = realloc(waiting->drops, capacity * sizeof *grown);
+        CHECK_MSG(grown, "out of memory for messages that were dropped");
+        waiting->drops = grown;
+        waiting->drop_capacity = capacity;
+    }
+    waiting->drops[waiting->drop_count++] = (struct waiting_drop){.session = session, .sequence = sequence, .reason = (uint8_t)reason};
+}
+
+static void log_drops(struct shard *shard)
+{
+    struct waiting *waiting = &shard->waiting;
+    uint32_t done = 0;
+    while (done < waiting->drop_count) {
+        const struct waiting_drop *first = &waiting->drops[done];
+        uint8_t positions[DROPS_PER_RECORD * VARINT_SIZE_MAX];
+        size_t size = 0;
+        uint64_t last = 0;
+        uint32_t end = done;
+        for (; end < waiting->drop_count && end - done < DROPS_PER_RECORD; end++) {
+            const struct waiting_drop *drop = &waiting->drops[end];
+            if (drop->session != first->session || drop->reason != first->reason)
+                break;
+            size += position_list_put(positions + size, &last, drop->sequence);
+        }
+        struct record rec = {
+            .type = RECORD_DROP, .session = first->session, .options = first->reason, .positions = span_of(positions, size)};
+        if (!shard_log_has_control_room(&shard->log, record_size(&rec)))
+            break;
+        shard_log_control(shard, &rec);
+        done = end;
+    }
+    waiting->drop_count -= done;
+    if (done > 0 && waiting->drop_count > 0)
+        memmove(waiting->drops, waiting->drops + done, waiting->drop_count * sizeof *waiting->drops);
+}
+
+/* --- in and out --------------------------------------------------------------------------------------------------------------------- */
+
+static void list_session(struct shard *shard, struct session *sess)
+{
+    if (!sess->queue.is_listed && waiting_is_logged(shard, sess))
+        sess->queue.is_listed = number_list_add(&shard->waiting.listed, sess->number); /* or it lets go with its next message */
+}
+
+struct queue_item waiting_take(struct shard *shard, struct session *sess)
+{
+    struct queue_before was = before(sess);
+    struct queue_item item = queue_pop(&sess->queue, shared_of(shard));
+    note_change(shard, sess, was);
+    return item;
+}
+
+static void set_full(struct shard *shard, struct session *sess, bool is_full)
+{
+    if (sess->queue.is_full != is_full && subscribe_set_full(shard, sess, is_full))
+        sess->queue.is_full = is_full;
+}
+
+static struct queue_limits limits_of(const struct shard *shard)
+{
+    return (struct queue_limits){shard->config.limits.session_queue_messages_max, shard->config.limits.session_queue_bytes_max};
+}
+
+/* Room again, a good deal of it. */
+static void check_full(struct shard *shard, struct session *sess)
+{
+    struct queue_limits limits = limits_of(shard);
+    if (sess->queue.is_full && sess->queue.count <= limits.messages_max / 4 * 3 && sess->queue.bytes <= limits.bytes_max / 4 * 3)
+        set_full(shard, sess, false);
+}
+
+static struct counter *full_cell(struct shard *shard, enum queue_verdict verdict)
+{
+    return verdict == QUEUE_FULL_BYTES ? &shard->stats.dropped_queue_bytes : &shard->stats.dropped_queue_full;
+}
+static enum shard_drop full_reason(enum queue_verdict verdict)
+{
+    return verdict == QUEUE_FULL_BYTES ? SHARD_dropped_queue_bytes : SHARD_dropped_queue_full;
+}
+
+/* Drop the oldest that are in memory until one more of `cost` fits. */
+static enum queue_verdict shed(struct shard *shard, struct session *sess, size_t cost)
+{
+    struct queue_limits limits = limits_of(shard);
+    enum queue_verdict verdict;
+    while ((verdict = queue_judge(&sess->queue, cost, &limits)) != QUEUE_HAS_ROOM && queue_first(&sess->queue)) {
+        struct queue_item item = waiting_take(shard, sess);
+        counter_inc(full_cell(shard, verdict));
+        waiting_log_drop(shard, sess->number, item.is_wanted ? msg_sequence(item.msg) : 0, full_reason(verdict));
+        msg_unref(item.msg);
+    }
+    return verdict;
+}
+
+/* The process's own bounds: whatever the policy, the newest is dropped. */
+static struct counter *judge_totals(struct shard *shard, size_t cost, enum shard_drop *reason_out)
+{
+    const struct queue_totals *totals = shard->config.queue_totals;
+    *reason_out = SHARD_dropped_total_messages;
+    if (totals && atomic_load_explicit(&totals->messages, memory_order_relaxed) >= totals->messages_max)
+        return &shard->stats.dropped_total_messages;
+    *reason_out = SHARD_dropped_total_bytes;
+    if (totals && atomic_load_explicit(&totals->bytes, memory_order_relaxed) + cost > totals->bytes_max)
+        return &shard->stats.dropped_total_bytes;
+    return NULL;
+}
+
+/* Whether the message may wait; NULL: it may. Else the counter of its drop. */
+static struct counter *admit(struct shard *shard, struct session *sess, size_t cost, enum shard_drop *reason_out)
+{
+    struct counter *cell = judge_totals(shard, cost, reason_out);
+    if (cell)
+        return cell;
+    struct queue_limits limits = limits_of(shard);
+    enum queue_verdict verdict = queue_judge(&sess->queue, cost, &limits);
+    if (verdict == QUEUE_HAS_ROOM)
+        return NULL;
+    enum queue_policy policy = (enum queue_policy)shard->config.limits.queue_policy;
+    bool is_overshoot = sess->queue.count < (uint64_t)limits.messages_max + QUEUE_OVERSHOOT_MAX;
+    if (policy == QUEUE_REFUSE)
+        set_full(shard, sess, true);
+    if (policy == QUEUE_DROP_OLDEST && cost <= limits.bytes_max) {
+        verdict = shed(shard, sess, cost);
+        if (verdict == QUEUE_HAS_ROOM)
+            return NULL;
+        waiting_read(shard, sess); /* the oldest is on disk */
+    }
+    if (is_overshoot && cost <= limits.bytes_max && (policy == QUEUE_REFUSE || policy == QUEUE_DROP_OLDEST))
+        return NULL;
+    *reason_out = full_reason(verdict);
+    return full_cell(shard, verdict);
+}
+
+void waiting_add(struct shard *shard, struct session *sess, struct msg *msg, uint32_t meta, bool is_wanted)
+{
+    enum shard_drop reason = SHARD_dropped_no_memory;
+    struct counter *cell = admit(shard, sess, msg_cost(msg), &reason);
+    struct queue_before was = before(sess);
+    struct queue_item item = {.msg = msg, .meta = meta, .is_wanted = is_wanted};
+    if (!cell && !queue_push(&sess->queue, shared_of(shard), &item)) {
+        reason = SHARD_dropped_no_memory;
+        cell = &shard->stats.dropped_no_memory;
+    }
+    if (cell) {
+        counter_inc(cell);
+        waiting_log_drop(shard, sess->number, is_wanted ? msg_sequence(msg) : 0, reason);
+        return;
+    }
+    msg_ref(msg);
+    note_change(shard, sess, was);
+    if (is_wanted)
+        list_session(shard, sess);
+}
+
+static bool let_go(struct shard *shard, struct session *sess);
+
+/* --- reading back ------------------------------------------------------------------------------------------------------------------- */
+
+static bool inflight_must_read(struct session *sess)
+{
+    const struct inflight_entry *entry = inflight_next_unsent(&sess->inflight);
+    return entry && !entry->has_msg && entry->state != INFLIGHT_PUBREL;
+}
+
+void waiting_read(struct shard *shard, struct session *sess)
+{
+    if (sess->queue.is_reading)
+        return;
+    bool is_inflight = sess->client && inflight_must_read(sess);
+    if (!is_inflight && !queue_must_read(&sess->queue))
+        return;
+    struct store_read *read = calloc(1, sizeof *read);
+    if (!read)
+        return; /* with the next message or acknowledgement */
+    if (is_inflight) {
+        uint64_t sequences[STORE_READ_MAX];
+        read->kind = STORE_READ_QUEUE;
+        read->count = inflight_missing(&sess->inflight, sequences, STORE_READ_MAX);
+        for (uint32_t i = 0; i < read->count; i++)
+            read->items[i] = (struct store_read_item){.sequence = sequences[i], .state = STORE_ITEM_ASKED};
+        sess->queue.is_reading = true;
+    } else {
+        bool is_there = queue_next_read(&sess->queue, read, STORE_READ_MAX);
+        CHECK(is_there);
+    }
+    read->session = sess->number;
+    read->ticket = is_inflight ? READ_INFLIGHT : READ_QUEUE;
+    shard_post(shard, ACTOR_READER, &(struct op){.type = OP_STORE_READ, .from = shard->config.index, .read = read});
+}
+
+static uint32_t meta_of(struct session *sess, const struct store_read_item *item)
+{
+    bool is_retain = (item->options & OPTION_RETAINED) || (item->msg->retain && (item->options & SUBSCRIBER_RETAIN_AS_PUBLISHED));
+    return session_pack_meta(sess, item->qos, is_retain, item->ids, item->id_count);
+}
+
+/* What is wanted no more, or cannot be read: it is done with. At QoS 2 the client may know the identifier, so that is finished in order:
+ * whoever has not seen the message answers PUBREL all the same. */
+static void lose_inflight(struct shard *shard, struct session *sess, struct inflight_entry *entry, bool is_corrupt)
+{
+    if (entry->state == INFLIGHT_PUBLISH_2) {
+        inflight_to_pubrel(&sess->inflight, entry);
+        return;
+    }
+    uint64_t sequence = inflight_sequence(entry);
+    inflight_remove(&sess->inflight, entry);
+    gauge_add(&shard->stats.inflight, -1);
+    counter_inc(is_corrupt ? &shard->stats.dropped_corrupt : &shard->stats.dropped_not_wanted);
+    if (is_corrupt)
+        waiting_log_drop(shard, sess->number, sequence, SHARD_dropped_corrupt);
+}
+
+static void on_read_inflight(struct shard *shard, struct session *sess, struct store_read *read)
+{
+    sess->queue.is_reading = false;
+    for (uint32_t i = 0; i < read->count; i++) {
+        struct store_read_item *item = &read->items[i];
+        struct inflight_entry *entry = inflight_find_sequence(&sess->inflight, item->sequence);
+        if (!entry || entry->has_msg || entry->state == INFLIGHT_PUBREL || item->state == STORE_ITEM_ASKED)
+            continue; /* acknowledged meanwhile; or read with the next request */
+        if (item->state != STORE_ITEM_FOUND)
+            lose_inflight(shard, sess, entry, item->state == STORE_ITEM_CORRUPT);
+        else if (sess->client) {
+            inflight_give(entry, item->msg, meta_of(sess, item));
+            item->msg = NULL;
+        }
+    }
+}
+
+static void on_read_queue(struct shard *shard, struct session *sess, struct store_read *read)
+{
+    uint32_t metas[STORE_READ_MAX] = {0};
+    for (uint32_t i = 0; i < read->count; i++) {
+        const struct store_read_item *item = &read->items[i];
+        if (item->state == STORE_ITEM_FOUND)
+            metas[i] = meta_of(sess, item);
+        else if (item->state == STORE_ITEM_GONE)
+            counter_inc(&shard->stats.dropped_not_wanted);
+        else if (item->state == STORE_ITEM_CORRUPT) {
+            counter_inc(&shard->stats.dropped_corrupt);
+            waiting_log_drop(shard, sess->number, item->sequence, SHARD_dropped_corrupt);
+        }
+    }
+    struct queue_before was = before(sess);
+    uint32_t lost;
+    uint64_t run = queue_on_read(&sess->queue, shared_of(shard), read, metas, &lost);
+    note_change(shard, sess, was);
+    counter_add(&shard->stats.dropped_corrupt, lost);
+    if (run)
+        shard_post(shard, ACTOR_STORE,
+                   &(struct op){.type = OP_STORE_RUN_DROP,
+                                .from = shard->config.index,
+                                .run = {.session_number = sess->number, .first = run}});
+    if (shard->config.limits.queue_policy == QUEUE_DROP_OLDEST && shed(shard, sess, 0) != QUEUE_HAS_ROOM)
+        waiting_read(shard, sess);
+}
+
+void waiting_on_read(struct shard *shard, struct store_read *read)
+{
+    struct session *sess = session_table_find_number(&shard->sessions, read->session);
+    if (!sess) {
+        /* It ended meanwhile, and could not name what was in the request; the store finds runs by itself. */
+        for (uint32_t i = 0; i < read->count && read->kind == STORE_READ_QUEUE && read->ticket == READ_QUEUE; i++)
+            if (read->items[i].state != STORE_ITEM_GONE)
+                waiting_log_drop(shard, read->session, read->items[i].sequence, SHARD_dropped_session_ended);
+        store_read_free(read);
+        return;
+    }
+    if (read->ticket == READ_INFLIGHT)
+        on_read_inflight(shard, sess, read);
+    else
+        on_read_queue(shard, sess, read);
+    store_read_free(read);
+    if (sess->client)
+        deliver_pump(shard, sess->client);
+    if (sess->queue.is_run_late || (!sess->client && let_go(shard, sess)))
+        list_session(shard, sess);
+}
+
+/* --- the checkpoint ----------------------------------------------------------------------------------------------------------------- */
+
+static void post_runs(struct shard *shard, struct session *sess)
+{
+    while (queue_is_tail_long(&sess->queue)) {
+        struct store_run *run = malloc(sizeof *run);
+        if (!run)
+            return; /* the tail stays long */
+        if (!queue_take_run(&sess->queue, run)) {
+            free(run);
+            return;
+        }
+        shard_post(shard, ACTOR_STORE,
+                   &(struct op){
+                       .type = OP_STORE_RUN, .from = shard->config.index, .run = {.session_number = sess->number, .run = run}});
+    }
+}
+
+/* Returns whether the session stays listed. */
+static bool let_go(struct shard *shard, struct session *sess)
+{
+    bool is_online = sess->client != NULL;
+    sess->queue.is_run_late = false;
+    bool is_left = queue_settle(&sess->queue, shared_of(shard), is_online);
+    if (!is_online)
+        is_left |= inflight_let_go(&sess->inflight, shard->waiting.shared.checkpoint);
+    post_runs(shard, sess);
+    if (is_online)
+        waiting_read(shard, sess);
+    return is_left;
+}
+
+static void walk_begin(struct waiting *waiting)
+{
+    waiting->walk_checkpoint = waiting->shared.checkpoint;
+    waiting->walk_at = waiting->walk_keep = 0;
+    waiting->walk_end = waiting->listed.count;
+}
+
+/* A slice of the round; true when there is more. */
+static bool walk(struct shard *shard)
+{
+    struct waiting *waiting = &shard->waiting;
+    struct number_list *list = &waiting->listed;
+    if (waiting->walk_checkpoint == 0)
+        return false;
+    for (uint32_t budget = WAITING_WALK_PER_TURN; budget > 0 && waiting->walk_at < waiting->walk_end; budget--) {
+        uint64_t number = list->numbers[waiting->walk_at++];
+        struct session *sess = session_table_find_number(&shard->sessions, number);
+        if (!sess)
+            continue;
+        sess->queue.is_listed = let_go(shard, sess);
+        if (sess->queue.is_listed)
+            list->numbers[waiting->walk_keep++] = number;
+    }
+    if (waiting->walk_at < waiting->walk_end)
+        return true;
+    memmove(list->numbers + waiting->walk_keep, list->numbers + waiting->walk_end,
+            (list->count - waiting->walk_end) * sizeof *list->numbers);
+    list->count -= waiting->walk_end - waiting->walk_keep;
+    if (waiting->walk_checkpoint == waiting->shared.checkpoint) {
+        waiting->walk_checkpoint = 0;
+        return false;
+    }
+    walk_begin(waiting); /* it moved on meanwhile */
+    return true;
+}
+
+void waiting_on_checkpoint(struct shard *shard, uint64_t sequence)
+{
+    struct waiting *waiting = &shard->waiting;
+    /* Two copies of one message for one session have one name: what was let go twice would come back once. */
+    if (shard->config.limits.allow_duplicate_messages || sequence < waiting->shared.checkpoint)
+        return;
+    waiting->shared.checkpoint = sequence;
+    if (waiting->walk_checkpoint == 0 && waiting->listed.count > 0)
+        walk_begin(waiting);
+}
+
+void waiting_on_away(struct shard *shard, struct session *sess)
+{
+    inflight_trim(&sess->inflight);
+    if (sess->inflight.count == 0 && sess->queue.count == 0)
+        return;
+    if (let_go(shard, sess))
+        list_session(shard, sess);
+}
+
+void waiting_on_stuck(struct shard *shard, struct session *sess)
+{
+    struct number_list *stuck = &shard->waiting.stuck;
+    if (stuck->count == 0 || stuck->numbers[stuck->count - 1] != sess->number)
+        (void)number_list_add(stuck, sess->number); /* or an acknowledgement pumps it */
+}
+
+void waiting_retry_stuck(struct shard *shard)
+{
+    struct number_list taken = shard->waiting.stuck;
+    if (taken.count == 0)
+        return;
+    shard->waiting.stuck = (struct number_list){0};
+    for (uint32_t i = 0; i < taken.count; i++) {
+        struct session *sess = session_table_find_number(&shard->sessions, taken.numbers[i]);
+        if (sess && sess->client)
+            deliver_pump(shard, sess->client);
+    }
+    free(taken.numbers);
+}
+
+bool waiting_turn_end(struct shard *shard)
+{
+    bool is_more = walk(shard);
+    if (shard->waiting.drop_count > 0)
+        log_drops(shard);
+    return is_more;
+}
+
+/* --- end and start ------------------------------------------------------------------------------------------------------------------ */
+
+void waiting_forget(struct shard *shard, struct session *sess)
+{
+    counter_add(&shard->stats.dropped_session_ended, sess->queue.count + sess->inflight.count);
+    gauge_add(&shard->stats.inflight, -(int64_t)sess->inflight.count);
+    struct queue_before was = before(sess);
+    queue_deinit(&sess->queue, shared_of(shard));
+    note_change(shard, sess, was);
+    inflight_deinit(&sess->inflight);
+}
+
+bool waiting_restore(struct shard *shard, struct session *sess, uint64_t sequence, uint32_t cost, bool is_in_run, uint64_t run_last)
+{
+    struct queue_before was = before(sess);
+    if (!queue_restore(&sess->queue, sequence, cost, is_in_run, run_last))
+        return false;
+    note_change(shard, sess, was);
+    counter_inc(&shard->stats.copies_restored);
+    post_runs(shard, sess);
+    return true;
+}
+
+bool waiting_restore_sent(struct shard *shard, struct session *sess, uint64_t sequence, uint16_t packet_id, bool is_received)
+{
+    if (!inflight_restore(&sess->inflight, sequence, packet_id, is_received))
+        return false;
+    counter_inc(&shard->stats.copies_restored);
+    gauge_add(&shard->stats.inflight, 1);
+    return true;
+}

@@ -1,0 +1,76 @@
+/* What waits for sessions at their home: bounds and policies, letting go what the checkpoint has, reading it back, and saying what was
+ * dropped.
+ *
+ *   in      waiting_add          within the bounds of the session and of the process, or by queue_policy
+ *   out     waiting_take         the oldest in memory; waiting_read asks the reader for what is not (OP_STORE_READ, _DONE)
+ *   let go  OP_STORE_CHECKPOINT  the sessions that hold something in memory for it are listed; a round of slices walks the list
+ *   runs    OP_STORE_RUN         when a tail is long; OP_STORE_RUN_DROP when one was read
+ *   drops   waiting_log_drop     notes of a turn become DROP records at its end; without room in the log they stay notes. A crash in
+ *                                between brings the message back, as if it had not been dropped: late, never wrong
+ *
+ * One request at a time is under way for a session: bodies of what is in flight first, they are sent first. Owner: the shard. Pure. */
+#ifndef TIDEGATE_BROKER_CORE_WAITING_H
+#define TIDEGATE_BROKER_CORE_WAITING_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "broker/core/shard_stats.h"
+#include "broker/session/session.h"
+
+#define WAITING_WALK_PER_TURN 4096 /* sessions looked at in a turn after a checkpoint */
+
+struct shard;
+
+struct number_list {
+    uint64_t *numbers;
+    uint32_t count, capacity;
+};
+
+struct waiting {
+    struct queue_shared shared;
+    struct number_list listed; /* sessions that hold messages for the checkpoint (queue.is_listed); gone ones are passed over */
+    struct number_list stuck;  /* sessions whose next message needs a record for which there was no room */
+    uint32_t walk_at, walk_keep, walk_end; /* the round: [0, keep) stay, [at, end) are to be looked at */
+    uint64_t walk_checkpoint;              /* the round's; 0 = none under way */
+    struct waiting_drop {
+        uint64_t session, sequence;
+        uint8_t reason; /* enum shard_drop */
+    } *drops;
+    uint32_t drop_count, drop_capacity;
+};
+
+void waiting_init(struct shard *shard);
+void waiting_deinit(struct waiting *waiting);
+
+/* Whether what is done with the session's messages is logged. */
+bool waiting_is_logged(const struct shard *shard, const struct session *sess);
+/* Put a message behind what waits, or drop it with a reason (it, or an older one for it). The reference stays the caller's. */
+void waiting_add(struct shard *shard, struct session *sess, struct msg *msg, uint32_t meta, bool is_wanted);
+/* Take queue_first() out; its reference is the caller's. */
+struct queue_item waiting_take(struct shard *shard, struct session *sess);
+/* Ask for what is to be sent next and not in memory. Cheap when there is nothing. */
+void waiting_read(struct shard *shard, struct session *sess);
+/* The answer; taken. */
+void waiting_on_read(struct shard *shard, struct store_read *read);
+/* Everything below can be read from the store. */
+void waiting_on_checkpoint(struct shard *shard, uint64_t sequence);
+/* The client has gone, the session stays: it holds as little as the checkpoint allows. */
+void waiting_on_away(struct shard *shard, struct session *sess);
+/* Its next message needs a record, and there is no room: it is tried again when blocks come back. */
+void waiting_on_stuck(struct shard *shard, struct session *sess);
+void waiting_retry_stuck(struct shard *shard);
+/* The session will not get this message (0: it has no name, nothing is said). The caller counts. */
+void waiting_log_drop(struct shard *shard, uint64_t session, uint64_t sequence, enum shard_drop reason);
+/* Before the turn's log is sealed: a slice of the walk, and DROP records. True: there is more to do at once. */
+bool waiting_turn_end(struct shard *shard);
+/* The session ends: what waits and what is in flight is counted as dropped. Its records are the caller's (queue_each_position and
+ * inflight_each_position say which). */
+void waiting_forget(struct shard *shard, struct session *sess);
+/* At start, ascending by sequence within a session: it wants this message. One that is in flight already (inflight_restore) is not to be
+ * given here. is_in_run, run_last: as queue_restore(). Returns false when memory is short. */
+bool waiting_restore(struct shard *shard, struct session *sess, uint64_t sequence, uint32_t cost, bool is_in_run, uint64_t run_last);
+/* An outgoing QoS 2 message of an earlier start. False: memory is short, or the identifier cannot be. */
+bool waiting_restore_sent(struct shard *shard, struct session *sess, uint64_t sequence, uint16_t packet_id, bool is_received);
+
+#endif
