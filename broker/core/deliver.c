@@ -96,8 +96,8 @@ static void deliver_home(struct shard *shard, struct msg *msg, const struct reci
     }
     if (sess->rare && sess->rare->pending)
         session_note_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg);
-    bool is_wanted = msg_sequence(msg) != 0 && waiting_is_logged(shard, sess) &&
-                     (recipient->qos > 0 || shard->config.limits.queue_qos0_messages);
+    bool is_wanted =
+        msg_sequence(msg) != 0 && waiting_is_logged(shard, sess) && (recipient->qos > 0 || shard->config.limits.queue_qos0_messages);
     deliver_to_session(shard, sess, msg, recipient->qos, recipient->retain, is_wanted, recipient->ids, recipient->id_count);
 }
 
@@ -206,8 +206,7 @@ static bool may_log(const struct shard *shard) { return shard_log_has_control_ro
 static uint64_t log_about(struct shard *shard, const struct session *sess, enum record_type type, uint64_t sequence, uint16_t packet_id)
 {
     return shard_log_control(
-        shard,
-        &(struct record){.type = (uint8_t)type, .session = sess->number, .subject_sequence = sequence, .packet_id = packet_id});
+        shard, &(struct record){.type = (uint8_t)type, .session = sess->number, .subject_sequence = sequence, .packet_id = packet_id});
 }
 
 /* The entry goes on when its record is durable (LOG 8). */
@@ -319,7 +318,8 @@ static void send_new(struct shard *shard, struct client *client, const struct qu
     msg_ref(item->msg);
     entry->is_wanted = item->is_wanted;
     entry->is_dup = qos == 1 && sess->queue.dup_left > 0;
-    sess->queue.dup_left -= sess->queue.dup_left > 0;
+    if (sess->queue.dup_left > 0)
+        sess->queue.dup_left--;
     entry->holds_quota = true;
     client->send_quota--;
     gauge_add(&shard->stats.inflight, 1);
@@ -474,7 +474,8 @@ enum client_step deliver_on_puback(struct shard *shard, struct client *client, u
     struct inflight_entry *entry = inflight_find(&client->session->inflight, packet_id);
     if (!entry || entry->state != INFLIGHT_PUBLISH_1)
         return CLIENT_NEXT;
-    return may_end(shard, client->session, entry) ? finish(shard, client, entry) : block_for_log(shard, client); /* an error, too, ends it [MQTT-4.4.0-2] */
+    return may_end(shard, client->session, entry) ? finish(shard, client, entry)
+                                                  : block_for_log(shard, client); /* an error, too, ends it [MQTT-4.4.0-2] */
 }
 
 enum client_step deliver_on_pubrec(struct shard *shard, struct client *client, uint16_t packet_id, enum mqtt_reason reason)

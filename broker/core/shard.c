@@ -8,7 +8,7 @@
 #include "common/hash.h"
 
 #define DROP_RECORD_SIZE ((size_t)4096) /* more than a DROP record takes */
-#define REFUSED_MAX 4096 /* retained refusals remembered for answers in the gate */
+#define REFUSED_MAX 4096                /* retained refusals remembered for answers in the gate */
 
 actor_id shard_home(uint64_t hash_key, uint16_t shard_count, struct span client_id)
 {

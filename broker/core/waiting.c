@@ -119,14 +119,6 @@ static void list_session(struct shard *shard, struct session *sess)
         sess->queue.is_listed = number_list_add(&shard->waiting.listed, sess->number); /* or it lets go with its next message */
 }
 
-struct queue_item waiting_take(struct shard *shard, struct session *sess)
-{
-    struct queue_before was = before(sess);
-    struct queue_item item = queue_pop(&sess->queue, shared_of(shard));
-    note_change(shard, sess, was);
-    return item;
-}
-
 static void set_full(struct shard *shard, struct session *sess, bool is_full)
 {
     if (sess->queue.is_full != is_full && subscribe_set_full(shard, sess, is_full))
@@ -144,6 +136,15 @@ static void check_full(struct shard *shard, struct session *sess)
     struct queue_limits limits = limits_of(shard);
     if (sess->queue.is_full && sess->queue.count <= limits.messages_max / 4 * 3 && sess->queue.bytes <= limits.bytes_max / 4 * 3)
         set_full(shard, sess, false);
+}
+
+struct queue_item waiting_take(struct shard *shard, struct session *sess)
+{
+    struct queue_before was = before(sess);
+    struct queue_item item = queue_pop(&sess->queue, shared_of(shard));
+    note_change(shard, sess, was);
+    check_full(shard, sess);
+    return item;
 }
 
 static struct counter *full_cell(struct shard *shard, enum queue_verdict verdict)
@@ -322,12 +323,12 @@ static void on_read_queue(struct shard *shard, struct session *sess, struct stor
     uint32_t lost;
     uint64_t run = queue_on_read(&sess->queue, shared_of(shard), read, metas, &lost);
     note_change(shard, sess, was);
+    check_full(shard, sess);
     counter_add(&shard->stats.dropped_corrupt, lost);
     if (run)
-        shard_post(shard, ACTOR_STORE,
-                   &(struct op){.type = OP_STORE_RUN_DROP,
-                                .from = shard->config.index,
-                                .run = {.session_number = sess->number, .first = run}});
+        shard_post(
+            shard, ACTOR_STORE,
+            &(struct op){.type = OP_STORE_RUN_DROP, .from = shard->config.index, .run = {.session_number = sess->number, .first = run}});
     if (shard->config.limits.queue_policy == QUEUE_DROP_OLDEST && shed(shard, sess, 0) != QUEUE_HAS_ROOM)
         waiting_read(shard, sess);
 }
@@ -367,8 +368,7 @@ static void post_runs(struct shard *shard, struct session *sess)
             return;
         }
         shard_post(shard, ACTOR_STORE,
-                   &(struct op){
-                       .type = OP_STORE_RUN, .from = shard->config.index, .run = {.session_number = sess->number, .run = run}});
+                   &(struct op){.type = OP_STORE_RUN, .from = shard->config.index, .run = {.session_number = sess->number, .run = run}});
     }
 }
 

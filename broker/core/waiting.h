@@ -29,14 +29,14 @@ struct number_list {
 
 struct waiting {
     struct queue_shared shared;
-    struct number_list listed; /* sessions that hold messages for the checkpoint (queue.is_listed); gone ones are passed over */
-    struct number_list stuck;  /* sessions whose next message needs a record for which there was no room */
+    struct number_list listed;             /* sessions that hold messages for the checkpoint (queue.is_listed); gone ones are passed over */
+    struct number_list stuck;              /* sessions whose next message needs a record for which there was no room */
     uint32_t walk_at, walk_keep, walk_end; /* the round: [0, keep) stay, [at, end) are to be looked at */
     uint64_t walk_checkpoint;              /* the round's; 0 = none under way */
     struct waiting_drop {
         uint64_t session, sequence;
         uint8_t reason; /* enum shard_drop */
-    } *drops;
+    } * drops;
     uint32_t drop_count, drop_capacity;
 };
 

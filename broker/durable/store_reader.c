@@ -48,15 +48,6 @@ struct store_reader *store_reader_new(struct kv *kv, const struct store_reader_i
     return reader;
 }
 
-void store_read_free(struct store_read *read)
-{
-    for (uint32_t i = 0; read && i < read->count; i++) {
-        msg_unref(read->items[i].msg);
-        free(read->items[i].ids);
-    }
-    free(read);
-}
-
 static void drop_answer(const struct op *op) { store_read_free(op->read); }
 
 void store_reader_free(struct store_reader *reader)

@@ -4,7 +4,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-#include "broker/core/store_stats.h"
 #include "broker/net/bell.h"
 #include "common/clock.h"
 #include "common/logger.h"
@@ -16,7 +15,6 @@
 struct store_thread {
     struct exchange *exchange;
     struct log_writer *writer;
-    struct store_actor *actor;
     struct bell bell;
     _Atomic bool stop_asked;
     mono_ns next_prepare_ns;
@@ -24,18 +22,11 @@ struct store_thread {
     pthread_t thread;
 };
 
-static bool store_thread_post(void *io, actor_id to, const struct op *op)
-{
-    struct store_thread *thread = io;
-    return exchange_post(thread->exchange, ACTOR_STORE, to, op, true);
-}
-
-static const struct store_io store_thread_io = {.post = store_thread_post};
-
 static void store_thread_on_op(void *arg, const struct op *op)
 {
-    struct store_thread *thread = arg;
-    store_actor_on_op(thread->actor, op);
+    (void)arg;
+    if (op->type == OP_STORE_RUN)
+        free(op->run.run);
 }
 
 /* One step when it is time; returns ns until the next. */
@@ -68,9 +59,8 @@ static void *store_thread_main(void *arg)
     pthread_setname_np(pthread_self(), "store");
     for (;;) {
         mono_ns now = clock_mono();
-        store_actor_set_time(thread->actor, now);
         size_t drained = exchange_drain(thread->exchange, ACTOR_STORE, STORE_THREAD_BUDGET, now, store_thread_on_op, thread);
-        int64_t wait = store_actor_work(thread->actor);
+        int64_t wait = INT64_MAX;
         exchange_flush(thread->exchange, ACTOR_STORE);
         if (drained > 0)
             continue;
@@ -100,14 +90,10 @@ enum err store_thread_start(struct store_thread **thread_out, struct exchange *e
         free(thread);
         return err;
     }
-    thread->actor = store_actor_new(&store_thread_io, thread);
-    if (thread->actor) {
-        exchange_set_wake(exchange, ACTOR_STORE, bell_ring, &thread->bell);
-        if (pthread_create(&thread->thread, NULL, store_thread_main, thread) == 0) {
-            *thread_out = thread;
-            return ERR_OK;
-        }
-        store_actor_free(thread->actor);
+    exchange_set_wake(exchange, ACTOR_STORE, bell_ring, &thread->bell);
+    if (pthread_create(&thread->thread, NULL, store_thread_main, thread) == 0) {
+        *thread_out = thread;
+        return ERR_OK;
     }
     bell_deinit(&thread->bell);
     free(thread);
@@ -121,10 +107,8 @@ void store_thread_stop(struct store_thread *thread)
     atomic_store_explicit(&thread->stop_asked, true, memory_order_release);
     bell_ring(&thread->bell);
     pthread_join(thread->thread, NULL);
-    store_actor_free(thread->actor);
     bell_deinit(&thread->bell);
     free(thread);
 }
 
-struct store_stats *store_thread_store_stats(struct store_thread *thread) { return store_actor_stats(thread->actor); }
 const struct store_thread_stats *store_thread_get_stats(const struct store_thread *thread) { return &thread->stats; }

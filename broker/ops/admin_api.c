@@ -6,7 +6,6 @@
 
 #include "broker/core/route_stats.h"
 #include "broker/core/shard_stats.h"
-#include "broker/core/store_stats.h"
 #include "common/check.h"
 #include "common/data_dir.h"
 #include "common/http.h"
@@ -116,13 +115,6 @@ static void register_threads(struct admin_api *admin)
     metrics_register_gauge(registry, &route->trie_nodes, METRIC("tidegate_topic_tree_nodes", "Nodes of the tree of wildcard filters."));
     metrics_register_gauge(registry, &route->tree_bytes, METRIC("tidegate_topic_tree_bytes", "Memory of the topic tree."));
 
-    struct store_stats *store = store_thread_store_stats(sources->store);
-    metrics_register_queue(registry, "stored_messages", &store->stored);
-    metrics_register_gauge(registry, &store->sessions, METRIC("tidegate_stored_sessions", "Sessions with messages in the store."));
-    metrics_register_counter(registry, &store->puts, METRIC("tidegate_store_ops_total", "Messages through the store.", {"op", "put"}));
-    metrics_register_counter(registry, &store->loads, METRIC("tidegate_store_ops_total", "Messages through the store.", {"op", "load"}));
-    metrics_register_counter(registry, &store->forgotten,
-                             METRIC("tidegate_store_ops_total", "Messages through the store.", {"op", "forget"}));
     const struct store_thread_stats *prepare = store_thread_get_stats(sources->store);
     metrics_register_counter(registry, &prepare->prepare_steps,
                              METRIC("tidegate_log_prepare_steps_total", "Steps of getting log segments ready."));

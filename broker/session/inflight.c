@@ -93,10 +93,7 @@ static bool grow(struct inflight *inflight)
     return resize(inflight, old && old->capacity * 2 > CAPACITY_FIRST ? old->capacity * 2 : CAPACITY_FIRST);
 }
 
-uint64_t inflight_sequence(const struct inflight_entry *entry)
-{
-    return entry->has_msg ? msg_sequence(entry->msg) : entry->sequence;
-}
+uint64_t inflight_sequence(const struct inflight_entry *entry) { return entry->has_msg ? msg_sequence(entry->msg) : entry->sequence; }
 
 /* The message goes, its sequence stays. */
 static void drop_msg(struct inflight_entry *entry)

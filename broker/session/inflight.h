@@ -32,8 +32,8 @@ struct inflight_entry {
     };
     uint32_t meta; /* session/queue.h; unknown (0) of an entry that was restored, until it is read */
     uint16_t packet_id;
-    uint8_t state;   /* enum inflight_state */
-    uint8_t pending; /* records about it that are not durable yet: it is not sent */
+    uint8_t state;                     /* enum inflight_state */
+    uint8_t pending;                   /* records about it that are not durable yet: it is not sent */
     uint16_t next, prev, next_in_cell; /* private */
     bool has_msg : 1;
     bool is_wanted : 1;   /* the message's record names the session: queue_item.is_wanted */

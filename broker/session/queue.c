@@ -17,10 +17,10 @@ struct item_ring {
 struct queue_body {
     struct item_ring *head, *window;
     struct position_list *front, *tail;
-    uint64_t run_next;       /* the next run to read has this key or a greater one; never falls */
-    uint64_t run_max;        /* the greatest position that was ever in a run; 0 = there never was one */
-    uint32_t run_count;      /* messages in runs */
-    uint16_t reading_count;  /* sequences in the request under way, out of front or tail */
+    uint64_t run_next;      /* the next run to read has this key or a greater one; never falls */
+    uint64_t run_max;       /* the greatest position that was ever in a run; 0 = there never was one */
+    uint32_t run_count;     /* messages in runs */
+    uint16_t reading_count; /* sequences in the request under way, out of front or tail */
     uint16_t run_misses;
 };
 
@@ -30,7 +30,10 @@ _Static_assert(sizeof(struct queue_body) <= 64, "of every session with a queue: 
 
 static uint32_t ring_count(const struct item_ring *ring) { return ring ? ring->count : 0; }
 
-static struct queue_item *ring_at(struct item_ring *ring, uint32_t index) { return &ring->items[(ring->first + index) & (ring->capacity - 1)]; }
+static struct queue_item *ring_at(struct item_ring *ring, uint32_t index)
+{
+    return &ring->items[(ring->first + index) & (ring->capacity - 1)];
+}
 
 static bool ring_put(struct item_ring **place, const struct queue_item *item)
 {
@@ -222,7 +225,7 @@ bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_onli
     struct queue_body *body = queue->body;
     if (!body)
         return false;
-    if (!is_online && body->head)
+    if (!is_online && body->head && !queue->is_reading) /* what is being read comes behind the head, and before the front */
         let_head_go(body, shared);
     /* What the client gets next stays; what the store does not have, too, as long as it has a place before the tail. */
     while (body->window && is_joined(body) && ring_count(body->head) < QUEUE_HEAD_MAX &&
@@ -339,8 +342,7 @@ static bool on_run(struct queue *queue, const struct store_read *read, uint32_t 
     return false;
 }
 
-uint64_t queue_on_read(struct queue *queue, struct queue_shared *shared, struct store_read *read, const uint32_t *metas,
-                       uint32_t *lost_out)
+uint64_t queue_on_read(struct queue *queue, struct queue_shared *shared, struct store_read *read, const uint32_t *metas, uint32_t *lost_out)
 {
     struct queue_body *body = queue->body;
     CHECK(queue->is_reading);

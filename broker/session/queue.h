@@ -76,9 +76,9 @@ struct queue_totals {
 
 /* What the queues of a shard have in common. */
 struct queue_shared {
-    uint64_t checkpoint;         /* every sequence below it can be read from the store; 0 = none */
-    struct queue_stats *window;  /* messages in memory, with bytes; `oldest_ns` is not theirs to know */
-    int64_t now_ns;              /* mono */
+    uint64_t checkpoint;        /* every sequence below it can be read from the store; 0 = none */
+    struct queue_stats *window; /* messages in memory, with bytes; `oldest_ns` is not theirs to know */
+    int64_t now_ns;             /* mono */
 };
 
 struct queue_body;

@@ -6,13 +6,13 @@
 #include "broker/core/deliver.h"
 #include "broker/core/msg.h"
 #include "broker/core/route_actor.h"
-#include "broker/core/store_actor.h"
 #include "broker/guard/tier.h"
 #include "broker/route/topic_tree.h"
 #include "broker/telemetry/rule.h"
 #include "common/check.h"
 #include "common/log_block.h"
 #include "tests/lib/check_random.h"
+#include "tests/lib/memory_store.h"
 
 #define HASH_KEY 0x7469646567617465u
 #define SETTLE_STEPS_MAX 100000
@@ -43,6 +43,7 @@ struct rig_client {
 struct rig_record {
     uint8_t *bytes;
     size_t size;
+    bool is_durable;
 };
 
 struct rig {
@@ -57,7 +58,10 @@ struct rig {
         actor_id self;
     } ports[ACTOR_COUNT];
     struct route_actor *route;
-    struct store_actor *store;
+    struct memory_store *store; /* NULL = nothing is let go */
+    size_t applied_count;       /* records that the store has */
+    uint32_t read_max;
+    bool is_reader_held;
     struct rule_table rules;
     struct tier_table tiers;
     bool is_route_held;
@@ -185,7 +189,6 @@ static uint64_t io_random(void *io) { return check_random_next(&((struct rig_por
 static const struct shard_io shard_io = {
     .write = io_write, .read_pause = io_read_pause, .close = io_close, .post = shard_io_post, .random = io_random};
 static const struct route_io route_io = {.post = actor_io_post};
-static const struct store_io store_io = {.post = actor_io_post};
 
 /* --- set-up ------------------------------------------------------------------------------------------------------------------------- */
 
@@ -262,9 +265,8 @@ struct rig *rig_new(const struct rig_options *options)
         .retained_messages_max = rig->options.retained_max, .retained_bytes_max = 1 << 30, .tree_bytes_max = 1 << 30, .scan_slice = 4};
     rig->route =
         route_actor_new(rig->tree, &rig->retained_counter, HASH_KEY, rig->shard_count, &route_limits, &route_io, &rig->ports[ACTOR_ROUTE]);
-    rig->store = store_actor_new(&store_io, &rig->ports[ACTOR_STORE]);
+    rig->store = rig->options.has_store ? memory_store_new() : NULL;
     CHECK(rig->route);
-    CHECK(rig->store);
     for (actor_id index = 0; index < rig->shard_count; index++) {
         struct shard_config config = {.index = index,
                                       .shard_count = rig->shard_count,
@@ -274,6 +276,7 @@ struct rig *rig_new(const struct rig_options *options)
                                       .listener_count = 1,
                                       .rules = &rig->rules,
                                       .tiers = &rig->tiers,
+                                      .queue_totals = rig->options.queue_totals,
                                       .retained_counter = &rig->retained_counter,
                                       .epoch = rig->options.no_persistence ? 0 : 1, /* as in the blocks */
                                       .persistence = !rig->options.no_persistence};
@@ -309,13 +312,12 @@ static void drop_op(struct rig *rig, actor_id to, const struct op *op)
             log_block_pool_put(&rig->pools[to], block);
         }
         break;
-    case OP_STORE_PUT:
-        msg_unref(op->store.msg);
+    case OP_STORE_RUN:
+        free(op->run.run);
         break;
-    case OP_STORE_LOADED:
-        for (uint32_t i = 0; i < op->store.page->count; i++)
-            msg_unref(op->store.page->items[i].msg);
-        free(op->store.page);
+    case OP_STORE_READ:
+    case OP_STORE_READ_DONE:
+        store_read_free(op->read);
         break;
     case OP_NONE:
     case OP_ROUTE_RETAINED:
@@ -325,15 +327,10 @@ static void drop_op(struct rig *rig, actor_id to, const struct op *op)
     case OP_RETAINED_MORE:
     case OP_LOG_FAILED:
     case OP_LOG_ROOM:
-    case OP_STORE_LOAD:
-    case OP_STORE_FORGET:
     case OP_STORE_CHECKPOINT:
     case OP_STORE_ROOM:
-    case OP_STORE_RUN:
     case OP_STORE_RUN_DROP:
     case OP_STORE_PASSED:
-    case OP_STORE_READ:
-    case OP_STORE_READ_DONE:
         break;
     }
 }
@@ -366,7 +363,7 @@ void rig_free(struct rig *rig)
         free(rig->groups[index]);
     }
     route_actor_free(rig->route);
-    store_actor_free(rig->store);
+    memory_store_free(rig->store);
     topic_tree_free(rig->tree);
     for (actor_id index = 0; index < rig->shard_count; index++)
         log_block_pool_deinit(&rig->pools[index]);
@@ -395,6 +392,7 @@ static void keep_record(struct rig *rig, const void *bytes, size_t size)
     }
     struct rig_record *record = &rig->records[rig->record_count++];
     record->size = size;
+    record->is_durable = false;
     record->bytes = malloc(size);
     CHECK(record->bytes);
     memcpy(record->bytes, bytes, size);
@@ -467,6 +465,9 @@ static void log_step(struct rig *rig, actor_id shard)
     for (struct log_block *block = rig->logged[shard]; block; block = block->next) {
         CHECK(block->shard_block == durable + 1);
         durable = block->shard_block;
+        uint32_t count = !(block->flags & LOG_BLOCK_GROUP) ? block->record_count : block->flags & LOG_BLOCK_GROUP_LAST ? 1 : 0;
+        for (uint32_t i = 0; i < count; i++)
+            rig->records[block->first.sequence - 1 + i].is_durable = true;
     }
     op = (struct op){.type = OP_LOG_DURABLE, .from = ACTOR_LOG, .durable = {.durable_blocks = durable, .blocks = rig->logged[shard]}};
     if (ring_post(rig, ACTOR_LOG, shard, &op)) {
@@ -524,6 +525,24 @@ void rig_record(const struct rig *rig, struct record *rec_out, size_t index)
     CHECK(index < rig->record_count);
     CHECK(record_decode(rec_out, span_of(rig->records[index].bytes, rig->records[index].size)) == ERR_OK);
 }
+
+void rig_checkpoint(struct rig *rig)
+{
+    for (; rig->applied_count < rig->record_count && rig->records[rig->applied_count].is_durable; rig->applied_count++) {
+        struct record rec;
+        rig_record(rig, &rec, rig->applied_count);
+        memory_store_apply(rig->store, &rec, rig->applied_count + 1);
+    }
+    uint64_t sequence = memory_store_commit(rig->store);
+    struct op op = {.type = OP_STORE_CHECKPOINT, .from = ACTOR_STORE, .checkpoint = {.sequence = sequence}};
+    for (actor_id shard = 0; shard < rig->shard_count; shard++)
+        CHECK(ring_post(rig, ACTOR_STORE, shard, &op));
+    rig_settle(rig);
+}
+
+struct memory_store *rig_store(struct rig *rig) { return rig->store; }
+void rig_read_max(struct rig *rig, uint32_t items) { rig->read_max = items; }
+void rig_reader_hold(struct rig *rig, bool hold) { rig->is_reader_held = hold; }
 
 static uint8_t type_of(const struct rig *rig, size_t index)
 {
@@ -619,12 +638,21 @@ static void route_take(struct rig *rig, const struct op *op)
 static void store_take(struct rig *rig, const struct op *op)
 {
     if (op->type != OP_STORE_PASSED) {
-        store_actor_on_op(rig->store, op);
+        CHECK(rig->store);
+        memory_store_on_op(rig->store, op);
         return;
     }
     CHECK(op->passed.number >= rig->passed[op->from].number);
     rig->passed[op->from].number = op->passed.number;
     rig->passed[op->from].block = op->passed.block;
+}
+
+static void reader_take(struct rig *rig, const struct op *op)
+{
+    CHECK(op->type == OP_STORE_READ);
+    CHECK(rig->store);
+    memory_store_read(rig->store, op->read, rig->read_max);
+    CHECK(ring_post(rig, ACTOR_READER, op->from, &(struct op){.type = OP_STORE_READ_DONE, .from = ACTOR_READER, .read = op->read}));
 }
 
 static void shard_step(struct rig *rig, actor_id index)
@@ -656,17 +684,20 @@ void rig_step(struct rig *rig)
             route_take(rig, &op);
         for (size_t left = portion(rig, index, ACTOR_STORE); left > 0 && ring_take(rig, index, ACTOR_STORE, &op); left--)
             store_take(rig, &op);
+        for (size_t left = rig->is_reader_held ? 0 : portion(rig, index, ACTOR_READER);
+             left > 0 && ring_take(rig, index, ACTOR_READER, &op); left--)
+            reader_take(rig, &op);
         log_step(rig, index);
     }
     rig->moves += route_actor_work(rig->route, rig->wall_ns) == 0;
-    store_actor_work(rig->store);
 }
 
 static bool is_anything_on_a_ring(const struct rig *rig)
 {
     for (actor_id from = 0; from < ACTOR_COUNT; from++)
         for (actor_id to = 0; to < ACTOR_COUNT; to++)
-            if (rig->rings[from][to] && rig->rings[from][to]->count > 0 && !(rig->is_route_held && to == ACTOR_ROUTE))
+            if (rig->rings[from][to] && rig->rings[from][to]->count > 0 && !(rig->is_route_held && to == ACTOR_ROUTE) &&
+                !(rig->is_reader_held && to == ACTOR_READER))
                 return true;
     return false;
 }

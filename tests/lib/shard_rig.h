@@ -1,4 +1,4 @@
-/* A whole broker core in one thread: shards, route actor, store actor and a log that is memory, joined by queues, with test clients.
+/* A whole broker core in one thread: shards, route actor, a checkpoint and a log that are memory, joined by queues, with test clients.
  *
  * Protocol scenarios run as plain function calls: a client's packets go into its home shard, rig_settle() turns everything until nothing
  * moves, and what came out is taken with rig_next(). Each settled state has balanced books (shard_stats_check, CHECKed). Options make it
@@ -41,8 +41,12 @@ struct rig_options {
     bool is_anonymous_refused;
     bool is_retain_refused;
     bool is_zero_id_refused;
+    bool has_store; /* a checkpoint, moved on by rig_checkpoint(); without it nothing leaves the memory */
+    struct queue_totals *queue_totals;
 };
 
+struct memory_store; /* tests/lib/memory_store.h */
+struct queue_totals;
 struct rig_client;
 struct rig;
 
@@ -74,6 +78,12 @@ uint64_t rig_named_copies(const struct rig *rig);
 const struct msg *rig_last_retained(const struct rig *rig);
 /* All subscribers of an exact filter: their queues are full and they refuse more, or no longer. */
 void rig_set_full(struct rig *rig, const char *filter, bool is_full);
+/* With has_store: what is durable comes into the checkpoint, which says so to the shards; settled. */
+void rig_checkpoint(struct rig *rig);
+struct memory_store *rig_store(struct rig *rig);
+/* The reader looks at so many items of a request (0 = all), and whether it answers. */
+void rig_read_max(struct rig *rig, uint32_t items);
+void rig_reader_hold(struct rig *rig, bool hold);
 /* Records written, in the order of the log, so record `index` has the sequence index + 1; durable or not. Borrowed until the next settle.
  */
 size_t rig_record_count(const struct rig *rig);

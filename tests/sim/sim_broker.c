@@ -11,7 +11,6 @@
 #include "broker/core/route_actor.h"
 #include "broker/core/shard.h"
 #include "broker/core/shard_stats.h"
-#include "broker/core/store_actor.h"
 #include "broker/route/topic_tree.h"
 #include "broker/telemetry/rule.h"
 #include "common/check.h"
@@ -36,7 +35,6 @@ struct sim_broker {
     struct log_block_pool pools[SIM_SHARDS_MAX];
     bool pool_open[SIM_SHARDS_MAX];
     struct route_actor *route;
-    struct store_actor *store;
     struct log_writer *writer;
     struct sim_ring *rings; /* [from][to] of node numbers */
     struct shard_listener listener;
@@ -48,7 +46,6 @@ struct sim_broker {
     bool room_said;                                                /* what the shards were told last */
     bool log_failed;
     struct route_io route_io;
-    struct store_io store_io;
 };
 
 /* Shards, route, log, store: small numbers for the ring table. */
@@ -157,12 +154,6 @@ static bool route_post(void *io, actor_id to, const struct op *op)
     return ring_push(broker, NODE_ROUTE, node_of(to), op, true);
 }
 
-static bool store_post(void *io, actor_id to, const struct op *op)
-{
-    struct sim_broker *broker = io;
-    return ring_push(broker, NODE_STORE, node_of(to), op, true);
-}
-
 /* --- life
  * --------------------------------------------------------------------------------------------------------------------------------- */
 
@@ -227,14 +218,11 @@ static bool make_actors(struct sim *sim, struct sim_broker *broker)
 {
     struct route_limits limits = {.retained_messages_max = 1000, .retained_bytes_max = 1 << 20, .tree_bytes_max = 1 << 30, .scan_slice = 2};
     broker->route_io.post = route_post;
-    broker->store_io.post = store_post;
     broker->tree = topic_tree_new(sim->seed);
     CHECK(broker->tree);
     broker->route =
         route_actor_new(broker->tree, &broker->retained_counter, sim->seed, sim->config.shard_count, &limits, &broker->route_io, broker);
-    broker->store = store_actor_new(&broker->store_io, broker);
     CHECK(broker->route);
-    CHECK(broker->store);
     for (uint16_t i = 0; i < sim->config.shard_count; i++) {
         struct shard_config config;
         set_config(sim, broker, &config, i);
@@ -290,14 +278,6 @@ static void drop_op(const struct op *op)
     case OP_RETAINED_VALUE:
         msg_unref(op->retained.msg);
         return;
-    case OP_STORE_PUT:
-        msg_unref(op->store.msg);
-        return;
-    case OP_STORE_LOADED:
-        for (uint32_t i = 0; i < op->store.page->count; i++)
-            msg_unref(op->store.page->items[i].msg);
-        free(op->store.page);
-        return;
     default:
         return;
     }
@@ -340,7 +320,6 @@ void sim_broker_die(struct sim *sim, bool power)
             log_block_pool_deinit(&broker->pools[i]);
     }
     route_actor_free(broker->route);
-    store_actor_free(broker->store);
     topic_tree_free(broker->tree);
     if (broker->writer)
         log_writer_close(broker->writer);
@@ -510,15 +489,13 @@ static bool serve_actor(struct sim_broker *broker, unsigned node)
             if (node == NODE_ROUTE)
                 route_actor_on_op(broker->route, &op);
             else
-                store_actor_on_op(broker->store, &op);
+                CHECK(op.type == OP_STORE_PASSED); /* no checkpoint is announced: nothing is let go, nothing read */
             served = true;
         }
     }
     uint64_t before = sim->progress;
     if (node == NODE_ROUTE)
         route_actor_work(broker->route, sim->wall);
-    else
-        store_actor_work(broker->store);
     return served || sim->progress != before;
 }
 

@@ -1,4 +1,4 @@
-/* The session queue with a store that is an array: order, bounds and counts. */
+/* The session queue with a store that is an array: order, counts and bounds, whatever is let go and read back. */
 #include "broker/session/queue.h"
 
 #include <setjmp.h>
@@ -9,102 +9,372 @@
 
 #include <cmocka.h>
 
+#include "common/check.h"
 #include "tests/lib/check_random.h"
 
-static struct msg *message(uint32_t number)
+#define COST (sizeof(struct msg) + 5)
+
+static struct msg *message(uint64_t sequence)
 {
-    return msg_new(&(struct msg_source){.topic = SPAN_LITERAL("t"), .payload = span_of(&number, sizeof number), .qos = 1});
-}
-static uint32_t number_of(const struct msg *msg)
-{
-    uint32_t number;
-    memcpy(&number, msg_payload(msg).data, sizeof number);
-    return number;
+    uint32_t number = (uint32_t)sequence;
+    struct msg *msg = msg_new(&(struct msg_source){.topic = SPAN_LITERAL("t"), .payload = span_of(&number, sizeof number), .qos = 1});
+    CHECK(msg);
+    atomic_store(&msg->sequence, sequence);
+    return msg;
 }
 
-static void order_is_kept_through_the_store(void **state)
+/* Three publishers on three shards: what each logs arrives in its order, and as late as it likes. */
+#define PUBLISHERS 3
+#define MESSAGES_MAX 60000
+#define RUNS_MAX 4096
+
+struct world {
+    struct check_random random;
+    struct queue queue;
+    struct queue_stats window;
+    struct queue_shared shared;
+    uint64_t logged;                         /* sequence given last */
+    uint64_t sent[PUBLISHERS][MESSAGES_MAX]; /* by each publisher */
+    size_t sent_count[PUBLISHERS], arrived[PUBLISHERS], taken[PUBLISHERS];
+    bool is_gone[MESSAGES_MAX * PUBLISHERS]; /* dropped on disk behind the queue's back */
+    uint32_t count;                          /* in the queue */
+    struct store_run runs[RUNS_MAX];
+    bool is_dropped[RUNS_MAX];
+    size_t run_count, committed;
+    struct store_read read;
+    bool is_reading, is_online;
+    uint64_t reads, late, gone;
+};
+
+static void logs(struct world *w)
+{
+    size_t p = check_random_below(&w->random, PUBLISHERS);
+    if (w->sent_count[p] < MESSAGES_MAX)
+        w->sent[p][w->sent_count[p]++] = ++w->logged;
+}
+
+static void arrives(struct world *w)
+{
+    size_t p = check_random_below(&w->random, PUBLISHERS);
+    if (w->arrived[p] == w->sent_count[p])
+        return;
+    uint64_t sequence = w->sent[p][w->arrived[p]++];
+    struct queue_item item = {.msg = message(sequence), .meta = (uint32_t)sequence, .is_wanted = true};
+    assert_true(queue_push(&w->queue, &w->shared, &item));
+    w->count++;
+}
+
+static void takes(struct world *w)
+{
+    const struct queue_item *first = queue_first(&w->queue);
+    if (!w->is_online || !first)
+        return;
+    uint64_t sequence = msg_sequence(first->msg);
+    struct queue_item item = queue_pop(&w->queue, &w->shared);
+    assert_int_equal(item.meta, sequence);
+    w->count--;
+    size_t p = 0;
+    for (bool is_found = false; !is_found; p += !is_found) {
+        assert_true(p < PUBLISHERS);
+        while (w->taken[p] < w->arrived[p] && w->is_gone[w->sent[p][w->taken[p]]])
+            w->taken[p]++;
+        is_found = w->taken[p] < w->arrived[p] && w->sent[p][w->taken[p]] == sequence;
+    }
+    w->taken[p]++; /* it was the publisher's next: in order, and once */
+    msg_unref(item.msg);
+}
+
+static void settles(struct world *w, bool advances)
+{
+    if (advances)
+        w->shared.checkpoint = w->logged + 1 - check_random_below(&w->random, w->logged - w->shared.checkpoint + 2);
+    w->committed = w->run_count;
+    w->queue.is_run_late = false;
+    queue_settle(&w->queue, &w->shared, w->is_online);
+    assert_true(w->run_count < RUNS_MAX - 1);
+    while (queue_take_run(&w->queue, &w->runs[w->run_count])) {
+        const struct store_run *run = &w->runs[w->run_count];
+        for (uint32_t i = 0; i < run->count; i++) {
+            assert_true(run->sequences[i] < w->shared.checkpoint);
+            assert_true(i == 0 || run->sequences[i] > run->sequences[i - 1]);
+        }
+        if (w->run_count > 0)
+            assert_true(run->sequences[0] > w->runs[w->run_count - 1].sequences[w->runs[w->run_count - 1].count - 1]);
+        w->run_count++;
+    }
+}
+
+static void asks(struct world *w)
+{
+    if (!queue_must_read(&w->queue)) {
+        assert_false(queue_next_read(&w->queue, &w->read, STORE_READ_MAX));
+        return;
+    }
+    w->read = (struct store_read){0};
+    assert_true(queue_next_read(&w->queue, &w->read, 1 + (uint32_t)check_random_below(&w->random, STORE_READ_MAX)));
+    w->is_reading = true;
+}
+
+static void is_answered(struct world *w)
+{
+    struct store_read *read = &w->read;
+    uint32_t metas[STORE_READ_MAX] = {0}, lost, gone = 0;
+    if (read->kind == STORE_READ_RUN) {
+        const struct store_run *run = NULL;
+        for (size_t i = 0; i < w->committed && !run; i++)
+            if (!w->is_dropped[i] && w->runs[i].sequences[0] >= read->run)
+                run = &w->runs[i];
+        w->late += !run;
+        read->run = run ? run->sequences[0] : 0;
+        read->count = run ? run->count : 0;
+        for (uint32_t i = 0; i < read->count; i++)
+            read->items[i] = (struct store_read_item){.sequence = run->sequences[i], .state = STORE_ITEM_ASKED};
+    }
+    uint32_t looked_at = (uint32_t)check_random_below(&w->random, STORE_READ_MAX + 1);
+    for (uint32_t i = 0; i < read->count && i < looked_at; i++) {
+        struct store_read_item *item = &read->items[i];
+        assert_true(item->sequence < w->shared.checkpoint);
+        bool is_gone = check_random_chance(&w->random, 1, 50);
+        item->state = is_gone ? STORE_ITEM_GONE : STORE_ITEM_FOUND;
+        item->msg = is_gone ? NULL : message(item->sequence);
+        metas[i] = (uint32_t)item->sequence;
+        w->is_gone[item->sequence] = is_gone;
+        gone += is_gone;
+    }
+    w->count -= gone;
+    w->gone += gone;
+    w->reads++;
+    uint64_t run = queue_on_read(&w->queue, &w->shared, read, metas, &lost);
+    assert_int_equal(lost, 0);
+    for (size_t i = 0; i < w->run_count && run; i++)
+        w->is_dropped[i] |= w->runs[i].sequences[0] == run;
+    for (uint32_t i = 0; i < read->count; i++)
+        msg_unref(read->items[i].msg);
+    w->is_reading = false;
+}
+
+static void step(struct world *w, uint64_t phase)
+{
+    switch (check_random_below(&w->random, 12)) {
+    case 0:
+    case 1:
+        logs(w);
+        break;
+    case 2:
+    case 3:
+    case 4:
+        if (phase % 4 != 1) /* or all of it late */
+            arrives(w);
+        break;
+    case 5:
+    case 6:
+    case 7:
+        if (phase % 3 != 0) /* or the client is too slow */
+            takes(w);
+        break;
+    case 8:
+        if (check_random_chance(&w->random, 1, 5))
+            settles(w, true);
+        break;
+    case 9:
+        if (!w->is_reading)
+            asks(w);
+        break;
+    case 10:
+        if (w->is_reading)
+            is_answered(w);
+        break;
+    case 11:
+        if (check_random_chance(&w->random, 1, 100)) {
+            w->is_online = !w->is_online;
+            settles(w, false);
+        }
+        break;
+    }
+}
+
+static void count_position(void *arg, uint64_t sequence)
+{
+    struct world *w = arg;
+    assert_true(sequence > 0 && sequence <= w->logged);
+    w->late++;
+}
+
+static void order_is_kept_whatever_is_let_go(void **state)
 {
     (void)state;
-    struct check_random random;
-    check_random_init(&random, check_random_seed(9));
-    static struct store_item store[100000];
-    size_t store_first = 0, store_end = 0;
-    struct queue queue = {0};
-    struct queue_limits limits = {.messages_max = 500, .bytes_max = UINT64_MAX};
-    uint32_t pushed = 0, popped = 0, asked = 0;
-    for (int step = 0; step < 100000; step++) {
-        bool is_online = step / 1000 % 3 != 0;
-        unsigned action = (unsigned)check_random_below(&random, 4);
-        if (action < 2) {
-            struct msg *msg = message(pushed);
-            enum queue_result result = queue_push(&queue, msg, pushed, &limits, is_online);
-            if (result == QUEUE_TO_STORE)
-                store[store_end++] = (struct store_item){msg_ref(msg), pushed};
-            assert_int_equal(result == QUEUE_FULL_MESSAGES, pushed - popped == limits.messages_max);
-            pushed += result != QUEUE_FULL_MESSAGES;
-            msg_unref(msg);
-        } else if (action == 2 && is_online && queue_first(&queue)) {
-            assert_int_equal(number_of(queue_first(&queue)->msg), popped);
-            struct queue_item item = queue_pop(&queue);
-            assert_int_equal(item.meta, popped++);
-            msg_unref(item.msg);
-        } else if (queue.is_loading && check_random_chance(&random, 1, 3)) {
-            uint32_t count = (uint32_t)(store_end - store_first < asked ? store_end - store_first : asked);
-            count = (uint32_t)(1 + check_random_below(&random, count)); /* the store may give fewer */
-            struct store_page *page = malloc(sizeof *page + count * sizeof page->items[0]);
-            page->count = count;
-            for (uint32_t i = 0; i < count; i++)
-                page->items[i] = store[store_first++];
-            uint32_t dropped = 1;
-            assert_true(queue_on_loaded(&queue, &dropped, page));
-            assert_int_equal(dropped, 0);
-        } else if (is_online && queue_load_count(&queue) > 0) {
-            asked = queue_load_count(&queue);
-            assert_true(asked + queue.resident <= QUEUE_RESIDENT_MAX);
-            queue.is_loading = true;
-        }
-        assert_int_equal(queue_count(&queue), pushed - popped);
-        assert_int_equal(queue.bytes, (pushed - popped) * (sizeof(struct msg) + 5));
-        assert_true(queue.resident <= QUEUE_RESIDENT_MAX);
+    struct world *w = calloc(1, sizeof *w);
+    assert_non_null(w);
+    check_random_init(&w->random, check_random_seed(9));
+    w->shared = (struct queue_shared){.window = &w->window};
+    for (uint32_t i = 0; i < 300000; i++) {
+        step(w, i / 5000);
+        assert_int_equal(queue_count(&w->queue), w->count);
+        assert_true(w->queue.bytes >= w->count * COST || w->count == 0);
+        assert_true(w->window.messages <= w->count);
+        assert_int_equal(w->window.bytes, w->window.messages * COST);
     }
-    assert_true(popped > 1000);
-    queue_deinit(&queue);
-    while (store_first < store_end)
-        msg_unref(store[store_first++].msg);
+    assert_true(w->run_count > 20);
+    assert_true(w->late > 0);
+    assert_true(w->gone > 0);
+    /* Every position has its place: in memory, in a run, or in the request. */
+    w->late = 0;
+    queue_each_position(&w->queue, count_position, w);
+    assert_true(w->late <= w->count);
+    w->is_online = true;
+    for (size_t p = 0; p < PUBLISHERS; p++)
+        while (w->arrived[p] < w->sent_count[p])
+            arrives(w);
+    for (int i = 0; i < 1000000 && w->count > 0; i++) {
+        if (w->is_reading)
+            is_answered(w);
+        else
+            asks(w);
+        takes(w);
+        if (i % 50 == 0)
+            settles(w, true);
+    }
+    assert_int_equal(w->count, 0);
+    for (size_t p = 0; p < PUBLISHERS; p++) {
+        while (w->taken[p] < w->arrived[p] && w->is_gone[w->sent[p][w->taken[p]]])
+            w->taken[p]++;
+        assert_int_equal(w->taken[p], w->sent_count[p]); /* none was lost */
+    }
+    assert_int_equal(w->queue.bytes, 0);
+    assert_int_equal(w->window.messages, 0);
+    queue_deinit(&w->queue, &w->shared);
+    free(w);
 }
 
 static void bounds_are_on_messages_and_bytes(void **state)
 {
     (void)state;
+    struct queue_stats window = {0};
+    struct queue_shared shared = {.window = &window};
     struct queue queue = {0};
     struct msg *msg = message(1);
+    struct queue_item item = {.msg = msg};
     struct queue_limits two = {.messages_max = 2, .bytes_max = UINT64_MAX};
-    assert_int_equal(queue_push(&queue, msg, 0, &two, true), QUEUE_RESIDENT);
-    assert_int_equal(queue_push(&queue, msg, 0, &two, true), QUEUE_RESIDENT);
-    assert_int_equal(queue_push(&queue, msg, 0, &two, true), QUEUE_FULL_MESSAGES);
-    struct queue_limits bytes = {.messages_max = 100, .bytes_max = 3 * msg_cost(msg) - 1};
-    assert_int_equal(queue_push(&queue, msg, 0, &bytes, true), QUEUE_FULL_BYTES);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(queue_judge(&queue, COST, &two), QUEUE_HAS_ROOM);
+        msg_ref(msg);
+        assert_true(queue_push(&queue, &shared, &item));
+    }
+    assert_int_equal(queue_judge(&queue, COST, &two), QUEUE_FULL_MESSAGES);
+    assert_int_equal(queue_judge(&queue, 0, &two), QUEUE_HAS_ROOM);
+    struct queue_limits bytes = {.messages_max = 100, .bytes_max = 3 * COST - 1};
+    assert_int_equal(queue_judge(&queue, COST, &bytes), QUEUE_FULL_BYTES);
     bytes.bytes_max++;
-    assert_int_equal(queue_push(&queue, msg, 0, &bytes, true), QUEUE_RESIDENT);
-    queue_deinit(&queue);
+    assert_int_equal(queue_judge(&queue, COST, &bytes), QUEUE_HAS_ROOM);
+    assert_int_equal(window.messages, 2);
+    queue_deinit(&queue, &shared);
+    assert_int_equal(window.messages, 0);
     assert_int_equal(atomic_load(&msg->refs), 1);
     msg_unref(msg);
 }
 
-static void an_offline_window_is_short(void **state)
+static void nothing_is_allocated_while_it_is_empty(void **state)
 {
     (void)state;
+    struct queue_stats window = {0};
+    struct queue_shared shared = {.window = &window};
     struct queue queue = {0};
-    struct msg *msg = message(1);
-    struct queue_limits limits = {.messages_max = 1000, .bytes_max = UINT64_MAX};
-    for (int i = 0; i < 100; i++)
-        assert_int_equal(queue_push(&queue, msg, 0, &limits, false), i < QUEUE_RESIDENT_OFFLINE_MAX ? QUEUE_RESIDENT : QUEUE_TO_STORE);
-    assert_int_equal(queue.capacity, QUEUE_RESIDENT_OFFLINE_MAX);
-    while (queue_first(&queue))
-        msg_unref(queue_pop(&queue).msg);
-    assert_null(queue.items); /* nothing is allocated while it is empty */
-    queue_deinit(&queue);
-    msg_unref(msg);
+    for (int round = 0; round < 3; round++) {
+        for (uint64_t i = 1; i <= 100; i++)
+            assert_true(queue_push(&queue, &shared, &(struct queue_item){.msg = message(i), .is_wanted = true}));
+        for (uint64_t i = 1; i <= 100; i++) {
+            struct queue_item item = queue_pop(&queue, &shared);
+            assert_int_equal(msg_sequence(item.msg), i);
+            msg_unref(item.msg);
+        }
+        assert_null(queue.body);
+        assert_int_equal(queue.bytes, 0);
+    }
+}
+
+/* What has no copy on disk stays, and does not hold what is behind it. */
+static void what_the_store_does_not_have_stays(void **state)
+{
+    (void)state;
+    struct queue_stats window = {0};
+    struct queue_shared shared = {.window = &window};
+    struct queue queue = {0};
+    assert_true(queue_push(&queue, &shared, &(struct queue_item){.msg = message(0)}));
+    for (uint64_t i = 1; i <= 10; i++)
+        assert_true(queue_push(&queue, &shared, &(struct queue_item){.msg = message(i), .is_wanted = true}));
+    shared.checkpoint = 6;
+    assert_true(queue_settle(&queue, &shared, false)); /* 6..10 are left */
+    assert_int_equal(window.messages, 6);
+    shared.checkpoint = 11;
+    queue_settle(&queue, &shared, false);
+    assert_int_equal(window.messages, 1);
+    assert_int_equal(msg_sequence(queue_first(&queue)->msg), 0);
+    assert_int_equal(queue_count(&queue), 11);
+    queue_deinit(&queue, &shared);
+}
+
+static void it_is_made_again_from_what_the_store_says(void **state)
+{
+    (void)state;
+    struct queue_stats window = {0};
+    struct queue_shared shared = {.window = &window, .checkpoint = 1000};
+    struct queue queue = {0};
+    /* 5, 7: of a run that was consumed; 10..41: in a run; 20: came too late for it; 50..60: newer. */
+    const uint64_t before[] = {5, 7};
+    for (size_t i = 0; i < 2; i++)
+        assert_true(queue_restore(&queue, before[i], 100, false, 41));
+    for (uint64_t s = 10; s <= 41; s++)
+        assert_true(queue_restore(&queue, s, 100, s != 20, 41));
+    for (uint64_t s = 50; s <= 60; s++)
+        assert_true(queue_restore(&queue, s, 100, false, 41));
+    assert_int_equal(queue_count(&queue), 45);
+    assert_int_equal(queue.bytes, 4500);
+    struct store_read read = {0};
+    assert_true(queue_next_read(&queue, &read, STORE_READ_MAX));
+    assert_int_equal(read.kind, STORE_READ_QUEUE);
+    assert_int_equal(read.count, 2);
+    assert_int_equal(read.items[0].sequence, 5);
+    uint32_t metas[STORE_READ_MAX] = {0}, lost;
+    read.items[0].state = read.items[1].state = STORE_ITEM_GONE;
+    assert_int_equal(queue_on_read(&queue, &shared, &read, metas, &lost), 0);
+    assert_true(queue_next_read(&queue, &read, STORE_READ_MAX));
+    assert_int_equal(read.kind, STORE_READ_RUN);
+    assert_int_equal(read.run, 0);
+    read.run = 10;
+    read.count = 31;
+    for (uint32_t i = 0; i < 31; i++)
+        read.items[i] = (struct store_read_item){.sequence = 10 + i + (i >= 10), .state = STORE_ITEM_GONE};
+    assert_int_equal(queue_on_read(&queue, &shared, &read, metas, &lost), 10);
+    assert_true(queue_next_read(&queue, &read, STORE_READ_MAX));
+    assert_int_equal(read.kind, STORE_READ_QUEUE);
+    assert_int_equal(read.count, 12);
+    assert_int_equal(read.items[0].sequence, 20);
+    assert_int_equal(read.items[11].sequence, 60);
+    queue_deinit(&queue, &shared);
+}
+
+static void a_run_that_is_never_found_is_given_up(void **state)
+{
+    (void)state;
+    struct queue_stats window = {0};
+    struct queue_shared shared = {.window = &window, .checkpoint = 1000};
+    struct queue queue = {0};
+    for (uint64_t s = 1; s <= 32; s++)
+        assert_true(queue_restore(&queue, s, 100, true, 32));
+    assert_true(queue_restore(&queue, 40, 100, false, 32));
+    uint32_t lost = 0, tries = 0;
+    while (lost == 0) {
+        struct store_read read = {0};
+        queue.is_run_late = false;
+        assert_true(queue_next_read(&queue, &read, STORE_READ_MAX));
+        assert_int_equal(queue_on_read(&queue, &shared, &read, NULL, &lost), 0);
+        assert_false(queue_must_read(&queue) && lost == 0); /* before the next checkpoint */
+        tries++;
+    }
+    assert_int_equal(tries, QUEUE_RUN_MISSES_MAX);
+    assert_int_equal(lost, 32);
+    assert_int_equal(queue_count(&queue), 1);
+    queue_deinit(&queue, &shared);
 }
 
 static void meta_holds_what_it_is_given(void **state)
@@ -123,9 +393,12 @@ static void meta_holds_what_it_is_given(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(order_is_kept_through_the_store),
+        cmocka_unit_test(order_is_kept_whatever_is_let_go),
         cmocka_unit_test(bounds_are_on_messages_and_bytes),
-        cmocka_unit_test(an_offline_window_is_short),
+        cmocka_unit_test(nothing_is_allocated_while_it_is_empty),
+        cmocka_unit_test(what_the_store_does_not_have_stays),
+        cmocka_unit_test(it_is_made_again_from_what_the_store_says),
+        cmocka_unit_test(a_run_that_is_never_found_is_given_up),
         cmocka_unit_test(meta_holds_what_it_is_given),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
