@@ -283,8 +283,6 @@ static bool is_delta_full(const struct store_writer *writer)
 static enum err read_log(struct store_writer *writer, int64_t now)
 {
     struct log_reader_stats before, stats;
-    if (writer->io.durable_end)
-        log_reader_tell_end(writer->reader, writer->io.durable_end(writer->io_arg));
     log_reader_stats(writer->reader, &before);
     writer->is_at_end = false;
     do {
@@ -412,9 +410,8 @@ static void start(struct store_writer *writer, int64_t now)
 static int64_t next_read(const struct store_writer *writer, int64_t now)
 {
     int64_t tick = writer->options.interval_ns < STORE_TICK_NS ? writer->options.interval_ns : STORE_TICK_NS;
-    if (gauge_get(&writer->stats.no_space) && is_delta_full(writer))
-        return writer->retry_ns;
-    return writer->is_at_end ? now + tick : now;
+    bool is_stuck = gauge_get(&writer->stats.no_space) && is_delta_full(writer);
+    return writer->is_at_end || is_stuck ? now + tick : now;
 }
 
 enum err store_writer_step(struct store_writer *writer, int64_t now_mono_ns, bool flush, int64_t *wait_ns_out, struct errmsg *msg)
@@ -427,6 +424,8 @@ enum err store_writer_step(struct store_writer *writer, int64_t now_mono_ns, boo
         start(writer, now);
     enum err err = ERR_OK;
     if (flush || now >= writer->next_read_ns) {
+        if (writer->io.durable_end)
+            log_reader_tell_end(writer->reader, writer->io.durable_end(writer->io_arg));
         if (!is_delta_full(writer))
             err = read_log(writer, now);
         look_at_passed(writer);

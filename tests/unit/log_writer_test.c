@@ -569,6 +569,25 @@ static void put_group_marked(struct bench *b, bool is_state)
     b->next_id = id + 1;
 }
 
+/* The first block of a large record that is state, made void by one that is not, which is left open. */
+static void put_part_of_void_group(struct bench *b, struct log_block_pool *pool)
+{
+    static uint8_t payload[2 * BODY_MAX], bytes[3 * BODY_MAX];
+    struct record rec = {.type = RECORD_PUBLISH, .payload = span_of(payload, sizeof payload)};
+    size_t head_size = record_encode(bytes, &rec) - sizeof payload;
+    for (int i = 0; i < 2; i++) {
+        struct log_block_group group;
+        struct log_block *block = log_block_pool_get(pool);
+        log_block_group_init(&group, span_of(bytes, head_size), rec.payload, i == 0);
+        log_block_group_next(&group, block);
+        log_block_seal(pool, block);
+        log_writer_begin(b->writer, &block, 1);
+        assert_int_equal(log_writer_write(b->writer, NULL), ERR_OK);
+        assert_int_equal(log_writer_finish(b->writer, (int64_t)b->next_id * 1000000000 + (i + 1) * LOG_STATE_INTERVAL_NS), ERR_OK);
+        log_block_pool_put(pool, block);
+    }
+}
+
 static void test_blocks_without_state_are_passed_over(void **state)
 {
     (void)state;
@@ -588,13 +607,18 @@ static void test_blocks_without_state_are_passed_over(void **state)
             expect(reader, id, 1);
     }
     put_marked(&b, false, 100);
+    struct log_block_pool other;
+    assert_int_equal(log_block_pool_init(&other, 1, 1, BODY_MAX, 512), ERR_OK);
+    put_part_of_void_group(&b, &other);
     expect_end(reader, ERR_AGAIN);
     log_reader_cursor(reader, &value);
     assert_int_equal(value.position.sequence, 62); /* behind what was passed over, too */
     assert_int_equal(log_place_compare(value.place, log_writer_durable_end(b.writer).place), 0);
     assert_int_equal(log_place_compare(value.place, value.reopen), 0); /* a group passed over is not open */
     assert_int_equal(log_reader_passed_blocks(reader, 0, 1), log_writer_durable_blocks(b.writer, 0));
-    assert_int_equal(log_reader_passed_blocks(reader, 1, 1), 0);
+    assert_int_equal(log_reader_passed_blocks(reader, 1, 1), other.sealed_count);
+    assert_int_equal(log_reader_passed_blocks(reader, 2, 1), 0);
+    log_block_pool_deinit(&other);
     assert_int_equal(log_reader_passed_blocks(reader, 0, 2), 0);
     log_reader_stats(reader, &stats);
     assert_true(stats.passed_count > 40);
@@ -611,6 +635,7 @@ static void test_blocks_without_state_are_passed_over(void **state)
     assert_int_equal(item.shard, 0);
     assert_int_equal(item.shard_block, 1);
     assert_int_equal(log_reader_passed_blocks(reader, 0, 2), 1);
+    assert_int_equal(log_reader_passed_blocks(reader, 1, 2), 0);
     expect_end(reader, ERR_AGAIN);
     assert_int_equal(log_reader_passed_blocks(reader, 0, 2), 2);
     assert_int_equal(log_reader_passed_blocks(reader, 0, 1), 0);
