@@ -381,7 +381,8 @@ static bool let_go(struct shard *shard, struct session *sess)
     if (!is_online)
         is_left |= inflight_let_go(&sess->inflight, shard->waiting.shared.checkpoint);
     post_runs(shard, sess);
-    if (is_online)
+    bool is_over = shard->config.limits.queue_policy == QUEUE_DROP_OLDEST && shed(shard, sess, 0) != QUEUE_HAS_ROOM;
+    if (is_online || is_over)
         waiting_read(shard, sess);
     return is_left;
 }

@@ -1,0 +1,636 @@
+/* The life of messages for persistent sessions with a checkpoint: let go, read back, acknowledged, dropped; nothing lost, nothing twice. */
+#include <malloc.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#include "broker/session/queue.h"
+#include "common/check.h"
+#include "common/position_list.h"
+#include "tests/lib/check_random.h"
+#include "tests/lib/memory_store.h"
+#include "tests/lib/shard_rig.h"
+
+#define RIG(...) rig_new(&(struct rig_options){.has_store = true, __VA_ARGS__})
+
+static void publish_number(struct rig_client *client, const char *topic, unsigned number, uint8_t qos, uint16_t packet_id)
+{
+    char payload[16];
+    snprintf(payload, sizeof payload, "%u", number);
+    rig_publish(client, topic, payload, qos, packet_id);
+}
+
+static unsigned number_of(const struct packet *packet)
+{
+    char text[16] = "";
+    assert_true(packet->publish.payload.size < sizeof text);
+    memcpy(text, packet->publish.payload.data, packet->publish.payload.size);
+    return (unsigned)strtoul(text, NULL, 10);
+}
+
+/* Publish numbers first..last with QoS 1, and take the answers. */
+static void publish_range(struct rig *rig, struct rig_client *pub, const char *topic, unsigned first, unsigned last)
+{
+    for (unsigned i = first; i <= last; i++) {
+        publish_number(pub, topic, i, 1, (uint16_t)(i % 60000 + 1));
+        rig_settle(rig);
+        const struct packet *packet = rig_next(pub);
+        assert_non_null(packet);
+        assert_int_equal(packet->type, MQTT_PUBACK);
+        assert_true(packet->ack.reason < 0x80);
+    }
+}
+
+/* The number of the session that the newest PUBLISH record names first. */
+static uint64_t named_session(const struct rig *rig)
+{
+    struct record rec;
+    struct record_recipient recipient;
+    for (size_t i = rig_record_count(rig); i-- > 0;) {
+        rig_record(rig, &rec, i);
+        struct span rest = rec.recipients;
+        if (rec.type == RECORD_PUBLISH && record_recipient_next(&recipient, &rest) == ERR_OK)
+            return recipient.session;
+    }
+    fail_msg("no record names a session");
+    return 0;
+}
+
+static size_t count_records(const struct rig *rig, enum record_type type)
+{
+    size_t count = 0;
+    struct record rec;
+    for (size_t i = 0; i < rig_record_count(rig); i++) {
+        rig_record(rig, &rec, i);
+        count += rec.type == type;
+    }
+    return count;
+}
+
+/* Sequences named in DROP records. */
+static size_t count_dropped(const struct rig *rig)
+{
+    size_t count = 0;
+    struct record rec;
+    for (size_t i = 0; i < rig_record_count(rig); i++) {
+        rig_record(rig, &rec, i);
+        uint64_t sequence = 0;
+        for (size_t offset = 0; rec.type == RECORD_DROP && position_list_next(rec.positions, &offset, &sequence) == ERR_OK;)
+            count++;
+    }
+    return count;
+}
+
+static uint64_t queued(struct rig *rig) { return rig_stats(rig, 0)->queued.messages; }
+static uint64_t in_memory(struct rig *rig) { return rig_stats(rig, 0)->checkpoint_window.messages; }
+
+static struct rig_client *away_subscriber(struct rig *rig, const char *id, const char *filter, uint8_t qos)
+{
+    struct rig_client *sub = rig_connect(rig, id, MQTT_V5, false);
+    rig_subscribe(sub, 1, filter, qos);
+    rig_break(sub);
+    rig_settle(rig);
+    return sub;
+}
+
+/* Take and acknowledge QoS 1 messages until none comes; each must be the next number. Returns the last. */
+static unsigned take_all(struct rig *rig, struct rig_client *sub, unsigned next)
+{
+    for (const struct packet *packet;; rig_settle(rig)) {
+        bool is_any = false;
+        while ((packet = rig_next(sub)) != NULL) {
+            assert_int_equal(packet->type, MQTT_PUBLISH);
+            assert_int_equal(number_of(packet), next);
+            next++;
+            is_any = true;
+            rig_send_ack(sub, MQTT_PUBACK, packet->publish.packet_id);
+        }
+        if (!is_any)
+            return next - 1;
+    }
+}
+
+static void an_offline_queue_is_on_disk_and_comes_back_in_order(void **state)
+{
+    (void)state;
+    for (uint32_t read_max = 0; read_max < 8; read_max += 7) {
+        struct rig *rig = RIG(.limits = {.queue_policy = QUEUE_DROP_NEWEST});
+        rig_read_max(rig, read_max);
+        struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+        away_subscriber(rig, "sub", "a/#", 1);
+        for (unsigned i = 0; i < 500; i += 50) {
+            publish_range(rig, pub, "a/x", i + 1, i + 50);
+            rig_checkpoint(rig);
+            assert_int_equal(in_memory(rig), 0);
+        }
+        uint64_t session = named_session(rig);
+        rig_checkpoint(rig);
+        assert_int_equal(queued(rig), 500);
+        assert_true(memory_store_run_count(rig_store(rig), session) > 10);
+        struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
+        assert_int_equal(take_all(rig, sub, 1), 500);
+        publish_range(rig, pub, "a/x", 501, 510);
+        assert_int_equal(take_all(rig, sub, 501), 510);
+        assert_int_equal(queued(rig), 0);
+        rig_checkpoint(rig);
+        assert_int_equal(memory_store_want_count(rig_store(rig), session), 0);
+        assert_int_equal(memory_store_run_count(rig_store(rig), session), 0);
+        assert_int_equal(count_records(rig, RECORD_ACK), 510);
+        assert_int_equal(count_records(rig, RECORD_DROP), 0);
+        rig_free(rig);
+    }
+}
+
+/* Runs that the store has not committed are not found: the session waits for the next checkpoint. */
+static void a_run_that_is_not_committed_is_asked_for_again(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG();
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    away_subscriber(rig, "sub", "a/#", 1);
+    publish_range(rig, pub, "a/x", 1, 200);
+    rig_checkpoint(rig); /* runs are posted by this one, and not in it */
+    struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
+    rig_settle(rig);
+    assert_null(rig_next(sub));
+    rig_checkpoint(rig);
+    assert_int_equal(take_all(rig, sub, 1), 200);
+    rig_free(rig);
+}
+
+static void a_subscriber_that_keeps_up_costs_one_record_a_message(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG();
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
+    rig_subscribe(sub, 1, "a/#", 1);
+    size_t before = rig_record_count(rig);
+    for (unsigned i = 1; i <= 50; i++) {
+        publish_range(rig, pub, "a/x", i, i);
+        assert_int_equal(take_all(rig, sub, i), i);
+    }
+    assert_int_equal(rig_record_count(rig) - before, 100); /* PUBLISH and ACK */
+    rig_free(rig);
+}
+
+static void what_is_in_flight_is_let_go_and_sent_again_under_its_identifier(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(.limits = {.inflight_max = 5});
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
+    rig_subscribe(sub, 1, "a/#", 1);
+    publish_range(rig, pub, "a/x", 1, 8);
+    uint16_t ids[6];
+    for (unsigned i = 1; i <= 5; i++) {
+        const struct packet *packet = rig_next(sub);
+        assert_int_equal(number_of(packet), i);
+        assert_false(packet->publish.dup);
+        ids[i] = packet->publish.packet_id;
+    }
+    rig_send_ack(sub, MQTT_PUBACK, ids[2]);
+    rig_settle(rig);
+    rig_break(sub);
+    rig_settle(rig);
+    rig_checkpoint(rig);
+    assert_int_equal(in_memory(rig), 0);
+    sub = rig_connect(rig, "sub", MQTT_V5, false);
+    rig_settle(rig);
+    for (unsigned i = 1; i <= 6; i += 1 + (i == 1)) {
+        const struct packet *packet = rig_next(sub);
+        assert_non_null(packet);
+        assert_int_equal(number_of(packet), i);
+        assert_true(packet->publish.dup); /* 6 was sent when 2 was acknowledged */
+        if (i < 6)
+            assert_int_equal(packet->publish.packet_id, ids[i]);
+        rig_send_ack(sub, MQTT_PUBACK, packet->publish.packet_id);
+    }
+    rig_settle(rig);
+    assert_int_equal(take_all(rig, sub, 7), 8);
+    rig_free(rig);
+}
+
+static void qos2_leaves_when_its_record_is_durable(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG();
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
+    rig_subscribe(sub, 1, "a/#", 2);
+    publish_number(pub, "a/x", 1, 2, 7);
+    rig_step(rig);
+    while (count_records(rig, RECORD_SENT) == 0)
+        rig_step(rig);
+    rig_log_hold(rig, true); /* one step too late would let it out: SENT is read from the ring by the step that answers it */
+    rig_settle(rig);
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    const struct packet *packet = rig_next(sub);
+    assert_non_null(packet);
+    assert_int_equal(packet->type, MQTT_PUBLISH);
+    uint16_t id = packet->publish.packet_id;
+    rig_log_hold(rig, true);
+    rig_send_ack(sub, MQTT_PUBREC, id);
+    rig_settle(rig);
+    assert_int_equal(count_records(rig, RECORD_RECEIVED), 1);
+    assert_null(rig_next(sub)); /* PUBREL waits */
+    /* ... on a later connection, too. */
+    rig_break(sub);
+    rig_settle(rig);
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    sub = rig_connect(rig, "sub", MQTT_V5, false);
+    rig_settle(rig);
+    packet = rig_next(sub);
+    assert_non_null(packet);
+    assert_int_equal(packet->type, MQTT_PUBREL);
+    assert_int_equal(packet->ack.packet_id, id);
+    rig_send_ack(sub, MQTT_PUBCOMP, id);
+    rig_settle(rig);
+    rig_checkpoint(rig);
+    uint64_t session = named_session(rig);
+    assert_int_equal(memory_store_sent_count(rig_store(rig), session), 0);
+    assert_int_equal(memory_store_want_count(rig_store(rig), session), 0);
+    rig_free(rig);
+}
+
+/* PUBLISH of QoS 2 whose SENT is not durable is not sent, and nothing overtakes it. */
+static void nothing_overtakes_a_qos2_that_waits(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG();
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    away_subscriber(rig, "sub", "a/#", 2);
+    publish_number(pub, "a/x", 1, 2, 7);
+    publish_number(pub, "a/x", 2, 1, 8);
+    publish_number(pub, "a/x", 3, 2, 9);
+    rig_settle(rig);
+    rig_log_hold(rig, true);
+    struct packet connect = rig_connect_packet("sub", MQTT_V5, false);
+    struct rig_client *sub = rig_connect_with(rig, &connect);
+    rig_settle(rig);
+    const struct packet *packet = rig_next(sub);
+    assert_true(!packet || (packet->type == MQTT_CONNACK && !rig_next(sub)));
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    for (unsigned i = 1; i <= 3; i++) {
+        packet = rig_next(sub);
+        if (packet && packet->type == MQTT_CONNACK)
+            packet = rig_next(sub);
+        assert_non_null(packet);
+        assert_int_equal(packet->type, MQTT_PUBLISH);
+        assert_int_equal(number_of(packet), i);
+        assert_int_equal(packet->publish.qos, i == 2 ? 1 : 2);
+    }
+    rig_free(rig);
+}
+
+static void the_newest_is_dropped_and_said(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(.limits = {.session_queue_messages_max = 100});
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    away_subscriber(rig, "sub", "a/#", 1);
+    publish_range(rig, pub, "a/x", 1, 130);
+    rig_checkpoint(rig);
+    rig_checkpoint(rig);
+    assert_int_equal(queued(rig), 100);
+    assert_int_equal(RIG_COUNTER(rig, dropped_queue_full), 30);
+    assert_int_equal(count_dropped(rig), 30);
+    assert_int_equal(memory_store_want_count(rig_store(rig), named_session(rig)), 100);
+    struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
+    assert_int_equal(take_all(rig, sub, 1), 100);
+    rig_free(rig);
+}
+
+static void the_oldest_is_dropped_from_memory_and_from_disk(void **state)
+{
+    (void)state;
+    for (int on_disk = 0; on_disk < 2; on_disk++) {
+        struct rig *rig = RIG(.limits = {.session_queue_messages_max = 100, .queue_policy = QUEUE_DROP_OLDEST});
+        struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+        away_subscriber(rig, "sub", "a/#", 1);
+        for (unsigned i = 0; i < 300; i += 30) {
+            publish_range(rig, pub, "a/x", i + 1, i + 30);
+            if (on_disk)
+                rig_checkpoint(rig);
+        }
+        rig_checkpoint(rig);
+        rig_checkpoint(rig);
+        assert_int_equal(queued(rig), 100);
+        assert_int_equal(in_memory(rig), 0);
+        assert_int_equal(RIG_COUNTER(rig, dropped_queue_full), 200);
+        assert_int_equal(count_dropped(rig), 200);
+        assert_int_equal(memory_store_want_count(rig_store(rig), named_session(rig)), 100);
+        struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
+        assert_int_equal(take_all(rig, sub, 201), 300);
+        rig_free(rig);
+    }
+}
+
+static void the_overshoot_of_drop_oldest_is_bounded(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(.limits = {.session_queue_messages_max = 100, .queue_policy = QUEUE_DROP_OLDEST});
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    away_subscriber(rig, "sub", "a/#", 1);
+    publish_range(rig, pub, "a/x", 1, 100);
+    rig_checkpoint(rig);
+    rig_checkpoint(rig);
+    rig_reader_hold(rig, true);
+    publish_range(rig, pub, "a/x", 101, 300);
+    assert_int_equal(queued(rig), 100 + QUEUE_OVERSHOOT_MAX);
+    rig_reader_hold(rig, false);
+    rig_settle(rig);
+    rig_checkpoint(rig);
+    rig_checkpoint(rig);
+    assert_int_equal(queued(rig), 100);
+    struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
+    assert_int_equal(take_all(rig, sub, 65), 164);
+    rig_free(rig);
+}
+
+static void refuse_says_so_to_publishers_and_takes_it_back(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(.limits = {.session_queue_messages_max = 100, .queue_policy = QUEUE_REFUSE});
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    away_subscriber(rig, "sub", "a/#", 1);
+    unsigned accepted = 0;
+    for (unsigned i = 1; i <= 200; i++) {
+        publish_number(pub, "a/x", i, 1, (uint16_t)i);
+        rig_settle(rig);
+        const struct packet *packet = rig_next(pub);
+        assert_int_equal(packet->type, MQTT_PUBACK);
+        accepted += packet->ack.reason < 0x80;
+    }
+    assert_int_equal(accepted, queued(rig));
+    assert_true(accepted >= 100 && accepted <= 101);
+    assert_int_equal(count_dropped(rig), 0);
+    rig_checkpoint(rig);
+    rig_checkpoint(rig);
+    struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
+    assert_int_equal(take_all(rig, sub, 1), accepted);
+    publish_range(rig, pub, "a/x", accepted + 1, accepted + 10);
+    assert_int_equal(take_all(rig, sub, accepted + 1), accepted + 10);
+    rig_free(rig);
+}
+
+static void all_queues_together_are_bounded(void **state)
+{
+    (void)state;
+    struct queue_totals totals = {.messages_max = 50, .bytes_max = UINT64_MAX};
+    struct rig *rig = RIG(.shard_count = 2, .queue_totals = &totals);
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    for (int i = 0; i < 4; i++) {
+        char id[8];
+        snprintf(id, sizeof id, "s%d", i);
+        away_subscriber(rig, id, "a/#", 1);
+    }
+    publish_range(rig, pub, "a/x", 1, 30);
+    assert_int_equal(atomic_load(&totals.messages), 50);
+    assert_int_equal(RIG_COUNTER(rig, dropped_total_messages), 70);
+    assert_int_equal(count_dropped(rig), 70);
+    totals.bytes_max = atomic_load(&totals.bytes);
+    totals.messages_max = UINT64_MAX;
+    publish_range(rig, pub, "a/x", 31, 31);
+    assert_int_equal(RIG_COUNTER(rig, dropped_total_bytes), 4);
+    for (int i = 0; i < 4; i++) {
+        char id[8];
+        snprintf(id, sizeof id, "s%d", i);
+        struct rig_client *sub = rig_connect(rig, id, MQTT_V5, true);
+        rig_break(sub);
+    }
+    rig_settle(rig);
+    assert_int_equal(atomic_load(&totals.messages), 0);
+    assert_int_equal(atomic_load(&totals.bytes), 0);
+    rig_free(rig);
+}
+
+static void what_waited_too_long_is_dropped(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(.limits = {.queue_age_max_ns = INT64_C(60) * 1000000000});
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    away_subscriber(rig, "sub", "a/#", 1);
+    publish_range(rig, pub, "a/x", 1, 10);
+    rig_checkpoint(rig);
+    rig_advance(rig, 61000);
+    publish_range(rig, pub, "a/x", 11, 20);
+    rig_checkpoint(rig);
+    struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
+    assert_int_equal(take_all(rig, sub, 11), 20);
+    assert_int_equal(RIG_COUNTER(rig, dropped_queue_age), 10);
+    rig_checkpoint(rig);
+    assert_int_equal(memory_store_want_count(rig_store(rig), named_session(rig)), 0);
+    rig_free(rig);
+}
+
+static void a_damaged_message_does_not_hold_the_others(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG();
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    away_subscriber(rig, "sub", "a/#", 1);
+    publish_range(rig, pub, "a/x", 1, 5);
+    struct record rec;
+    memory_store_damage(rig_store(rig), 0); /* nobody's */
+    uint64_t sequence = rig_published(rig, &rec, 2);
+    rig_checkpoint(rig);
+    memory_store_damage(rig_store(rig), sequence);
+    struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
+    rig_settle(rig);
+    for (unsigned i = 1; i <= 5; i += 1 + (i == 2)) {
+        const struct packet *packet = rig_next(sub);
+        assert_non_null(packet);
+        assert_int_equal(number_of(packet), i);
+        rig_send_ack(sub, MQTT_PUBACK, packet->publish.packet_id);
+    }
+    rig_settle(rig);
+    assert_int_equal(RIG_COUNTER(rig, dropped_corrupt), 1);
+    rig_checkpoint(rig);
+    assert_int_equal(memory_store_want_count(rig_store(rig), named_session(rig)), 0);
+    rig_free(rig);
+}
+
+/* A message in the gate when its session ends: nobody else could say that nobody wants it. */
+static void a_message_for_a_session_that_ended_is_dropped_by_name(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(.shard_count = 2);
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    away_subscriber(rig, "sub", "a/#", 1);
+    rig_log_hold(rig, true);
+    publish_number(pub, "a/x", 1, 1, 1);
+    rig_settle(rig);
+    struct packet connect = rig_connect_packet("sub", MQTT_V5, true); /* clean: the old session ends */
+    rig_connect_with(rig, &connect);
+    rig_settle(rig);
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    assert_int_equal(RIG_COUNTER(rig, dropped_session_gone), 1);
+    assert_int_equal(count_dropped(rig), 1);
+    rig_checkpoint(rig);
+    assert_int_equal(memory_store_want_count(rig_store(rig), named_session(rig)), 0);
+    rig_free(rig);
+}
+
+/* --- everything at once ------------------------------------------------------------------------------------------------------------- */
+
+#define SUBSCRIBERS 4
+#define NUMBERS 3000
+
+struct receiver {
+    struct rig_client *client; /* NULL = away */
+    char id[8];
+    uint8_t qos;
+    unsigned highest[2]; /* of each publisher */
+    uint8_t got[2][NUMBERS];
+    bool is_open[65536]; /* QoS 2 identifiers */
+};
+
+static void receive(struct receiver *to)
+{
+    for (const struct packet *packet; (packet = rig_next(to->client)) != NULL;) {
+        if (packet->type == MQTT_PUBREL) {
+            to->is_open[packet->ack.packet_id] = false;
+            rig_send_ack(to->client, MQTT_PUBCOMP, packet->ack.packet_id);
+            continue;
+        }
+        if (packet->type != MQTT_PUBLISH)
+            continue;
+        unsigned p = packet->publish.topic.data[2] == '1', number = number_of(packet);
+        assert_true(number < NUMBERS);
+        uint16_t id = packet->publish.packet_id;
+        bool is_again = packet->publish.qos == 2 && to->is_open[id];
+        if (!is_again) {
+            if (to->got[p][number] > 0)
+                assert_true(packet->publish.qos == 1 && packet->publish.dup);
+            else
+                assert_true(number > to->highest[p]); /* order of the first sending */
+            to->highest[p] = number > to->highest[p] ? number : to->highest[p];
+            to->got[p][number]++;
+        } else
+            assert_true(packet->publish.dup);
+        if (packet->publish.qos == 2)
+            to->is_open[id] = true;
+        rig_send_ack(to->client, packet->publish.qos == 1 ? MQTT_PUBACK : MQTT_PUBREC, id);
+    }
+}
+
+static void random_sessions_lose_nothing(void **state)
+{
+    (void)state;
+    uint64_t seed = check_random_seed(21);
+    struct check_random random;
+    check_random_init(&random, seed);
+    struct rig *rig =
+        RIG(.shard_count = 3, .delay_seed = seed, .ring_size = 64, .limits = {.session_queue_messages_max = 100000, .inflight_max = 6});
+    struct rig_client *pubs[2] = {rig_connect(rig, "p0", MQTT_V5, true), rig_connect(rig, "p1", MQTT_V5, true)};
+    struct receiver *to = calloc(SUBSCRIBERS, sizeof *to);
+    assert_non_null(to);
+    for (unsigned i = 0; i < SUBSCRIBERS; i++) {
+        snprintf(to[i].id, sizeof to[i].id, "s%u", i);
+        to[i].qos = 1 + i % 2;
+        to[i].client = rig_connect(rig, to[i].id, MQTT_V5, false);
+        rig_subscribe(to[i].client, 1, "a/#", to[i].qos);
+    }
+    unsigned sent[2] = {0, 0};
+    for (int step = 0; step < 6000; step++) {
+        unsigned p = (unsigned)check_random_below(&random, 2);
+        struct receiver *one = &to[check_random_below(&random, SUBSCRIBERS)];
+        switch (check_random_below(&random, 12)) {
+        case 0:
+        case 1:
+        case 2:
+            if (sent[p] + 1 < NUMBERS) {
+                sent[p]++;
+                publish_number(pubs[p], p ? "a/1" : "a/0", sent[p], 2, (uint16_t)sent[p]);
+                rig_send_ack(pubs[p], MQTT_PUBREL, (uint16_t)sent[p]);
+            }
+            break;
+        case 3:
+            if (one->client && check_random_chance(&random, 1, 12)) {
+                rig_break(one->client);
+                one->client = NULL;
+            }
+            break;
+        case 4:
+            if (!one->client && check_random_chance(&random, 1, 12)) {
+                rig_settle(rig);
+                one->client = rig_connect(rig, one->id, MQTT_V5, false);
+            }
+            break;
+        case 5:
+            if (check_random_chance(&random, 1, 10))
+                rig_checkpoint(rig);
+            break;
+        case 6:
+            rig_read_max(rig, (uint32_t)check_random_below(&random, 6));
+            break;
+        case 7:
+        case 8:
+            if (one->client)
+                receive(one);
+            break;
+        default:
+            rig_step(rig);
+            break;
+        }
+        while (rig_next(pubs[p]))
+            continue;
+    }
+    for (unsigned i = 0; i < SUBSCRIBERS; i++)
+        if (!to[i].client)
+            to[i].client = rig_connect(rig, to[i].id, MQTT_V5, false);
+    for (int round = 0; round < 3000; round++) {
+        rig_settle(rig);
+        for (unsigned i = 0; i < SUBSCRIBERS; i++)
+            receive(&to[i]);
+        if (round % 20 == 0)
+            rig_checkpoint(rig);
+    }
+    for (unsigned i = 0; i < SUBSCRIBERS; i++)
+        for (unsigned p = 0; p < 2; p++)
+            for (unsigned number = 1; number <= sent[p]; number++) {
+                assert_true(to[i].got[p][number] >= 1);
+                assert_true(to[i].qos == 1 || to[i].got[p][number] == 1);
+            }
+    struct record rec;
+    struct record_recipient recipient;
+    rig_checkpoint(rig);
+    rig_published(rig, &rec, 0);
+    for (struct span rest = rec.recipients; record_recipient_next(&recipient, &rest) == ERR_OK;)
+        assert_int_equal(memory_store_want_count(rig_store(rig), recipient.session), 0);
+    assert_true(sent[0] > 300);
+    free(to);
+    rig_free(rig);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(an_offline_queue_is_on_disk_and_comes_back_in_order),
+        cmocka_unit_test(a_run_that_is_not_committed_is_asked_for_again),
+        cmocka_unit_test(a_subscriber_that_keeps_up_costs_one_record_a_message),
+        cmocka_unit_test(what_is_in_flight_is_let_go_and_sent_again_under_its_identifier),
+        cmocka_unit_test(qos2_leaves_when_its_record_is_durable),
+        cmocka_unit_test(nothing_overtakes_a_qos2_that_waits),
+        cmocka_unit_test(the_newest_is_dropped_and_said),
+        cmocka_unit_test(the_oldest_is_dropped_from_memory_and_from_disk),
+        cmocka_unit_test(the_overshoot_of_drop_oldest_is_bounded),
+        cmocka_unit_test(refuse_says_so_to_publishers_and_takes_it_back),
+        cmocka_unit_test(all_queues_together_are_bounded),
+        cmocka_unit_test(what_waited_too_long_is_dropped),
+        cmocka_unit_test(a_damaged_message_does_not_hold_the_others),
+        cmocka_unit_test(a_message_for_a_session_that_ended_is_dropped_by_name),
+        cmocka_unit_test(random_sessions_lose_nothing),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
