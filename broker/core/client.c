@@ -131,9 +131,10 @@ static void detach(struct shard *shard, struct client *client, bool say_will)
         sess->client = NULL;
         gauge_add(&shard->stats.connected, -1);
     }
+    uint8_t protocol = client->version;
     client_free(shard, client);
     if (sess)
-        session_on_disconnected(shard, sess, say_will);
+        session_on_disconnected(shard, sess, say_will, protocol);
 }
 
 static void close_socket(struct shard *shard, struct client *client)
@@ -161,7 +162,7 @@ void client_close(struct shard *shard, struct client *client, enum mqtt_reason r
     counter_inc(cell);
     if (client->is_doomed)
         outbox_clear(&client->outbox, &shard->outboxes); /* its last packet may be cut short */
-    if (client->version == MQTT_V5 && reason != MQTT_REASON_SUCCESS) {
+    if (client->version == MQTT_V5 && client->state == CLIENT_CONNECTED && reason != MQTT_REASON_SUCCESS) {
         struct packet packet = {.type = MQTT_DISCONNECT, .disconnect = {.reason = reason}};
         client_send(shard, client, &packet);
     }
@@ -267,13 +268,11 @@ void client_send_bytes(struct shard *shard, struct client *client, struct span b
     client_mark_dirty(shard, client);
 }
 
-void client_on_session_durable(struct shard *shard, struct client *client) { deliver_pump(shard, client); }
-
 /* Reading stops while packets cannot be handled or the other direction is clogged. */
 static void update_reading(struct shard *shard, struct client *client)
 {
     bool pause = shard->is_draining || client->is_choked || client->block == BLOCK_ROOM || client->block == BLOCK_QUOTA ||
-                 client->block == BLOCK_LARGE;
+                 client->block == BLOCK_LARGE || client->block == BLOCK_SESSION;
     if (client->block == BLOCK_FAIR && client->partial && client->partial->size - client->partial->start > FAIR_PAUSE_BYTES)
         pause = true;
     if (pause == client->is_paused)
@@ -429,15 +428,20 @@ static struct span assign_client_id(struct shard *shard, char text[ASSIGNED_SIZE
     return id;
 }
 
-/* The session that this CONNECT continues: an older connection is closed first [MQTT-3.1.4-3]; NULL when a new one is due. */
-static struct session *take_over(struct shard *shard, const struct packet_connect *connect, struct span client_id)
+/* The session that this CONNECT continues: an older connection is closed first [MQTT-3.1.4-3]; NULL when a new one is due.
+ * has_ended_out: the log was told that one ended, and CONNACK has to wait for it. */
+static struct session *take_over(struct shard *shard, bool *has_ended_out, const struct packet_connect *connect, struct span client_id)
 {
     struct session *sess = session_table_find(&shard->sessions, client_id);
     if (sess && sess->client) {
         client_close(shard, sess->client, MQTT_REASON_SESSION_TAKEN_OVER, &shard->stats.closed_taken_over);
         sess = session_table_find(&shard->sessions, client_id); /* it may have ended with its connection */
     }
+    /* One that was connected when the broker stopped is back, whatever becomes of its session. */
+    if (sess && sess->rare && sess->rare->will && sess->rare->will->is_restored)
+        session_forget_will(shard, sess);
     if (sess && connect->clean_start) {
+        *has_ended_out = sess->is_logged;
         session_end(shard, sess); /* [MQTT-3.1.2-4] */
         sess = NULL;
     }
@@ -561,15 +565,51 @@ static bool attach(struct shard *shard, struct client *client, struct session *s
     return true;
 }
 
-/* A will that waited for its delay is not said: the client is back [MQTT-3.1.3-9]. */
-static void forget_will(struct shard *shard, struct session *sess)
+/* The client may have its CONNACK. */
+static void begin_connected(struct shard *shard, struct client *client)
 {
-    if (!sess->rare || !sess->rare->will)
-        return;
-    will_free(sess->rare->will);
-    sess->rare->will = NULL;
-    sess->rare->will_at_ms = 0;
-    counter_inc(&shard->stats.wills_discarded);
+    client->state = CLIENT_CONNECTED;
+    start_keep_alive(shard, client);
+    deliver_pump(shard, client); /* [MQTT-4.4.0-1] */
+}
+
+void client_on_session_durable(struct shard *shard, struct client *client, struct span connack)
+{
+    CHECK(client->state == CLIENT_WAITING);
+    client_send_bytes(shard, client, connack);
+    client_wake(shard, client);
+    begin_connected(shard, client);
+}
+
+/* CONNACK at once, or when the log has what CONNECT did. has_ended: the log was told that another session ended for this one.
+ * False: there is nothing that we could say to this client. */
+static bool send_connack(struct shard *shard, struct client *client, const struct packet *packet, bool has_ended)
+{
+    struct session *sess = client->session;
+    uint32_t size = packet_encode_size(packet, (enum mqtt_version)client->version, client->packet_size_max);
+    uint8_t *bytes = size > 0 ? malloc(size) : NULL;
+    if (!bytes)
+        return false;
+    struct span connack = span_of(bytes, packet_encode(bytes, packet, (enum mqtt_version)client->version, client->packet_size_max));
+    bool has_will = sess->rare && sess->rare->will;
+    if (shard->log.pool && (sess->is_logged || has_will || session_is_persistent(sess))) {
+        sess->is_logged = true;
+        session_log_state(shard, sess, client->version);
+        if (has_will)
+            session_log_will(shard, sess->rare->will);
+    }
+    if (sess->is_logged || has_ended) {
+        struct client_ref ref = client_ref_of(client);
+        client->state = CLIENT_WAITING;
+        timer_wheel_remove(&shard->client_timers, &client->timer);
+        session_log_answer(shard, GATE_CONNACK, &ref, connack);
+        client_set_block(shard, client, BLOCK_SESSION);
+    } else {
+        client_send_bytes(shard, client, connack);
+        begin_connected(shard, client);
+    }
+    free(bytes);
+    return true;
 }
 
 static enum client_step on_connect(struct shard *shard, struct client *client, const struct packet_connect *connect)
@@ -582,14 +622,17 @@ static enum client_step on_connect(struct shard *shard, struct client *client, c
     struct span assigned_id = connect->client_id.size == 0 ? assign_client_id(shard, assigned_text) : (struct span){0, 0};
     struct span client_id = connect->client_id.size == 0 ? assigned_id : connect->client_id;
 
-    struct session *sess = take_over(shard, connect, client_id);
+    if (shard->log.is_failed && (expiry_asked(connect) > 0 || connect->has_will || session_table_find(&shard->sessions, client_id)))
+        return refuse_connect(shard, client, connect->version, MQTT_REASON_SERVER_UNAVAILABLE, &shard->stats.refused_log_failed);
+    bool has_ended = false;
+    struct session *sess = take_over(shard, &has_ended, connect, client_id);
     bool is_resumed = sess != NULL;
     if (!sess && shard->sessions.count >= shard->config.limits.sessions_max)
         return refuse_connect(shard, client, connect->version,
                               connect->version == MQTT_V5 ? MQTT_REASON_QUOTA_EXCEEDED : MQTT_REASON_SERVER_UNAVAILABLE,
                               &shard->stats.refused_full);
     if (sess)
-        forget_will(shard, sess);
+        session_forget_will(shard, sess); /* [MQTT-3.1.3-9] */
     else
         sess = session_table_add(&shard->sessions, client_id, next_number(shard));
     if (sess && !is_resumed)
@@ -606,14 +649,10 @@ static enum client_step on_connect(struct shard *shard, struct client *client, c
     struct packet packet = {.type = MQTT_CONNACK, .connack = {.session_present = is_resumed}};
     if (client->version == MQTT_V5)
         connack_properties(shard, client, &packet.connack.properties, connect, assigned_id);
-    client_send(shard, client, &packet);
-    if (outbox_is_empty(&client->outbox)) {
-        /* Not even CONNACK fits into what it takes: there is nothing we could say to it. */
+    if (!send_connack(shard, client, &packet, has_ended)) {
         client_close(shard, client, MQTT_REASON_SUCCESS, &shard->stats.closed_protocol_error);
         return CLIENT_GONE;
     }
-    start_keep_alive(shard, client);
-    deliver_pump(shard, client); /* [MQTT-4.4.0-1] */
     return CLIENT_NEXT;
 }
 

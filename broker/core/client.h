@@ -1,10 +1,13 @@
 /* One MQTT connection, protocol side: frames in, the state machine of a connection, packets out.
  *
  *   CONNECTING  only CONNECT is legal; the connect timeout runs            [MQTT-3.1.0-1]
+ *   WAITING     has a session, and waits until the log has it; is sent nothing      LOG 8
  *   CONNECTED   has a session; keep-alive runs when asked for
  *   (gone)      freed; whoever held a client_ref finds nothing
  *
  *   CONNECTING -> CONNECTED  client_on_connect    CONNACK 0
+ *   CONNECTING -> WAITING    client_on_connect    its session is one that the log knows
+ *   WAITING    -> CONNECTED  client_on_session_durable   CONNACK 0, then what the session has for it, then the packets behind CONNECT
  *   CONNECTING -> gone       client_refuse        CONNACK with the reason where the version has one
  *   CONNECTED  -> gone       client_close         DISCONNECT with the reason to v5, then the session is told
  *
@@ -17,6 +20,7 @@
  *   BLOCK_QUOTA  it has receive_maximum unanswered PUBLISHes, not strict         when the gate releases one (a PUBREC is an answer: the
  *                                                                                PUBREL may stand behind what is not read)
  *   BLOCK_LARGE  its large record is on its way into blocks                      when its last block is sealed
+ *   BLOCK_SESSION  it is WAITING                                                 when its session is durable
  *
  * Nothing in the sending direction ever closes a client while its packets are handled: shortage of memory marks it `is_doomed`, and the end
  * of the turn closes it. Owner: the shard. Pure. */
@@ -33,8 +37,8 @@
 
 #define CLIENT_TICK_MS 100
 
-enum client_state { CLIENT_CONNECTING, CLIENT_CONNECTED };
-enum client_block { BLOCK_NONE, BLOCK_FAIR, BLOCK_ROOM, BLOCK_QUOTA, BLOCK_LARGE };
+enum client_state { CLIENT_CONNECTING, CLIENT_WAITING, CLIENT_CONNECTED };
+enum client_block { BLOCK_NONE, BLOCK_FAIR, BLOCK_ROOM, BLOCK_QUOTA, BLOCK_LARGE, BLOCK_SESSION };
 
 /* What became of handling one packet. */
 enum client_step {
@@ -106,8 +110,8 @@ void client_answer(struct shard *shard, struct client *client, struct gate_item 
 void client_send_answer(struct shard *shard, struct client *client, const struct gate_item *item);
 /* Encoded packets. */
 void client_send_bytes(struct shard *shard, struct client *client, struct span bytes);
-/* What its CONNECT did to the session is durable: CONNACK, then what the session has for it, then the packets behind CONNECT. */
-void client_on_session_durable(struct shard *shard, struct client *client);
+/* What its CONNECT did to the session is durable. connack: the packet. */
+void client_on_session_durable(struct shard *shard, struct client *client, struct span connack);
 /* Bytes were put into its outbox. */
 void client_mark_dirty(struct shard *shard, struct client *client);
 /* Write what is there; at the end of a turn. */

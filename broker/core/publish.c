@@ -946,7 +946,7 @@ uint64_t publish_on_released(void *arg, const struct gate_item *item, struct spa
         return 0;
     case GATE_CONNACK:
         if (client)
-            client_on_session_durable(shard, client);
+            client_on_session_durable(shard, client, extra);
         return 0;
     case GATE_SEND:
         deliver_on_sent_durable(shard, &item->client, item->packet_id);

@@ -29,11 +29,19 @@ static struct will *take_will(struct session *sess)
     return will;
 }
 
+/* It was published, or cannot be: a session that the log knew for its sake is not needed any more. */
+static void will_is_done(struct shard *shard, struct will *will)
+{
+    if (will->ends_session)
+        session_log_delete(shard, will->publisher);
+    will_free(will);
+}
+
 void session_publish_will(struct shard *shard, struct will *will)
 {
     /* Behind those that wait already. */
     if (!shard->wills_first && publish_will(shard, will)) {
-        will_free(will);
+        will_is_done(shard, will);
         return;
     }
     will->next = NULL;
@@ -51,56 +59,108 @@ void session_retry_wills(struct shard *shard)
         struct will *will = shard->wills_first;
         shard->wills_first = will->next;
         queue_stats_pop(&shard->stats.wills_due, will->topic.size + will->payload.size, shard->stats.wills_due.oldest_ns);
-        will_free(will);
+        will_is_done(shard, will);
     }
     if (!shard->wills_first)
         shard->wills_last = NULL;
 }
 
-void session_on_disconnected(struct shard *shard, struct session *sess, bool say_will)
+static bool is_logged(const struct shard *shard, const struct session *sess) { return sess->is_logged && !shard->is_draining; }
+
+static void discard_will(struct shard *shard, struct session *sess)
+{
+    will_free(take_will(sess));
+    counter_inc(&shard->stats.wills_discarded);
+    if (is_logged(shard, sess))
+        session_log_will_delete(shard, sess->number);
+}
+
+/* The will of a connection that ended without DISCONNECT: now, or after its delay. */
+static void begin_will(struct shard *shard, struct session *sess)
+{
+    const struct will *will = sess->rare->will;
+    if (will->delay_s == 0 && sess->expiry_interval_s > 0)
+        session_publish_will(shard, take_will(sess));
+    else
+        sess->rare->will_at_ms = shard->now_ms + (int64_t)will->delay_s * 1000; /* or the session's end, which is now [MQTT-3.1.2-8] */
+}
+
+/* At a shutdown nothing is logged: the session stays as connected in the log, and the next start treats it as after a crash, its will
+ * included. So a restart says no wills of clients that come back. */
+void session_on_disconnected(struct shard *shard, struct session *sess, bool say_will, uint8_t protocol)
 {
     CHECK(!sess->client);
     sess->expiry_at_ms =
         sess->expiry_interval_s == SESSION_NEVER_EXPIRES ? INT64_MAX : shard->now_ms + (int64_t)sess->expiry_interval_s * 1000;
     if (sess->rare && sess->rare->will) {
-        struct will *will = sess->rare->will;
-        if (!say_will) {
-            will_free(take_will(sess));
-            counter_inc(&shard->stats.wills_discarded);
-        } else if (will->delay_s == 0 || sess->expiry_interval_s == 0) {
-            session_publish_will(shard, take_will(sess));
-        } else {
-            sess->rare->will_at_ms = shard->now_ms + (int64_t)will->delay_s * 1000;
-        }
+        if (say_will)
+            begin_will(shard, sess);
+        else
+            discard_will(shard, sess);
     }
     if (sess->expiry_interval_s == 0) {
         session_end(shard, sess);
         return;
     }
+    if (is_logged(shard, sess))
+        session_log_state(shard, sess, protocol);
     waiting_on_away(shard, sess);
     session_rare_trim(sess);
     arm_timer(shard, sess);
 }
 
+/* Wills after a restart come at a bounded rate. False: not now, the timer is set again. */
+static bool may_say_will(struct shard *shard, struct session *sess)
+{
+    if (!sess->rare->will->is_restored || shard->config.limits.wills_per_s == 0)
+        return true;
+    int64_t spacing_ns = NS_PER_S / shard->config.limits.wills_per_s;
+    if (shard->next_will_ns > shard->now_mono_ns) {
+        sess->rare->will_at_ms = shard->next_will_ns / 1000000 + 1;
+        return false;
+    }
+    shard->next_will_ns = shard->now_mono_ns + spacing_ns;
+    return true;
+}
+
 void session_on_timer(struct shard *shard, struct session *sess)
 {
     CHECK(!sess->client);
-    if (sess->expiry_at_ms <= shard->now_ms) {
+    bool has_will = sess->rare && sess->rare->will;
+    bool is_expired = sess->expiry_at_ms <= shard->now_ms;
+    if (has_will && (is_expired || sess->rare->will_at_ms <= shard->now_ms)) {
+        if (!may_say_will(shard, sess)) {
+            timer_wheel_add(&shard->session_timers, &sess->timer, (uint64_t)sess->rare->will_at_ms);
+            return;
+        }
+        if (!is_expired)
+            session_publish_will(shard, take_will(sess));
+    }
+    if (is_expired) {
         session_end(shard, sess);
         return;
     }
-    if (sess->rare && sess->rare->will && sess->rare->will_at_ms <= shard->now_ms)
-        session_publish_will(shard, take_will(sess));
     session_rare_trim(sess);
     arm_timer(shard, sess);
 }
 
+void session_forget_will(struct shard *shard, struct session *sess)
+{
+    if (sess->rare && sess->rare->will)
+        discard_will(shard, sess);
+}
+
+/* Its will stands in the log with the session, so the session ends there only behind the will's own record. */
 void session_end(struct shard *shard, struct session *sess)
 {
     CHECK(!sess->client);
     struct will *will = take_will(sess);
     timer_wheel_remove(&shard->session_timers, &sess->timer);
     subscribe_forget_session(shard, sess);
+    if (will)
+        will->ends_session = is_logged(shard, sess);
+    if (is_logged(shard, sess))
+        session_log_end(shard, sess, !will);
     waiting_forget(shard, sess);
     counter_inc(&shard->stats.sessions_ended);
     gauge_add(&shard->stats.sessions, -1);

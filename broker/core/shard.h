@@ -84,6 +84,8 @@ struct shard_limits {
     uint32_t session_expiry_max_s; /* persistent_client_expiration; UINT32_MAX = never */
     uint32_t sessions_max;
     uint64_t record_bytes_max;       /* of telemetry, 1..RECORD_SIZE_MAX: a record that the log cannot hold would wait for room for ever */
+    uint32_t wills_per_s;            /* of an earlier start, that this shard says in a second; 0 = no limit */
+    uint32_t will_restart_grace_ms;  /* how long at least they wait for their clients to come back */
     uint32_t publishes_per_turn_max; /* fairness: of one connection in one turn; the rest waits for the next turn */
     bool queue_qos0_messages;        /* QoS 0 for offline sessions */
     bool allow_zero_length_clientid;

@@ -7,6 +7,7 @@
 #include "broker/core/deliver.h"
 #include "broker/core/op_backlog.h"
 #include "broker/core/publish.h"
+#include "broker/core/session_log.h"
 #include "broker/core/shard.h"
 #include "broker/core/shard_log.h"
 #include "broker/core/shard_stats.h"
@@ -43,6 +44,8 @@ struct shard {
     struct op_backlog backlog;
     struct outbox_pool outboxes;
     struct shard_log log;
+    struct session_log session_log;
+    int64_t next_will_ns; /* of an earlier start: when the next one may be said */
     struct waiting waiting;
     struct publish_scratch scratch;
     struct delivery *batches[ACTOR_SHARDS_MAX]; /* to be posted at the end of the turn */
@@ -79,8 +82,10 @@ int64_t shard_receive_time(struct shard *shard);
 bool shard_has_room(const struct shard *shard);
 
 /* session_life.c */
-/* The connection of a session has gone. say_will: its will is to go out (after its delay). */
-void session_on_disconnected(struct shard *shard, struct session *sess, bool say_will);
+/* The connection of a session has gone. say_will: its will is to go out (after its delay). protocol: that it spoke, 3..5. */
+void session_on_disconnected(struct shard *shard, struct session *sess, bool say_will, uint8_t protocol);
+/* The client is back, or said goodbye: a will that waits is not said [MQTT-3.1.3-9]. */
+void session_forget_will(struct shard *shard, struct session *sess);
 void session_on_timer(struct shard *shard, struct session *sess);
 /* End it: its will goes out now if one is waiting, its subscriptions and its queue are forgotten. It is away. */
 void session_end(struct shard *shard, struct session *sess);

@@ -79,6 +79,7 @@
     X(refused_full, SHARD_REFUSED, "reason", "sessions_max")                                                                               \
     X(refused_no_memory, SHARD_REFUSED, "reason", "no_memory")                                                                             \
     X(refused_gone, SHARD_REFUSED, "reason", "gone_before_connect")                                                                        \
+    X(refused_log_failed, SHARD_REFUSED, "reason", "log_failed")                                                                           \
     X(refused_shutdown, SHARD_REFUSED, "reason", "shutdown")                                                                               \
     X(closed_disconnect, SHARD_CLOSED, "reason", "disconnect")                                                                             \
     X(closed_disconnect_with_will, SHARD_CLOSED, "reason", "disconnect_with_will")                                                         \
@@ -155,7 +156,8 @@
     X(queued, "session_queue")                                                                                                             \
     X(checkpoint_window, "checkpoint_window")                                                                                              \
     X(outbox, "outbox")                                                                                                                    \
-    X(wills_due, "wills_due")
+    X(wills_due, "wills_due")                                                                                                              \
+    X(late_records, "late_records")
 
 /* Why a copy was dropped, as a number in DROP records: a new reason goes to the end of the map. */
 enum shard_drop {

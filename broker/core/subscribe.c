@@ -193,6 +193,26 @@ bool subscribe_set_full(struct shard *shard, struct session *sess, bool is_full)
     return true;
 }
 
+/* SUBACK and UNSUBACK of a session that the log knows wait for their records (LOG 8). */
+static void send_durable(struct shard *shard, struct client *client, const struct packet *packet)
+{
+    if (!client->session->is_logged) {
+        client_send(shard, client, packet);
+        return;
+    }
+    enum mqtt_version version = (enum mqtt_version)client->version;
+    uint32_t size = packet_encode_size(packet, version, client->packet_size_max);
+    uint8_t *bytes = size > 0 ? malloc(size) : NULL;
+    if (bytes) {
+        struct client_ref ref = client_ref_of(client);
+        session_log_answer(shard, GATE_PACKET, &ref, span_of(bytes, packet_encode(bytes, packet, version, client->packet_size_max)));
+    } else if (size > 0) {
+        client->is_doomed = shard->is_any_doomed = true;
+        client_mark_dirty(shard, client);
+    }
+    free(bytes);
+}
+
 /* The request's reasons as codes of the answer. */
 static void send_answer(struct shard *shard, struct client *client, const struct route_request *request)
 {
@@ -210,9 +230,19 @@ static void send_answer(struct shard *shard, struct client *client, const struct
     struct packet packet = {
         .type = type,
         .suback = {.packet_id = request->packet_id, .codes = has_codes ? span_of(codes, request->filter_count) : (struct span){0, 0}}};
-    client_send(shard, client, &packet);
+    send_durable(shard, client, &packet);
     if (codes != stack)
         free(codes);
+}
+
+/* A session that the log knows for its will alone ends with its connection, and its subscriptions with it. */
+static bool is_logged(const struct session *sess) { return sess->is_logged && session_is_persistent(sess); }
+
+/* As in the SUBSCRIBE. */
+static uint8_t options_byte(const struct route_filter *filter)
+{
+    return (uint8_t)(filter->qos |
+                     (filter->options & (SUBSCRIBER_NO_LOCAL | SUBSCRIBER_RETAIN_AS_PUBLISHED | SUBSCRIBER_RETAIN_HANDLING_MASK)));
 }
 
 static void settle_subscribe(struct shard *shard, struct session *sess, const struct route_request *request)
@@ -221,8 +251,19 @@ static void settle_subscribe(struct shard *shard, struct session *sess, const st
         const struct route_filter *filter = &request->filters[i];
         bool is_refused = filter->reason >= MQTT_REASON_UNSPECIFIED_ERROR;
         counter_inc(is_refused ? &shard->stats.subscribes_refused : &shard->stats.subscribes);
+        struct span text = span_of(request->text + filter->offset, filter->size);
         if (is_refused && filter->is_new)
-            subscription_list_remove(&sess->subscriptions, span_of(request->text + filter->offset, filter->size));
+            subscription_list_remove(&sess->subscriptions, text);
+        if (!is_refused && is_logged(sess))
+            session_log_subscription(shard, sess->number, text, options_byte(filter), filter->subscription_id);
+    }
+}
+
+static void settle_unsubscribe(struct shard *shard, const struct session *sess, const struct route_request *request)
+{
+    for (uint32_t i = 0; i < request->filter_count && is_logged(sess); i++) {
+        const struct route_filter *filter = &request->filters[i];
+        session_log_unsubscribe(shard, sess->number, span_of(request->text + filter->offset, filter->size));
     }
 }
 
@@ -233,6 +274,8 @@ void subscribe_on_reply(struct shard *shard, struct route_request *request)
     if (pending) {
         if (request->kind == ROUTE_SUBSCRIBE)
             settle_subscribe(shard, sess, request);
+        else
+            settle_unsubscribe(shard, sess, request);
         if (sess->client && sess->connection == pending->connection)
             send_answer(shard, sess->client, request);
         if (request->kind != ROUTE_SUBSCRIBE) /* of a SUBSCRIBE, OP_RETAINED_END is the last */

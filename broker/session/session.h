@@ -87,6 +87,7 @@ struct session {
     uint32_t expiry_interval_s;              /* SESSION_NEVER_EXPIRES: for ever */
     uint32_t hash;                           /* of the client id, session_table's */
     uint16_t client_id_size;                 /* bytes */
+    bool is_logged;                          /* a SESSION record says that there is one */
     uint8_t client_id[];
 };
 

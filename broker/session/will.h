@@ -25,6 +25,8 @@ struct will {
     uint32_t delay_s;
     uint32_t expiry_interval_s; /* counts from its publication */
     bool has_expiry;
+    bool is_restored;  /* of an earlier start: its client may be on its way back */
+    bool ends_session; /* the log knows the session for its sake alone: SESSION_DELETE follows its publication */
     bool retain;
     uint8_t qos;
     uint8_t bytes[];

@@ -1,0 +1,198 @@
+#include "broker/core/session_log.h"
+
+#include <stdlib.h>
+
+#include "broker/core/shard_state.h"
+#include "common/check.h"
+#include "common/clock.h"
+#include "common/position_list.h"
+
+#define DROP_BYTES_MAX 32768u /* of positions in one DROP record: about half a block */
+
+/* A record that found no room, or an answer behind such. */
+struct late_item {
+    struct late_item *next;
+    struct client_ref client;
+    size_t size;
+    bool is_record;
+    uint8_t kind; /* of an answer: enum gate_kind */
+    uint8_t bytes[];
+};
+
+void session_log_deinit(struct session_log *log)
+{
+    while (log->first) {
+        struct late_item *item = log->first;
+        log->first = item->next;
+        free(item);
+    }
+    *log = (struct session_log){0};
+}
+
+/* Memory shortage is fatal: what the record says has happened already. */
+static struct late_item *late_add(struct shard *shard, size_t size)
+{
+    struct late_item *item = malloc(sizeof *item + size);
+    CHECK_MSG(item, "out of memory for what the log has no room for");
+    *item = (struct late_item){.size = size};
+    struct session_log *log = &shard->session_log;
+    if (log->first)
+        log->last->next = item;
+    else
+        log->first = item;
+    log->last = item;
+    queue_stats_push(&shard->stats.late_records, size, shard->now_mono_ns);
+    return item;
+}
+
+void session_log_put(struct shard *shard, const struct record *rec)
+{
+    if (!shard->log.pool)
+        return;
+    size_t size = record_size(rec);
+    if (!shard->session_log.first && shard_log_has_control_room(&shard->log, size)) {
+        shard_log_control(shard, rec);
+        return;
+    }
+    struct late_item *item = late_add(shard, size);
+    item->is_record = true;
+    size_t used = record_encode(item->bytes, rec);
+    CHECK(used == size);
+}
+
+static void hold_answer(struct shard *shard, enum gate_kind kind, const struct client_ref *client, struct span bytes)
+{
+    struct gate_item item = {
+        .wait_block = shard_log_newest(&shard->log),
+        .since_mono_ns = shard->now_mono_ns,
+        .client = *client,
+        .extra_size = (uint32_t)bytes.size,
+        .kind = (uint8_t)kind,
+    };
+    ack_gate_put(&shard->gate, &item, bytes, shard_log_filling(&shard->log));
+}
+
+void session_log_answer(struct shard *shard, enum gate_kind kind, const struct client_ref *client, struct span bytes)
+{
+    if (!shard->session_log.first) {
+        hold_answer(shard, kind, client, bytes);
+        return;
+    }
+    struct late_item *item = late_add(shard, bytes.size);
+    item->client = *client;
+    item->kind = (uint8_t)kind;
+    memcpy(item->bytes, bytes.data, bytes.size);
+}
+
+void session_log_flush(struct shard *shard)
+{
+    struct session_log *log = &shard->session_log;
+    for (struct late_item *item; (item = log->first) != NULL;) {
+        struct span bytes = span_of(item->bytes, item->size);
+        if (item->is_record) {
+            if (!shard_log_has_control_room(&shard->log, item->size))
+                break;
+            struct record rec;
+            enum err err = record_decode(&rec, bytes);
+            CHECK(err == ERR_OK);
+            shard_log_control(shard, &rec);
+        } else {
+            hold_answer(shard, (enum gate_kind)item->kind, &item->client, bytes);
+        }
+        log->first = item->next;
+        queue_stats_pop(&shard->stats.late_records, item->size, shard->stats.late_records.oldest_ns);
+        free(item);
+    }
+    if (!log->first)
+        log->last = NULL;
+}
+
+void session_log_state(struct shard *shard, const struct session *sess, uint8_t protocol)
+{
+    struct record rec = {
+        .type = RECORD_SESSION,
+        .session = sess->number,
+        .client_id = session_client_id(sess),
+        .received_ns = shard->now_wall_ns,
+        .options = (uint64_t)sess->expiry_interval_s | (sess->client ? RECORD_SESSION_CONNECTED : 0) |
+                   (uint64_t)protocol << RECORD_SESSION_PROTOCOL_SHIFT,
+    };
+    session_log_put(shard, &rec);
+}
+
+void session_log_will(struct shard *shard, const struct will *will)
+{
+    struct record rec = {
+        .type = RECORD_WILL,
+        .session = will->publisher,
+        .client_id = will->client_id,
+        .user_name = will->user_name,
+        .topic = will->topic,
+        .payload = will->payload,
+        .properties = will->properties,
+        .qos = will->qos,
+        .retain = will->retain,
+        .expiry_ns = will->has_expiry ? (int64_t)will->expiry_interval_s * NS_PER_S : 0,
+        .options = will->delay_s | (will->has_expiry ? RECORD_WILL_HAS_EXPIRY : 0),
+    };
+    session_log_put(shard, &rec);
+}
+
+void session_log_will_delete(struct shard *shard, uint64_t number)
+{
+    session_log_put(shard, &(struct record){.type = RECORD_WILL_DELETE, .session = number});
+}
+
+void session_log_delete(struct shard *shard, uint64_t number)
+{
+    session_log_put(shard, &(struct record){.type = RECORD_SESSION_DELETE, .session = number});
+}
+
+/* Positions of a session that ends, a record full at a time. */
+struct drop_slice {
+    struct shard *shard;
+    uint64_t number, last;
+    size_t size;
+    uint8_t bytes[DROP_BYTES_MAX];
+};
+
+static void drop_slice_log(struct drop_slice *slice)
+{
+    if (slice->size > 0)
+        session_log_put(slice->shard, &(struct record){.type = RECORD_DROP,
+                                                       .session = slice->number,
+                                                       .options = SHARD_dropped_session_ended,
+                                                       .positions = span_of(slice->bytes, slice->size)});
+    slice->size = 0;
+    slice->last = 0;
+}
+
+static void drop_slice_add(void *arg, uint64_t sequence)
+{
+    struct drop_slice *slice = arg;
+    if (sizeof slice->bytes - slice->size < VARINT_SIZE_MAX)
+        drop_slice_log(slice);
+    slice->size += position_list_put(slice->bytes + slice->size, &slice->last, sequence);
+}
+
+void session_log_end(struct shard *shard, const struct session *sess, bool is_over)
+{
+    struct drop_slice slice = {.shard = shard, .number = sess->number};
+    queue_each_position(&sess->queue, drop_slice_add, &slice);
+    inflight_each_position(&sess->inflight, drop_slice_add, &slice);
+    drop_slice_log(&slice);
+    if (is_over)
+        session_log_delete(shard, sess->number);
+}
+
+void session_log_subscription(struct shard *shard, uint64_t number, struct span filter, uint8_t options, uint32_t subscription_id)
+{
+    session_log_put(
+        shard, &(struct record){
+                   .type = RECORD_SUBSCRIPTION, .session = number, .topic = filter, .options = options | (uint64_t)subscription_id << 8});
+}
+
+void session_log_unsubscribe(struct shard *shard, uint64_t number, struct span filter)
+{
+    session_log_put(shard, &(struct record){.type = RECORD_UNSUBSCRIBE, .session = number, .topic = filter});
+}

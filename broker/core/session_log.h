@@ -1,0 +1,49 @@
+/* Records about sessions: what the log must know of a session's beginning, its connections, subscriptions, will and end.
+ *
+ * Only sessions that outlive their connection are logged, and those with a will: then the log knows the session for the will's sake. A
+ * record is put when what it says has happened in memory. When the log has no room for it (a large record is on its way, or all blocks are
+ * at the disk) it is *late*: kept here in order, with the answers that wait for it, until there is room. Nothing was promised meanwhile:
+ * a crash shows the session as it was before, and whoever was to be told has not been.
+ *
+ * Bound: late records are one or a few of each session and each packet of a connection that is not read on. Owner: the shard. Pure. */
+#ifndef TIDEGATE_BROKER_CORE_SESSION_LOG_H
+#define TIDEGATE_BROKER_CORE_SESSION_LOG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "broker/durable/ack_gate.h"
+#include "common/bytes.h"
+#include "common/record.h"
+
+struct late_item;
+struct session;
+struct shard;
+struct will;
+
+/* Zero-initialised is empty. */
+struct session_log {
+    struct late_item *first, *last;
+};
+
+void session_log_deinit(struct session_log *log);
+
+/* Log it, now or late. Does nothing without persistence. */
+void session_log_put(struct shard *shard, const struct record *rec);
+/* GATE_PACKET or GATE_CONNACK: `bytes` (copied) for that connection, when everything put so far is durable. */
+void session_log_answer(struct shard *shard, enum gate_kind kind, const struct client_ref *client, struct span bytes);
+/* What is late, as far as there is room. Before the turn's block is sealed. */
+void session_log_flush(struct shard *shard);
+
+/* SESSION: as it is now, connected or away. */
+void session_log_state(struct shard *shard, const struct session *sess, uint8_t protocol);
+void session_log_will(struct shard *shard, const struct will *will);
+void session_log_will_delete(struct shard *shard, uint64_t number);
+/* DROP of all that the session still knows of; then SESSION_DELETE, unless its will has to come before (session_log_delete follows). */
+void session_log_end(struct shard *shard, const struct session *sess, bool is_over);
+void session_log_delete(struct shard *shard, uint64_t number);
+/* options: the byte of SUBSCRIBE. */
+void session_log_subscription(struct shard *shard, uint64_t number, struct span filter, uint8_t options, uint32_t subscription_id);
+void session_log_unsubscribe(struct shard *shard, uint64_t number, struct span filter);
+
+#endif
