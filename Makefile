@@ -10,6 +10,8 @@
 #   scenario   real clients over real sockets
 #   e2e        publish, kill -9, restart, query
 #   crash      kill campaign: kill -9, loss of power, crash points (MODE=crash); ROUNDS=n is the long form, SEED=n repeats a run
+#   crash-mutants  proves the campaign: every seeded mistake must be found
+#   crash-compare  kill -9 of an offline queue: Debian's mosquitto beside tidegate
 #   bench      measured figures, printed with machine, flags and commit
 #   demo       replay real series through a running pair, query, plot
 #   docs       write docs/configuration.md and docs/metrics.md, as the programs say; docs-check: are they up to date
@@ -130,7 +132,7 @@ $(B)/tidegate-sim: $(call obj,$(SIM_SRC)) $(B)/libtest.a $(ARCHIVES)
 	$(CXX) $(LDFLAGS) -o $@ $^ $(BROKER_LIBS) $(SINK_LIBS) $(COMMON_LIBS)
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
-.PHONY: all help test threads unit fuzz sim sim-mutants scenario e2e crash bench demo docs docs-check layers headers tidy format format-check install clean FORCE $(B)/docs
+.PHONY: all help test threads unit fuzz sim sim-mutants scenario e2e crash crash-mutants crash-compare bench demo docs docs-check layers headers tidy format format-check install clean FORCE $(B)/docs
 .SECONDARY:
 
 # All objects, no link: what every commit must pass at least.
@@ -212,6 +214,13 @@ else
 crash: $(PROGRAMS) $(B)/disk_recorder.so
 	$(if $(ROUNDS),MODE=crash $(CRASH) --rounds $(ROUNDS) --points 20,@MODE=crash $(TALLY) crash $(CRASH) --rounds 60 --points 2 --seconds 60)
 endif
+
+crash-mutants:
+	@$(MAKE) -s MODE=crash all build/crash/disk_recorder.so
+	@$(TALLY) crash-mutants tests/crash/run-mutants
+crash-compare:
+	@$(MAKE) -s MODE=release all
+	@/usr/bin/python3 -B tests/crash/mosquitto.py
 
 # Built in debug, whatever MODE says.
 sim-mutants:

@@ -36,7 +36,7 @@ sys.dont_write_bytecode = True
 
 from crash.disk_image import CrashImage, Snapshot  # noqa: E402
 from crash.ledger import Ledger, Will  # noqa: E402
-from crash.peer import Peer  # noqa: E402
+from crash.peer import PATIENCE_S, Peer  # noqa: E402
 from harness import programs, wire  # noqa: E402
 from harness.pair import Pair  # noqa: E402
 
@@ -289,7 +289,7 @@ class Campaign:
         self.point_kills, self.point_misses = collections.Counter(), collections.Counter()
         self.kills, self.checks, self.rows_checked, self.run, self.message_count = collections.Counter(), 0, 0, 0, 0
         self.first_ms, self.spawned_s, self.is_loading = time.time_ns() // 1000000, 0.0, False
-        self.has_been_checked = True
+        self.has_been_checked, self.tasks = True, []
         self.make_broker()
         self.publishers = [Publisher(self, index) for index in range(4)]
         self.watch = Watch(self, "watch", 5, {"will/#": 2})
@@ -447,7 +447,7 @@ class Campaign:
 
     async def load(self, duration_s, messages_max=MESSAGES_MAX):
         self.is_loading, self.message_count, self.messages_max = True, 0, messages_max
-        tasks = [asyncio.ensure_future(peer.load()) for peer in self.peers]
+        tasks = self.tasks = [asyncio.ensure_future(peer.load()) for peer in self.peers]
         end = time.monotonic() + duration_s
         while time.monotonic() < end and self.is_serving() and not self.ledger.findings:
             await asyncio.sleep(0.002)
@@ -697,6 +697,8 @@ class Campaign:
                 if program.process and program.process.poll() is None:
                     program.process.kill()
                     program.process.wait()
+            self.is_loading = False
+            await asyncio.wait([asyncio.ensure_future(asyncio.sleep(0)), *self.tasks], timeout=PATIENCE_S)
 
 
 def parse_arguments():

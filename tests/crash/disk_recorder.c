@@ -259,6 +259,17 @@ static uint64_t begin_write(const struct tracked *file, const struct iovec *iov,
     return id;
 }
 
+/* What was written can be read now, but the program has not heard that it is durable. */
+static ssize_t end_write(bool is_dsync, uint64_t id, ssize_t result)
+{
+    int saved = errno;
+    if (is_dsync)
+        be_slow();
+    errno = saved;
+    end(id, result);
+    return result;
+}
+
 /* Where write() goes. */
 static off_t place_of(int fd)
 {
@@ -275,9 +286,7 @@ static off_t place_of(int fd)
         return real_##real_name(fd, data, size, offset);                                                                                   \
     struct iovec iov = {(void *)(uintptr_t)data, size};                                                                                    \
     uint64_t id = begin_write(file, &iov, 1, offset);                                                                                      \
-    ssize_t result = real_##real_name(fd, data, size, offset);                                                                             \
-    end(id, result);                                                                                                                       \
-    return result
+    return end_write(file->is_dsync, id, real_##real_name(fd, data, size, offset))
 
 ssize_t pwrite(int fd, const void *data, size_t size, off_t offset) { PWRITE_BODY(pwrite, off_t); }
 ssize_t pwrite64(int fd, const void *data, size_t size, off64_t offset) { PWRITE_BODY(pwrite64, off64_t); }
@@ -288,9 +297,7 @@ ssize_t pwrite64(int fd, const void *data, size_t size, off64_t offset) { PWRITE
     if (!file)                                                                                                                             \
         return real_##real_name(fd, iov, count, offset);                                                                                   \
     uint64_t id = begin_write(file, iov, count, offset);                                                                                   \
-    ssize_t result = real_##real_name(fd, iov, count, offset);                                                                             \
-    end(id, result);                                                                                                                       \
-    return result
+    return end_write(file->is_dsync, id, real_##real_name(fd, iov, count, offset))
 
 ssize_t pwritev(int fd, const struct iovec *iov, int count, off_t offset) { PWRITEV_BODY(pwritev, off_t); }
 ssize_t pwritev64(int fd, const struct iovec *iov, int count, off64_t offset) { PWRITEV_BODY(pwritev64, off64_t); }
@@ -303,9 +310,7 @@ ssize_t write(int fd, const void *data, size_t size)
         return real_write(fd, data, size);
     struct iovec iov = {(void *)(uintptr_t)data, size};
     uint64_t id = begin_write(file, &iov, 1, place_of(fd));
-    ssize_t result = real_write(fd, data, size);
-    end(id, result);
-    return result;
+    return end_write(file->is_dsync, id, real_write(fd, data, size));
 }
 
 ssize_t writev(int fd, const struct iovec *iov, int count)
@@ -315,9 +320,7 @@ ssize_t writev(int fd, const struct iovec *iov, int count)
     if (!file)
         return real_writev(fd, iov, count);
     uint64_t id = begin_write(file, iov, count, place_of(fd));
-    ssize_t result = real_writev(fd, iov, count);
-    end(id, result);
-    return result;
+    return end_write(file->is_dsync, id, real_writev(fd, iov, count));
 }
 
 #define TRUNCATE_BODY(real_name, offset_type)                                                                                              \
