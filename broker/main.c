@@ -73,6 +73,7 @@ struct broker {
     int signal_fd;
     uint64_t hash_key;
     _Atomic uint64_t retained_counter;
+    struct queue_totals queue_totals; /* what waits in all sessions */
     _Atomic bool log_failed;
     _Atomic bool is_draining;
 };
@@ -347,6 +348,9 @@ static enum err start_threads(struct broker *broker, struct errmsg *msg)
     return err == ERR_OK ? ERR_OK : err_set(msg, err, "start of threads: %s", err_text(err));
 }
 
+_Static_assert((int)BROKER_QUEUE_DROP_OLDEST == (int)QUEUE_DROP_OLDEST, "the option's values are the policy's");
+_Static_assert((int)BROKER_QUEUE_REFUSE == (int)QUEUE_REFUSE, "the option's values are the policy's");
+
 static uint64_t limit_u64(int64_t value) { return value == OPTION_UNLIMITED ? UINT64_MAX : (uint64_t)value; }
 static uint64_t rate_u64(int64_t value) { return value == OPTION_UNLIMITED ? ADMISSION_UNLIMITED : (uint64_t)value; }
 static uint32_t clamp_u32(int64_t value) { return value > UINT32_MAX ? UINT32_MAX : (uint32_t)value; }
@@ -362,6 +366,8 @@ static enum err start_loops(struct broker *broker, struct errmsg *msg)
 {
     const struct broker_config *config = &broker->config;
     int64_t expiry_s = config->persistent_client_expiration_ns / NS_PER_S;
+    broker->queue_totals.messages_max = limit_u64(config->max_queued_messages_total);
+    broker->queue_totals.bytes_max = limit_u64(config->max_queued_bytes_total);
     struct loop_config loop = {
         .shard =
             {
@@ -371,6 +377,8 @@ static enum err start_loops(struct broker *broker, struct errmsg *msg)
                     {
                         .session_queue_messages_max = clamp_u32(config->max_queued_messages),
                         .session_queue_bytes_max = limit_u64(config->max_queued_bytes),
+                        .queue_age_max_ns = config->max_queued_age_ns == OPTION_UNLIMITED ? 0 : config->max_queued_age_ns,
+                        .queue_policy = (uint8_t)config->queue_policy,
                         .inflight_max = (uint16_t)(config->max_inflight_messages > 65535 ? 65535 : config->max_inflight_messages),
                         .outbox_bytes_max = (uint64_t)config->outbox_limit,
                         .outboxes_bytes_max = (uint64_t)config->outbox_total_limit / config->shard_count,
@@ -389,6 +397,9 @@ static enum err start_loops(struct broker *broker, struct errmsg *msg)
                 .listener_count = (uint16_t)config->listeners.count,
                 .rules = broker->rules.count > 0 ? &broker->rules : NULL,
                 .tiers = broker->tiers.count > 0 ? &broker->tiers : NULL,
+                .queue_totals = broker->queue_totals.messages_max != UINT64_MAX || broker->queue_totals.bytes_max != UINT64_MAX
+                                    ? &broker->queue_totals
+                                    : NULL,
                 .retained_counter = &broker->retained_counter,
                 .epoch = broker->writer ? log_writer_epoch(broker->writer) : 0,
                 .persistence = config->persistence,

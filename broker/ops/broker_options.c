@@ -18,6 +18,8 @@
 #define LOFF(field) offsetof(struct broker_listener_config, field)
 
 static const struct option_enum policy_names[] = {{"defer", BROKER_ADMISSION_DEFER}, {"reject", BROKER_ADMISSION_REJECT}, {NULL, 0}};
+static const struct option_enum queue_policies[] = {
+    {"drop_newest", BROKER_QUEUE_DROP_NEWEST}, {"drop_oldest", BROKER_QUEUE_DROP_OLDEST}, {"refuse", BROKER_QUEUE_REFUSE}, {NULL, 0}};
 static const struct option_enum format_names[] = {{"human", BROKER_LOG_HUMAN}, {"json", BROKER_LOG_JSON}, {NULL, 0}};
 static const struct option_enum level_names[] = {{"info", LOGGER_INFO},
                                                  {"debug", LOGGER_DEBUG},
@@ -278,7 +280,7 @@ static const struct option_spec specs[] = {
      .min = 1,
      .max = INT64_C(4000000000),
      .unit = "messages",
-     .doc = "Messages that wait in one session beyond those in flight; then the newest is dropped, counted by reason."},
+     .doc = "Messages that wait in one session beyond those in flight, in memory and on disk; then queue_policy decides."},
     {.name = "max_queued_bytes",
      .type = OPTION_SIZE,
      .flags = OPTION_MOSQUITTO | OPTION_ZERO_UNLIMITED,
@@ -288,6 +290,39 @@ static const struct option_spec specs[] = {
      .max = 1024 * TIB,
      .doc = "The same in bytes.",
      .mosquitto = "mosquitto's default is no limit."},
+    {.name = "queue_policy",
+     .type = OPTION_ENUM,
+     .offset = OFF(queue_policy),
+     .text = "drop_newest",
+     .enums = queue_policies,
+     .doc = "What happens to a message for a session whose queue is full. drop_newest: that message is dropped. drop_oldest: those that "
+            "wait longest are. refuse: its PUBLISH is refused with 0x97 (MQTT 5; connections of older versions are closed) until the "
+            "queue is down to three quarters; its copies at QoS 0 are dropped."},
+    {.name = "max_queued_age",
+     .type = OPTION_DURATION,
+     .flags = OPTION_MAY_BE_UNLIMITED,
+     .offset = OFF(max_queued_age_ns),
+     .text = "unlimited",
+     .min = NS_PER_S,
+     .max = INT64_C(200) * 365 * NS_PER_DAY,
+     .doc = "A message that waited longer in a session's queue is dropped when its turn comes."},
+    {.name = "max_queued_messages_total",
+     .type = OPTION_INT,
+     .flags = OPTION_MAY_BE_UNLIMITED,
+     .offset = OFF(max_queued_messages_total),
+     .text = "unlimited",
+     .min = 1,
+     .max = INT64_C(1000000000000),
+     .unit = "messages",
+     .doc = "Messages that wait in all sessions together; what comes then is dropped, whatever queue_policy says."},
+    {.name = "max_queued_bytes_total",
+     .type = OPTION_SIZE,
+     .flags = OPTION_MAY_BE_UNLIMITED,
+     .offset = OFF(max_queued_bytes_total),
+     .text = "unlimited",
+     .min = 1,
+     .max = 1024 * TIB,
+     .doc = "The same in bytes. With persistence they are on disk: see how much of it there is."},
     {.name = "max_packet_size",
      .type = OPTION_SIZE,
      .flags = OPTION_MOSQUITTO | OPTION_ZERO_UNLIMITED,

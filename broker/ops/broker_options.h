@@ -13,6 +13,8 @@
 #include "common/options.h"
 
 enum broker_admission_policy { BROKER_ADMISSION_DEFER, BROKER_ADMISSION_REJECT };
+/* In the order of enum queue_policy. */
+enum { BROKER_QUEUE_DROP_NEWEST, BROKER_QUEUE_DROP_OLDEST, BROKER_QUEUE_REFUSE };
 enum broker_log_format { BROKER_LOG_HUMAN, BROKER_LOG_JSON };
 
 struct broker_listener_config {
@@ -33,6 +35,8 @@ struct broker_config {
     bool per_listener_settings;
     /* limits of sessions and queues */
     int64_t max_inflight_messages, max_queued_messages, max_queued_bytes, max_packet_size, max_keepalive_s;
+    int queue_policy; /* enum queue_policy */
+    int64_t max_queued_age_ns, max_queued_messages_total, max_queued_bytes_total;
     int64_t persistent_client_expiration_ns, max_sessions;
     int64_t global_max_connections;
     bool queue_qos0_messages, retain_available, allow_zero_length_clientid, allow_duplicate_messages, receive_maximum_strict;

@@ -1,6 +1,6 @@
 /* The simulator: whole broker and sink in one thread, from one seed.
  *
- * The pure core runs as it is in production: shards, route and store actors, log writer, log reader, partitions. What is simulated is what
+ * The pure core runs as it is in production: shards, route actor, log writer, log reader, partitions. What is simulated is what
  * surrounds it: the rings (bounded, delivered in any order that FIFO per ring allows), the network (any number of bytes at a time, cut at
  * any byte), the disk (tests/lib/sim_fs.h: forgets what was not synced, tears what was under way, fails, fills up), the clocks, and clients
  * that behave and misbehave. Each step draws one thing that could happen next. The same seed draws the same run.

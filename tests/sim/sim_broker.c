@@ -1,4 +1,4 @@
-/* One life of the broker: shards, route and store actors and the log thread, as actors that meet over bounded rings.
+/* One life of the broker: shards, the route actor and the log thread, as actors that meet over bounded rings.
  *
  * Each ring is FIFO and bounded; which ring is served next is drawn. The log thread's write has two steps, so that a crash may fall between
  * the write and its completion. */
