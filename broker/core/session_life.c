@@ -8,7 +8,7 @@
 #include "broker/core/shard_state.h"
 #include "common/check.h"
 
-static void arm_timer(struct shard *shard, struct session *sess)
+void session_arm_timer(struct shard *shard, struct session *sess)
 {
     int64_t at_ms = sess->expiry_at_ms;
     if (sess->rare && sess->rare->will && sess->rare->will_at_ms < at_ms)
@@ -106,7 +106,7 @@ void session_on_disconnected(struct shard *shard, struct session *sess, bool say
         session_log_state(shard, sess, protocol);
     waiting_on_away(shard, sess);
     session_rare_trim(sess);
-    arm_timer(shard, sess);
+    session_arm_timer(shard, sess);
 }
 
 /* Wills after a restart come at a bounded rate. False: not now, the timer is set again. */
@@ -141,7 +141,7 @@ void session_on_timer(struct shard *shard, struct session *sess)
         return;
     }
     session_rare_trim(sess);
-    arm_timer(shard, sess);
+    session_arm_timer(shard, sess);
 }
 
 void session_forget_will(struct shard *shard, struct session *sess)

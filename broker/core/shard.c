@@ -105,6 +105,7 @@ void shard_free(struct shard *shard)
     shard_log_deinit(&shard->log);
     session_table_deinit(&shard->sessions);
     session_log_deinit(&shard->session_log);
+    free(shard->restored);
     waiting_deinit(&shard->waiting);
     publish_scratch_deinit(&shard->scratch);
     outbox_pool_deinit(&shard->outboxes);
@@ -359,6 +360,7 @@ void shard_turn_end(struct shard *shard)
     session_retry_wills(shard);
 
     session_log_flush(shard);
+    shard_restore_step(shard);
     shard->is_work_left |= waiting_turn_end(shard);
     shard_log_turn_end(shard);
     uint64_t held_before = shard->gate.stats->messages;
@@ -386,7 +388,8 @@ int64_t shard_next_turn_ns(const struct shard *shard)
     uint64_t client_ms = timer_wheel_next_ms(&shard->client_timers), session_ms = timer_wheel_next_ms(&shard->session_timers);
     uint64_t next_ms = client_ms < session_ms ? client_ms : session_ms;
     int64_t next_ns = next_ms >= (uint64_t)(INT64_MAX / 1000000) ? INT64_MAX : (int64_t)next_ms * 1000000;
-    bool is_waiting = shard->backlog.count > 0 || shard->wills_first || shard->log.large || shard->session_log.first;
+    bool is_waiting =
+        shard->backlog.count > 0 || shard->wills_first || shard->log.large || shard->session_log.first || shard->restored_count > 0;
     if (is_waiting && next_ns > shard->now_mono_ns + SHARD_RETRY_NS)
         next_ns = shard->now_mono_ns + SHARD_RETRY_NS;
     if (!list_is_empty(&shard->blocked) && next_ns > shard->now_mono_ns + SHARD_ROOM_RETRY_NS)

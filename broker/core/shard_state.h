@@ -19,6 +19,7 @@
 #include "broker/session/timer_wheel.h"
 #include "common/list.h"
 
+#define SHARD_RESTORED_PER_TURN 256   /* sessions logged as away after a start */
 #define SHARD_TIMERS_PER_TURN 1024    /* fired or moved; the rest in the next turn */
 #define SHARD_RELEASES_PER_TURN 8192  /* gate items; the rest in the next turn */
 #define SHARD_IOVECS_MAX 64           /* pieces of one vectored write; further ones follow in the same turn */
@@ -45,6 +46,8 @@ struct shard {
     struct outbox_pool outboxes;
     struct shard_log log;
     struct session_log session_log;
+    uint64_t *restored; /* numbers of sessions that were connected when the broker stopped: still to be logged as away */
+    uint32_t restored_count, restored_capacity;
     int64_t next_will_ns; /* of an earlier start: when the next one may be said */
     struct waiting waiting;
     struct publish_scratch scratch;
@@ -89,10 +92,15 @@ void session_forget_will(struct shard *shard, struct session *sess);
 void session_on_timer(struct shard *shard, struct session *sess);
 /* End it: its will goes out now if one is waiting, its subscriptions and its queue are forgotten. It is away. */
 void session_end(struct shard *shard, struct session *sess);
+/* Set its timer by expiry and will. */
+void session_arm_timer(struct shard *shard, struct session *sess);
 /* Publish a will, now or when there is room; takes it. */
 void session_publish_will(struct shard *shard, struct will *will);
 /* Those that found no room. */
 void session_retry_wills(struct shard *shard);
+
+/* shard_restore.c: sessions that were connected at the stop, into the log as away. Each turn. */
+void shard_restore_step(struct shard *shard);
 
 /* subscribe.c */
 enum client_step subscribe_on_subscribe(struct shard *shard, struct client *client, const struct packet_subscribe *packet);

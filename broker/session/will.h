@@ -13,6 +13,7 @@
 
 #include "broker/mqtt/packet.h"
 #include "common/bytes.h"
+#include "common/record.h"
 
 struct will {
     struct will *next;      /* in the list of wills that wait for room in the log */
@@ -34,6 +35,8 @@ struct will {
 
 /* From a CONNECT with has_will. client_id: the one in force. NULL when memory is short. Returned; freed with will_free(). */
 struct will *will_new(const struct packet_connect *connect, struct span client_id, uint64_t publisher);
+/* From a record WILL. */
+struct will *will_restore(const struct record *rec, struct span client_id, uint64_t publisher);
 /* NULL is fine. */
 void will_free(struct will *will);
 

@@ -1,0 +1,166 @@
+#include "broker/core/shard_restore.h"
+
+#include <stdlib.h>
+
+#include "broker/core/shard_state.h"
+#include "common/check.h"
+#include "common/clock.h"
+
+/* How long a session has been away, in ms: 0 when it was connected until the stop. */
+static int64_t away_ms(const struct shard *shard, const struct checkpoint_session *from)
+{
+    int64_t away_ns = from->was_connected ? 0 : shard->now_wall_ns - from->since_wall_ns;
+    return away_ns > 0 ? away_ns / NS_PER_MS : 0;
+}
+
+static enum err restore_will(struct shard *shard, struct session *sess, const struct checkpoint_session *from)
+{
+    struct record rec;
+    if (from->will.size == 0)
+        return ERR_OK;
+    if (record_decode(&rec, from->will) != ERR_OK || rec.topic.size == 0 || rec.topic.size > UINT16_MAX || rec.qos > 2)
+        return ERR_CORRUPT;
+    struct session_rare *rare = session_rare_get(sess);
+    struct will *will = rare ? will_restore(&rec, session_client_id(sess), sess->number) : NULL;
+    if (!will)
+        return ERR_NOMEM;
+    int64_t wait_ms = (int64_t)will->delay_s * 1000 - away_ms(shard, from);
+    if (from->was_connected && wait_ms < shard->config.limits.will_restart_grace_ms)
+        wait_ms = shard->config.limits.will_restart_grace_ms;
+    will->is_restored = from->was_connected;
+    rare->will = will;
+    rare->will_at_ms = shard->now_ms + (wait_ms > 0 ? wait_ms : 0);
+    return ERR_OK;
+}
+
+static enum err restore_inbound(struct session *sess, const struct checkpoint_session *from)
+{
+    if (from->inbound_count == 0)
+        return ERR_OK;
+    struct session_rare *rare = session_rare_get(sess);
+    if (!rare)
+        return ERR_NOMEM;
+    for (uint32_t i = 0; i < from->inbound_count; i++) {
+        if (from->inbound_ids[i] == 0 || inbound_ids_find(&rare->inbound, from->inbound_ids[i]))
+            continue;
+        if (inbound_ids_add(&rare->inbound, from->inbound_ids[i], 0) != ERR_OK) /* durable: its answer waits for nothing */
+            return ERR_NOMEM;
+    }
+    return ERR_OK;
+}
+
+static enum err restore_subscriptions(struct session *sess, const struct checkpoint_session *from)
+{
+    struct span rest = from->subscriptions, bytes;
+    while (record_next(&bytes, &rest) == ERR_OK) {
+        struct record rec;
+        if (record_decode(&rec, bytes) != ERR_OK || rec.topic.size == 0 || rec.topic.size > UINT16_MAX)
+            continue;
+        if (subscription_list_add(&sess->subscriptions, rec.topic, sess->hash) == ERR_NOMEM)
+            return ERR_NOMEM;
+    }
+    return ERR_OK;
+}
+
+static void restore_sent(struct shard *shard, struct session *sess, const struct checkpoint_session *from)
+{
+    for (uint32_t i = 0; i < from->sent_count; i++)
+        (void)waiting_restore_sent(shard, sess, from->sent[i].sequence, from->sent[i].packet_id, from->sent[i].is_received);
+}
+
+static void restore_expiry(struct shard *shard, struct session *sess, const struct checkpoint_session *from)
+{
+    sess->expiry_interval_s = from->expiry_interval_s;
+    if (from->expiry_interval_s == SESSION_NEVER_EXPIRES) {
+        sess->expiry_at_ms = INT64_MAX;
+        return;
+    }
+    int64_t left_ms = (int64_t)from->expiry_interval_s * 1000 - away_ms(shard, from);
+    sess->expiry_at_ms = shard->now_ms + (left_ms > 0 ? left_ms : 0);
+    /* A session that was kept for its will alone ends with it. */
+    if (from->expiry_interval_s == 0 && sess->rare && sess->rare->will)
+        sess->expiry_at_ms = sess->rare->will_at_ms;
+}
+
+/* Those that were connected are to be logged as away, or their clocks would begin anew at each start. */
+static enum err restore_note_connected(struct shard *shard, const struct session *sess)
+{
+    if (shard->restored_count == shard->restored_capacity) {
+        uint32_t capacity = shard->restored_capacity ? shard->restored_capacity * 2 : 64;
+        uint64_t *grown = realloc(shard->restored, capacity * sizeof *grown);
+        if (!grown)
+            return ERR_NOMEM;
+        shard->restored = grown;
+        shard->restored_capacity = capacity;
+    }
+    shard->restored[shard->restored_count++] = sess->number;
+    return ERR_OK;
+}
+
+enum err shard_restore_session(struct shard *shard, const struct checkpoint_session *from)
+{
+    CHECK(shard->in_turn);
+    if (from->client_id.size == 0 || from->client_id.size > UINT16_MAX || from->number == 0)
+        return ERR_CORRUPT;
+    struct session *sess = session_table_find(&shard->sessions, from->client_id);
+    if (sess)
+        session_end(shard, sess);
+    sess = session_table_add(&shard->sessions, from->client_id, from->number);
+    if (!sess)
+        return ERR_NOMEM;
+    gauge_add(&shard->stats.sessions, 1);
+    sess->is_logged = true;
+    enum err err = restore_will(shard, sess, from);
+    if (!err)
+        err = restore_inbound(sess, from);
+    if (!err)
+        err = restore_subscriptions(sess, from);
+    if (err)
+        return err;
+    restore_expiry(shard, sess, from);
+    restore_sent(shard, sess, from);
+    if (from->was_connected) {
+        sess->queue.dup_left = shard->config.limits.inflight_max;
+        err = restore_note_connected(shard, sess);
+    }
+    session_arm_timer(shard, sess);
+    return err;
+}
+
+struct subscriber shard_restore_subscriber(uint64_t number, actor_id home, uint64_t options)
+{
+    uint8_t byte = (uint8_t)options;
+    return (struct subscriber){
+        .number = number,
+        .subscription_id = (uint32_t)(options >> 8) & 0x0fffffffu,
+        .shard = home,
+        .qos = (byte & 3) > 2 ? 2 : byte & 3,
+        .options = (uint8_t)(SUBSCRIBER_PERSISTENT |
+                             (byte & (SUBSCRIBER_NO_LOCAL | SUBSCRIBER_RETAIN_AS_PUBLISHED | SUBSCRIBER_RETAIN_HANDLING_MASK))),
+    };
+}
+
+enum err shard_restore_want(struct shard *shard, uint64_t number, uint64_t sequence, uint32_t cost, uint64_t run_last)
+{
+    struct session *sess = session_table_find_number(&shard->sessions, number);
+    if (!sess)
+        return ERR_NOTFOUND;
+    if (sess->inflight.count > 0 && inflight_find_sequence(&sess->inflight, sequence))
+        return ERR_OK;
+    return waiting_restore(shard, sess, sequence, cost, sequence <= run_last, run_last) ? ERR_OK : ERR_NOMEM;
+}
+
+/* A few each turn: a million of them take the log some seconds, beside everything else. */
+void shard_restore_step(struct shard *shard)
+{
+    for (uint32_t i = 0; i < SHARD_RESTORED_PER_TURN && shard->restored_count > 0 && !shard->session_log.first; i++) {
+        const struct session *sess = session_table_find_number(&shard->sessions, shard->restored[--shard->restored_count]);
+        if (sess && !sess->client && sess->is_logged)
+            session_log_state(shard, sess, 0);
+    }
+    if (shard->restored_count > 0)
+        return;
+    free(shard->restored);
+    shard->restored = NULL;
+    shard->restored_capacity = 0;
+}

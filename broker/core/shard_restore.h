@@ -1,0 +1,28 @@
+/* A shard's sessions after a stop, as the checkpoint has them. All calls are made between shard_turn_begin() and shard_turn_end() of the
+ * shard's first turn, before anything else is given to it: sessions first, then what they want.
+ *
+ * Clocks: a session that was connected when the broker stopped counts as disconnected now, so its expiry and its will's delay begin now,
+ * and the will waits at least will_restart_grace for its client to come back. The clocks of one that was away have gone on by the wall
+ * clock; a wall clock that went back meanwhile counts as no time. From here on they are monotonic, whatever the wall clock does. What has
+ * expired ends in the same turn.
+ *
+ * Thread: main, before the shard's own runs. Pure. */
+#ifndef TIDEGATE_BROKER_CORE_SHARD_RESTORE_H
+#define TIDEGATE_BROKER_CORE_SHARD_RESTORE_H
+
+#include "broker/core/shard.h"
+#include "broker/durable/checkpoint.h"
+#include "broker/route/topic_tree.h"
+#include "common/err.h"
+
+/* A session of this shard (shard_home() of its client id); ascending by number. One with the client id of an earlier one takes its place:
+ * the earlier was on its way out, and ends. Its subscriptions go to the topic tree by the caller. Returns 0, ERR_NOMEM, ERR_CORRUPT (no
+ * session that a broker makes: left out). */
+enum err shard_restore_session(struct shard *shard, const struct checkpoint_session *session) must_check;
+/* A subscription as the tree has it. options: of RECORD_SUBSCRIPTION. */
+struct subscriber shard_restore_subscriber(uint64_t number, actor_id home, uint64_t options);
+/* The session wants this message; ascending by sequence. run_last: the newest position that stands in a run of the session, 0 = none.
+ * Returns 0, ERR_NOTFOUND (there is no such session), ERR_NOMEM. */
+enum err shard_restore_want(struct shard *shard, uint64_t number, uint64_t sequence, uint32_t cost, uint64_t run_last) must_check;
+
+#endif
