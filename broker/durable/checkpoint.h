@@ -8,15 +8,18 @@
  * A message is named by its sequence in the log. Its body is stored once, under the sequence; those who still want it stand in chunks
  * beside it; with the last of them (and no retained value) the body goes. Start-up reads the chunks, never the bodies.
  *
- *   PUBLISH        recipients -> a message with outstanding sessions; retained number -> retained value of its topic (the greater number
- *                  wins, LOG 12); qos 2 and packet id -> an open inbound identifier of the publisher's session, if that is stored;
- *                  will_session -> that session's will is gone
- *   SESSION        created, resumed or disconnected: the newest says all; a resumed one has no will until WILL says so
- *   SESSION_DELETE the session, its runs and all it still wanted (the home named what is in no run by DROP before)
- *   SUBSCRIPTION, UNSUBSCRIBE, WILL, WILL_DELETE, RELEASED      change the session
- *   SENT, RECEIVED outgoing QoS 2: (sequence, packet id); RECEIVED also ends the want of the body
- *   ACK, DROP      end what the session wants of one or more messages; ACK with packet id ends an outgoing QoS 2
- * A record that names a session or message that is not there changes nothing: it came before the position, or the session is deleted.
+ *   PUBLISH        recipients -> a message with outstanding sessions (one that comes twice wants it once, at the greater QoS); retained
+ *                  number -> retained value of its topic, without payload its removal (the greater number wins, LOG 12); qos 2 and packet
+ * id -> an open inbound identifier of the publisher's session, if that is stored; will_session -> that session's will is gone SESSION
+ * created, resumed or disconnected: the newest says all; a resumed one has no will until WILL says so SESSION_DELETE the session, its runs
+ * and all it still wanted (the home named what is in no run by DROP before) SUBSCRIPTION, UNSUBSCRIBE, WILL, WILL_DELETE, RELEASED change
+ * the session SENT, RECEIVED outgoing QoS 2: (sequence, packet id); RECEIVED also ends the want of the body ACK, DROP      end what the
+ * session wants of one or more messages; ACK with packet id ends an outgoing QoS 2; they name messages by subject_sequence, by positions,
+ * or both Types that are not listed change nothing. A record that names a session or message that is not there changes nothing: it came
+ * before the position, or the session is deleted.
+ *
+ * The runs of a session that ended are taken apart over several commits, CHECKPOINT_JOB_WANTS wants in each, so that a long queue makes no
+ * long transaction; what a crash leaves of it is cleaned up by the next load.
  *
  * Runs of positions (LOG 17) are no log records: homes hand them over when their list in memory gets long, and they only repeat what the
  * chunks say. A run that is lost in a crash is made again at start.
@@ -31,8 +34,9 @@
 #include "common/record.h"
 
 #define CHECKPOINT_FORMAT 1
-#define CHECKPOINT_CHUNK 256 /* sessions of a message under one key: an acknowledgement rewrites at most so many */
-#define CHECKPOINT_RUN 32    /* positions of a run */
+#define CHECKPOINT_CHUNK 256       /* sessions of a message under one key: an acknowledgement rewrites at most so many */
+#define CHECKPOINT_RUN 32          /* positions of a run */
+#define CHECKPOINT_JOB_WANTS 16384 /* of ended sessions, at most so many (and one run) a commit */
 
 struct checkpoint;
 
@@ -49,9 +53,12 @@ struct checkpoint_stats {
     struct counter applied, applied_puts, applied_acks, commits, commit_retries, written_bytes;
     struct counter never_written;   /* messages that all recipients acknowledged within one delta */
     struct counter dropped_deleted; /* wants of sessions that are gone */
-    struct counter corrupt;         /* values whose checksum was wrong: left out */
+    struct counter corrupt;         /* values that were damaged: left out */
     struct queue_stats delta;       /* messages and bytes that wait for the next commit */
 };
+
+/* The present time (mono), for the age of the delta; before records of a step. */
+void checkpoint_set_time(struct checkpoint *checkpoint, int64_t now_mono_ns);
 
 /* kv is borrowed for life. Returns 0, ERR_VERSION (written by a newer broker), ERR_CORRUPT, ERR_NOMEM, ERR_IO. A new database gets its
  * format and random seed of topic hashes with the first commit; `random` is that seed. */
@@ -61,11 +68,13 @@ void checkpoint_free(struct checkpoint *checkpoint); /* drops the delta; NULL is
 struct checkpoint_state checkpoint_state(const struct checkpoint *checkpoint);
 
 /* Apply one record to the delta; `sequence` is its own. Records come in ascending order of sequence; one below the position is ignored.
- * rec borrowed until return. Returns 0, ERR_CORRUPT (a record that no broker writes: counted, changes nothing), ERR_NOMEM, ERR_IO. */
+ * rec borrowed until return.
+ * Returns 0, ERR_CORRUPT (a record that no broker writes: changes nothing, the caller counts it); ERR_NOMEM,
+ * ERR_IO (parts of it may be in the delta, so nothing may be committed any more). */
 enum err checkpoint_apply(struct checkpoint *checkpoint, const struct record *rec, uint64_t sequence) must_check;
 
 /* From homes: positions (ascending, 1..CHECKPOINT_RUN, all below the position committed) that stand in a run from now on; and a run that is
- * consumed. Go with the next commit. */
+ * consumed. Go with the next commit. What a session that is gone puts in a run, it does not want any more. Return 0, ERR_NOMEM, ERR_IO. */
 enum err checkpoint_put_run(struct checkpoint *checkpoint, uint64_t session, const uint64_t *sequences, uint32_t count) must_check;
 enum err checkpoint_drop_run(struct checkpoint *checkpoint, uint64_t session, uint64_t first_sequence) must_check;
 
@@ -75,6 +84,9 @@ void checkpoint_forget_removals(struct checkpoint *checkpoint, uint64_t retained
 /* Write the delta and the position. broker_id: of the log. On ERR_NOSPACE the delta is kept: call again. Returns 0, ERR_NOSPACE, ERR_NOMEM,
  * ERR_IO (final). */
 enum err checkpoint_commit(struct checkpoint *checkpoint, const struct log_cursor_value *cursor, struct errmsg *msg) must_check;
+
+/* There is work left that another commit would do a part of (sessions that ended); nothing is lost when there is none. */
+bool checkpoint_has_more(const struct checkpoint *checkpoint);
 
 size_t checkpoint_delta_bytes(const struct checkpoint *checkpoint);
 struct checkpoint_stats *checkpoint_get_stats(struct checkpoint *checkpoint);
@@ -105,8 +117,8 @@ struct checkpoint_session {
     bool was_connected;          /* at the position */
     int64_t since_wall_ns;       /* of its connection or its end */
     uint8_t protocol;            /* of its last connection: 3, 4, 5 */
-    struct span subscriptions;   /* records SUBSCRIPTION one after the other */
-    struct span will;            /* one record WILL, or empty */
+    struct span subscriptions;   /* records SUBSCRIPTION one after the other, without the session's number */
+    struct span will;            /* one record WILL, likewise, or empty */
     const uint16_t *inbound_ids; /* QoS 2 PUBLISHes not released */
     uint32_t inbound_count;
     const struct checkpoint_sent { /* outgoing QoS 2, in the order of sending */
@@ -120,19 +132,23 @@ struct checkpoint_session {
 /* Callbacks of checkpoint_load(), in this order of phases: all sessions, runs, wants, retained. An error ends the load and is returned. */
 struct checkpoint_loader {
     enum err (*on_session)(void *arg, const struct checkpoint_session *session);
-    /* The newest position that stands in a run of the session: wants at or below it are on disk, above it the home holds them. */
+    /* The newest position that stands in a run of the session. */
     enum err (*on_runs)(void *arg, uint64_t session, uint64_t last_sequence);
-    /* The session wants this message; ascending by sequence. cost: bytes it counts for. ERR_NOTFOUND: there is no such session any more
-     * (the loader removes the want). */
-    enum err (*on_want)(void *arg, uint64_t session, uint64_t sequence, const struct checkpoint_want *want, uint32_t cost);
+    /* The session wants this message; ascending by sequence. cost: bytes it counts for (msg_cost). is_in_run: a run has it; otherwise the
+     * home is to remember it, whether it is above the last run or was taken from one before. ERR_NOTFOUND: there is no such session any
+     * more (the loader removes the want). */
+    enum err (*on_want)(void *arg, uint64_t session, uint64_t sequence, const struct checkpoint_want *want, uint32_t cost, bool is_in_run);
+    /* expiry_wall_ns: 0 = none. ERR_NOTFOUND: not wanted any more, expired say (the loader removes it). */
     enum err (*on_retained)(void *arg, struct span topic, uint64_t retained_number, uint64_t sequence, uint32_t cost,
                             int64_t expiry_wall_ns);
-    /* A damaged value was left out. */
+    /* A damaged value was left out. It stays as it is, but a run, which says nothing new, is made again. */
     void (*on_corrupt)(void *arg, enum kv_tree tree, struct span key);
     void *arg;
 };
 
-/* Read everything, once, before anything is applied in this run (but after replay was committed). Cleans up what belongs to nobody. */
+/* Read everything, once, before anything is applied in this run (but after replay was committed). Cleans up what belongs to nobody, in
+ * transactions of bounded size; if there is no space for that, the next load does. Memory: a run of each session that has any, 8 bytes a
+ * retained value. Returns 0, ERR_CORRUPT (of the database itself), ERR_IO, ERR_NOMEM, or what a callback returned. */
 enum err checkpoint_load(struct checkpoint *checkpoint, const struct checkpoint_loader *loader, struct errmsg *msg) must_check;
 
 #endif
