@@ -2,7 +2,7 @@
 """The kill campaign: a broker under mixed load is killed again and again, and after each start its clients compare what they were told with
 what they find (ledger.py has the rules).
 
-    tests/crash/campaign.py [--rounds N] [--seconds N] [--seed N] [--points N] [--only plain|power|point] [--point NAME] [--patience N]
+    tests/crash/campaign.py [--rounds N] [--seconds N] [--seed N] [--points N] [--only plain|power|point|cut] [--point NAME] [--patience N]
                             [--directory DIR]
 
 A round: start; reconnect everyone, resend, drain, check; load; kill. Three ways to be killed:
@@ -16,8 +16,8 @@ least N kills at every point, or the campaign has failed (not with --seconds). S
 message; the directory stays.
 
 What is demanded follows what the broker promises: one that has the option `will_restart_grace` keeps sessions, queues, retained values and
-wills over its end; an older one telemetry alone. --only MODE and --patience S (seconds without progress) are for the proof of the campaign
-itself (run-mutants)."""
+wills over its end; an older one telemetry alone. --only cut kills nobody: all connections break at once, and the same must hold; what is
+found then has nothing to do with crashes. --patience: seconds without progress after which what was waited for counts as missing."""
 import argparse
 import asyncio
 import collections
@@ -371,7 +371,7 @@ class Campaign:
         env, data = {}, self.broker.data
         interval = self.rng.choice(CHECKPOINT_INTERVALS)
         self.broker.conf = self.base_conf + (f"checkpoint_interval {interval}\n" if "checkpoint_interval" in self.known else "")
-        if kind != "plain":
+        if kind in ("power", "point"):
             data.mkdir(parents=True, exist_ok=True)
             self.before, self.journal = Snapshot.of(data), self.directory / "journal"
             env = {"LD_PRELOAD": str(RECORDER), "RECORD_ROOT": str(data), "RECORD_JOURNAL": str(self.journal),
@@ -399,6 +399,9 @@ class Campaign:
     async def kill(self, kind):
         """SIGKILL (or it has happened); the clients learn of it; the power's image takes the place of the directory."""
         self.judge_lost()
+        if kind == "cut":
+            await self.cut_everyone()
+            return
         process = self.broker.process
         if process.poll() is None:
             process.kill()
@@ -420,6 +423,15 @@ class Campaign:
             self.lose_power()
         if not self.is_stateful:
             self.ledger.forget_state()
+        self.stop_if_found()
+
+    async def cut_everyone(self):
+        self.is_loading = False
+        for peer in self.mourned:
+            if peer.is_up:
+                peer.ended("cut")
+        for peer in self.peers:
+            await peer.cut()
         self.stop_if_found()
 
     def judge_lost(self):
@@ -599,10 +611,11 @@ class Campaign:
 
     async def round(self):
         kind = self.choose()
-        if kind == "point":
+        if kind == "point" and self.points:
             await self.round_point()
             return
-        self.spawn(kind)
+        if kind != "cut" or not self.is_serving():
+            self.spawn(kind)
         phase = self.rng.random()
         if phase < 0.15 and not self.options.only:
             await asyncio.sleep(self.rng.uniform(0, 0.15))
@@ -667,8 +680,9 @@ class Campaign:
 
     async def last_round(self):
         """Everyone comes back; then the same after an orderly stop."""
-        for stop in (True, True):
-            self.spawn("plain")
+        for _ in range(2):
+            if not self.is_serving():
+                self.spawn("plain")
             if not await self.serve():
                 self.broker_died()
             await self.check(everyone=True)
@@ -677,10 +691,10 @@ class Campaign:
             for peer in self.mourned:
                 if peer.wills and peer.wills[-1].state == "armed":
                     peer.ended("left")
-            if stop:
-                await asyncio.to_thread(self.broker.stop)
-                if not self.is_stateful:
-                    self.ledger.forget_state()
+            await asyncio.to_thread(self.broker.stop)
+            self.ledger.note("stopped in order")
+            if not self.is_stateful:
+                self.ledger.forget_state()
 
     async def go(self):
         started_s = time.monotonic()
@@ -708,7 +722,7 @@ def parse_arguments():
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1, 1 << 31))
     parser.add_argument("--points", type=int, default=0, help="kill so many times at each crash point")
     parser.add_argument("--point", help="only this one")
-    parser.add_argument("--only", choices=("plain", "power", "point"))
+    parser.add_argument("--only", choices=("plain", "power", "point", "cut"))
     parser.add_argument("--patience", type=float, default=60)
     parser.add_argument("--directory")
     return parser.parse_args()
