@@ -108,6 +108,8 @@ class CrashImage:
     def _finish_change(change):
         def finish(result):
             change.is_done = result >= 0
+            if not change.is_done:
+                change.names = ()  # a write that failed may still be there in part, a name not
             change.is_durable = change.is_durable or (change.is_dsync and result == len(change.data or b""))
 
         return finish
@@ -164,7 +166,7 @@ class CrashImage:
         return self._change_names([(old, None), (new, file)]) if file else (lambda result: None)
 
     def _unlink(self, entry):
-        return self._change_names([(entry.names[0], None)])
+        return self._change_names([(entry.names[0], None)]) if entry.names[0] in self.live else (lambda result: None)
 
     # -- one of the images --
 

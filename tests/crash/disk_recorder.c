@@ -94,16 +94,21 @@ __attribute__((constructor)) static void start(void)
         die(journal_text);
 }
 
-/* The name relative to the root ("" is the root itself), or NULL when it is not below it. */
-static const char *name_of(char buffer[PATH_MAX], const char *path)
+/* The name relative to the root ("" is the root itself), or NULL when it is not below it. dir_fd: as in openat(). */
+static const char *name_of(char buffer[PATH_MAX], int dir_fd, const char *path)
 {
     if (journal < 0)
         return NULL;
     if (path[0] == '/') {
         snprintf(buffer, PATH_MAX, "%s", path);
     } else {
-        char cwd[PATH_MAX];
-        if (!getcwd(cwd, sizeof cwd) || snprintf(buffer, PATH_MAX, "%s/%s", cwd, path) >= PATH_MAX)
+        char from[64], base[PATH_MAX];
+        snprintf(from, sizeof from, dir_fd == AT_FDCWD ? "/proc/self/cwd" : "/proc/self/fd/%d", dir_fd);
+        ssize_t size = readlink(from, base, sizeof base - 1);
+        if (size < 0)
+            return NULL;
+        base[size] = 0;
+        if (snprintf(buffer, PATH_MAX, "%s/%s", base, path) >= PATH_MAX)
             return NULL;
     }
     /* "a//b" and a slash at the end are the only untidiness that the program's paths have. */
@@ -191,16 +196,16 @@ static struct tracked *tracked_of(int fd) { return journal >= 0 && fd >= 0 && fd
 
 /* --- opening ---------------------------------------------------------------------------------------------------------------------- */
 
-static int open_recorded(int (*real_open)(const char *, int, ...), const char *path, int flags, mode_t mode)
+static int open_recorded(int (*real_openat)(int, const char *, int, ...), int dir_fd, const char *path, int flags, mode_t mode)
 {
     char buffer[PATH_MAX];
-    const char *name = name_of(buffer, path);
+    const char *name = name_of(buffer, dir_fd, path);
     if (!name)
-        return real_open(path, flags, mode);
+        return real_openat(dir_fd, path, flags, mode);
     struct stat before, after;
     pthread_mutex_lock(&lock);
-    bool existed = lstat(path, &before) == 0;
-    int fd = real_open(path, flags, mode);
+    bool existed = fstatat(dir_fd, path, &before, AT_SYMLINK_NOFOLLOW) == 0;
+    int fd = real_openat(dir_fd, path, flags, mode);
     int saved = errno;
     if (fd >= 0 && fd < FD_MAX && fstat(fd, &after) == 0) {
         struct tracked *file = &files[fd];
@@ -220,7 +225,7 @@ static int open_recorded(int (*real_open)(const char *, int, ...), const char *p
     return fd;
 }
 
-#define OPEN_BODY(real_name)                                                                                                               \
+#define OPEN_BODY(real_name, dir_fd)                                                                                                       \
     mode_t mode = 0;                                                                                                                       \
     if (flags & (O_CREAT | O_TMPFILE)) {                                                                                                   \
         va_list list;                                                                                                                      \
@@ -228,11 +233,13 @@ static int open_recorded(int (*real_open)(const char *, int, ...), const char *p
         mode = va_arg(list, mode_t);                                                                                                       \
         va_end(list);                                                                                                                      \
     }                                                                                                                                      \
-    REAL(int, real_name, const char *, int, ...);                                                                                          \
-    return open_recorded(real_##real_name, path, flags, mode)
+    REAL(int, real_name, int, const char *, int, ...);                                                                                     \
+    return open_recorded(real_##real_name, dir_fd, path, flags, mode)
 
-int open(const char *path, int flags, ...) { OPEN_BODY(open); }
-int open64(const char *path, int flags, ...) { OPEN_BODY(open64); }
+int open(const char *path, int flags, ...) { OPEN_BODY(openat, AT_FDCWD); }
+int open64(const char *path, int flags, ...) { OPEN_BODY(openat64, AT_FDCWD); }
+int openat(int dir_fd, const char *path, int flags, ...) { OPEN_BODY(openat, dir_fd); }
+int openat64(int dir_fd, const char *path, int flags, ...) { OPEN_BODY(openat64, dir_fd); }
 
 int close(int fd)
 {
@@ -356,31 +363,37 @@ int fdatasync(int fd) { SYNC_BODY(fdatasync); }
 
 /* --- names ------------------------------------------------------------------------------------------------------------------------ */
 
-int rename(const char *from, const char *to)
+static int rename_recorded(int from_fd, const char *from, int to_fd, const char *to)
 {
-    REAL(int, rename, const char *, const char *);
+    REAL(int, renameat, int, const char *, int, const char *);
     char from_buffer[PATH_MAX], to_buffer[PATH_MAX], names[2 * PATH_MAX];
-    const char *from_name = name_of(from_buffer, from), *to_name = name_of(to_buffer, to);
+    const char *from_name = name_of(from_buffer, from_fd, from), *to_name = name_of(to_buffer, to_fd, to);
     if (!from_name || !to_name)
-        return real_rename(from, to);
+        return real_renameat(from_fd, from, to_fd, to);
     size_t from_size = strlen(from_name), to_size = strlen(to_name);
     memcpy(names, from_name, from_size + 1);
     memcpy(names + from_size + 1, to_name, to_size);
     uint64_t id = begin((struct entry){.kind = RENAME, .name_size = (uint32_t)(from_size + 1 + to_size)}, names, NULL, 0);
-    int result = real_rename(from, to);
+    int result = real_renameat(from_fd, from, to_fd, to);
     end(id, result);
     return result;
 }
 
-int unlink(const char *path)
+int rename(const char *from, const char *to) { return rename_recorded(AT_FDCWD, from, AT_FDCWD, to); }
+int renameat(int from_fd, const char *from, int to_fd, const char *to) { return rename_recorded(from_fd, from, to_fd, to); }
+
+static int unlink_recorded(int dir_fd, const char *path, int flags)
 {
-    REAL(int, unlink, const char *);
+    REAL(int, unlinkat, int, const char *, int);
     char buffer[PATH_MAX];
-    const char *name = name_of(buffer, path);
-    if (!name)
-        return real_unlink(path);
+    const char *name = name_of(buffer, dir_fd, path);
+    if (!name || flags & AT_REMOVEDIR)
+        return real_unlinkat(dir_fd, path, flags);
     uint64_t id = begin((struct entry){.kind = UNLINK, .name_size = (uint32_t)strlen(name)}, name, NULL, 0);
-    int result = real_unlink(path);
+    int result = real_unlinkat(dir_fd, path, flags);
     end(id, result);
     return result;
 }
+
+int unlink(const char *path) { return unlink_recorded(AT_FDCWD, path, 0); }
+int unlinkat(int dir_fd, const char *path, int flags) { return unlink_recorded(dir_fd, path, flags); }
