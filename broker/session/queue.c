@@ -14,8 +14,13 @@ struct item_ring {
     struct queue_item items[];
 };
 
-struct queue_body {
+/* What is in memory; there while something is. */
+struct item_rings {
     struct item_ring *head, *window;
+};
+
+struct queue_body {
+    struct item_rings *rings; /* NULL = neither */
     struct position_list *front, *tail;
     uint64_t run_next;      /* the next run to read has this key or a greater one; never falls */
     uint64_t run_max;       /* the greatest position that was ever in a run; 0 = there never was one */
@@ -24,7 +29,7 @@ struct queue_body {
     uint16_t run_misses;
 };
 
-_Static_assert(sizeof(struct queue_body) <= 64, "of every session with a queue: one size class of the allocator");
+_Static_assert(sizeof(struct queue_body) <= 48, "of every session with a queue: one size class of the allocator");
 
 /* --- rings -------------------------------------------------------------------------------------------------------------------------- */
 
@@ -33,6 +38,23 @@ static uint32_t ring_count(const struct item_ring *ring) { return ring ? ring->c
 static struct queue_item *ring_at(struct item_ring *ring, uint32_t index)
 {
     return &ring->items[(ring->first + index) & (ring->capacity - 1)];
+}
+
+static struct item_ring *head_of(const struct queue_body *body) { return body->rings ? body->rings->head : NULL; }
+static struct item_ring *window_of(const struct queue_body *body) { return body->rings ? body->rings->window : NULL; }
+
+static struct item_rings *rings_get(struct queue_body *body)
+{
+    if (!body->rings)
+        body->rings = calloc(1, sizeof *body->rings);
+    return body->rings;
+}
+static void rings_trim(struct queue_body *body)
+{
+    if (!body->rings || body->rings->head || body->rings->window)
+        return;
+    free(body->rings);
+    body->rings = NULL;
 }
 
 static bool ring_put(struct item_ring **place, const struct queue_item *item)
@@ -84,8 +106,9 @@ void queue_deinit(struct queue *queue, struct queue_shared *shared)
 {
     struct queue_body *body = queue->body;
     if (body) {
-        ring_free(body->head, shared);
-        ring_free(body->window, shared);
+        ring_free(head_of(body), shared);
+        ring_free(window_of(body), shared);
+        free(body->rings);
         position_list_free(body->front);
         position_list_free(body->tail);
         free(body);
@@ -115,8 +138,7 @@ static void leave(struct queue *queue, uint32_t count, uint64_t bytes)
     queue->count -= count;
     queue->bytes = queue->count == 0 || queue->bytes < bytes ? 0 : queue->bytes - bytes;
     if (queue->count == 0 && queue->body->run_max == 0 && !queue->is_reading) {
-        CHECK(!queue->body->head);
-        CHECK(!queue->body->window);
+        CHECK(!queue->body->rings);
         CHECK(!queue->body->front);
         CHECK(!queue->body->tail);
         free(queue->body);
@@ -136,9 +158,9 @@ bool queue_push(struct queue *queue, struct queue_shared *shared, const struct q
 {
     struct queue_body *body = body_get(queue);
     CHECK(!item->is_wanted || sequence_of(item) != 0);
-    if (!body || !ring_put(&body->window, item)) {
+    if (!body || !rings_get(body) || !ring_put(&body->rings->window, item)) {
         if (body)
-            leave(queue, 0, 0);
+            rings_trim(body), leave(queue, 0, 0);
         return false;
     }
     queue->count++;
@@ -158,16 +180,17 @@ struct queue_item *queue_first(struct queue *queue)
     struct queue_body *body = queue->body;
     if (!body)
         return NULL;
-    if (body->head)
-        return ring_at(body->head, 0);
-    return body->window && is_joined(body) ? ring_at(body->window, 0) : NULL;
+    if (head_of(body))
+        return ring_at(head_of(body), 0);
+    return window_of(body) && is_joined(body) ? ring_at(window_of(body), 0) : NULL;
 }
 
 struct queue_item queue_pop(struct queue *queue, struct queue_shared *shared)
 {
     struct queue_body *body = queue->body;
     CHECK(queue_first(queue));
-    struct queue_item item = ring_take(body->head ? &body->head : &body->window);
+    struct queue_item item = ring_take(body->rings->head ? &body->rings->head : &body->rings->window);
+    rings_trim(body);
     queue_stats_pop(shared->window, msg_cost(item.msg), shared->window->oldest_ns);
     leave(queue, 1, msg_cost(item.msg));
     return item;
@@ -206,10 +229,10 @@ static void let_go(struct item_ring **place, struct queue_shared *shared)
 static void let_head_go(struct queue_body *body, struct queue_shared *shared)
 {
     uint64_t sequences[2 * QUEUE_HEAD_MAX];
-    uint32_t count = ring_count(body->head);
+    uint32_t count = ring_count(head_of(body));
     CHECK(count <= 2 * QUEUE_HEAD_MAX);
     for (uint32_t i = 0; i < count; i++) {
-        struct queue_item *item = ring_at(body->head, i);
+        struct queue_item *item = ring_at(head_of(body), i);
         if (!is_stored(item, shared))
             return;
         sequences[i] = sequence_of(item);
@@ -217,31 +240,34 @@ static void let_head_go(struct queue_body *body, struct queue_shared *shared)
     if (!list_prepend(&body->front, sequences, count))
         return; /* with the next checkpoint */
     for (uint32_t i = 0; i < count; i++)
-        let_go(&body->head, shared);
+        let_go(&body->rings->head, shared);
 }
 
 bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_online)
 {
     struct queue_body *body = queue->body;
-    if (!body)
+    if (!body || !body->rings)
         return false;
-    if (!is_online && body->head && !queue->is_reading) /* what is being read comes behind the head, and before the front */
+    struct item_rings *rings = body->rings;
+    if (!is_online && rings->head && !queue->is_reading) /* what is being read comes behind the head, and before the front */
         let_head_go(body, shared);
     /* What the client gets next stays; what the store does not have, too, as long as it has a place before the tail. */
-    while (body->window && is_joined(body) && ring_count(body->head) < QUEUE_HEAD_MAX &&
-           (is_online || !ring_at(body->window, 0)->is_wanted)) {
-        if (is_online && ring_count(body->head) + ring_count(body->window) <= QUEUE_HEAD_MAX)
+    while (rings->window && is_joined(body) && ring_count(rings->head) < QUEUE_HEAD_MAX &&
+           (is_online || !ring_at(rings->window, 0)->is_wanted)) {
+        if (is_online && ring_count(rings->head) + ring_count(rings->window) <= QUEUE_HEAD_MAX)
             return true;
-        if (!ring_put(&body->head, ring_at(body->window, 0)))
+        if (!ring_put(&rings->head, ring_at(rings->window, 0)))
             return true;
-        ring_take(&body->window);
+        ring_take(&rings->window);
     }
-    while (body->window && is_stored(ring_at(body->window, 0), shared)) {
-        if (position_list_push(&body->tail, sequence_of(ring_at(body->window, 0))) != ERR_OK)
+    while (rings->window && is_stored(ring_at(rings->window, 0), shared)) {
+        if (position_list_push(&body->tail, sequence_of(ring_at(rings->window, 0))) != ERR_OK)
             return true;
-        let_go(&body->window, shared);
+        let_go(&rings->window, shared);
     }
-    return body->window || (body->head && !is_online);
+    bool is_left = rings->window || (rings->head && !is_online);
+    rings_trim(body);
+    return is_left;
 }
 
 static int compare_sequences(const void *a, const void *b)
@@ -264,7 +290,7 @@ bool queue_take_run(struct queue *queue, struct store_run *run_out)
     struct span bytes = position_list_bytes(body->tail);
     size_t offset = 0;
     run_out->count = 0;
-    while (run_out->count < STORE_RUN_MAX) {
+    while (run_out->count < QUEUE_RUN) {
         enum err err = position_list_next(bytes, &offset, &sequence);
         CHECK(err == ERR_OK);
         run_out->sequences[run_out->count++] = sequence;
@@ -295,7 +321,7 @@ bool queue_take_run(struct queue *queue, struct store_run *run_out)
 bool queue_must_read(const struct queue *queue)
 {
     const struct queue_body *body = queue->body;
-    if (!body || queue->is_reading || ring_count(body->head) > QUEUE_HEAD_MAX / 2)
+    if (!body || queue->is_reading || ring_count(head_of(body)) > QUEUE_HEAD_MAX / 2)
         return false;
     return body->front || (body->run_count > 0 ? !queue->is_run_late : body->tail != NULL);
 }
@@ -305,7 +331,7 @@ bool queue_next_read(struct queue *queue, struct store_read *read, uint32_t max)
     struct queue_body *body = queue->body;
     if (!queue_must_read(queue))
         return false;
-    uint32_t room = QUEUE_HEAD_MAX - ring_count(body->head);
+    uint32_t room = QUEUE_HEAD_MAX - ring_count(head_of(body));
     max = max < room ? max : room;
     read->count = 0;
     if (!body->front && body->run_count > 0) {
@@ -364,7 +390,7 @@ uint64_t queue_on_read(struct queue *queue, struct queue_shared *shared, struct 
             continue;
         }
         struct queue_item found = {.msg = item->msg, .meta = metas[i], .is_wanted = true};
-        if (item->state == STORE_ITEM_ASKED || unread_count > 0 || !ring_put(&body->head, &found)) {
+        if (item->state == STORE_ITEM_ASKED || unread_count > 0 || !rings_get(body) || !ring_put(&body->rings->head, &found)) {
             unread[unread_count++] = item->sequence;
             continue;
         }
@@ -375,6 +401,7 @@ uint64_t queue_on_read(struct queue *queue, struct queue_shared *shared, struct 
         bool is_ok = list_prepend(&body->front, unread, unread_count);
         CHECK_MSG(is_ok, "out of memory for a queue's positions");
     }
+    rings_trim(body);
     if (gone > 0 || queue->count == 0)
         leave(queue, gone, 0);
     return is_run ? read->run : 0;
@@ -402,10 +429,10 @@ void queue_each_position(const struct queue *queue, queue_position_fn visit, voi
     const struct queue_body *body = queue->body;
     if (!body)
         return;
-    each_of_ring(body->head, visit, arg);
+    each_of_ring(head_of(body), visit, arg);
     each_of_list(body->front, visit, arg);
     each_of_list(body->tail, visit, arg);
-    each_of_ring(body->window, visit, arg);
+    each_of_ring(window_of(body), visit, arg);
 }
 
 bool queue_restore(struct queue *queue, uint64_t sequence, uint32_t cost, bool is_in_run, uint64_t run_last)

@@ -15,7 +15,7 @@
  * late) is not put into one. It stays in the tail, and all that came after it, until the runs are consumed. A run read before the store has
  * committed it is not found: it is asked for again with the next checkpoint.
  *
- * A session that is away costs struct queue, the body (64 bytes) and a list of at most QUEUE_TAIL_MAX sequences, however long its queue.
+ * A session that is away costs struct queue, the body (48 bytes) and a list of at most QUEUE_TAIL_MAX sequences, however long its queue.
  * Nothing is allocated while it is empty and never had runs. Counts and bytes cover all parts; the bounds are the caller's, with
  * queue_judge(). Pure; owner: the shard. */
 #ifndef TIDEGATE_BROKER_SESSION_QUEUE_H
@@ -31,7 +31,8 @@
 #include "common/metrics.h"
 
 #define QUEUE_HEAD_MAX STORE_READ_MAX /* messages read ahead; a run may bring as many beyond half of it */
-#define QUEUE_TAIL_MAX 48             /* sequences in memory; from there the oldest STORE_RUN_MAX become a run */
+#define QUEUE_TAIL_MAX 19             /* sequences in memory; at one more the oldest QUEUE_RUN become a run */
+#define QUEUE_RUN 16                  /* at three bytes a sequence the list takes 87 bytes, one size class of the allocator */
 #define QUEUE_RUN_MISSES_MAX 100      /* checkpoints in a row without the run that must be there: it is given up, counted */
 
 /* What stands beside a message for one recipient, in 32 bits:
@@ -62,6 +63,8 @@ enum queue_policy {
     QUEUE_REFUSE,      /* publishers are refused; what was on its way may go over it */
 };
 #define QUEUE_OVERSHOOT_MAX 64 /* messages */
+
+_Static_assert(QUEUE_RUN <= STORE_RUN_MAX && QUEUE_RUN <= QUEUE_TAIL_MAX, "a run is cut from the tail");
 
 struct queue_limits {
     uint32_t messages_max;
