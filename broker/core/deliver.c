@@ -408,11 +408,14 @@ static bool send_unsent(struct shard *shard, struct client *client)
         bool has_quota = entry->holds_quota || client->send_quota > 0; /* [MQTT-4.9.0-1] */
         if (!entry->has_msg || !has_quota || !outbox_has_room(shard, client))
             return false;
-        if (!may_end(shard, sess, entry)) { /* it may turn out to be too large for this connection */
+        if (!may_end(shard, sess, entry)) { /* it may turn out to be too large for this connection, or too old */
             waiting_on_stuck(shard, sess);
             return false;
         }
-        if (send_entry(shard, client, entry) == SEND_NOMEM)
+        if (!entry->is_dup && entry->msg->expiry_wall_ns <= shard->now_wall_ns) { /* while it waited for its record [MQTT-3.3.2-5] */
+            counter_inc(&shard->stats.dropped_expired);
+            end_entry(shard, client, entry);
+        } else if (send_entry(shard, client, entry) == SEND_NOMEM)
             return false;
     }
     return true;
