@@ -140,14 +140,14 @@ struct subscriber shard_restore_subscriber(uint64_t number, actor_id home, uint6
     };
 }
 
-enum err shard_restore_want(struct shard *shard, uint64_t number, uint64_t sequence, uint32_t cost, uint64_t run_last)
+enum err shard_restore_want(struct shard *shard, uint64_t number, uint64_t sequence, uint32_t cost, bool is_in_run, uint64_t run_last)
 {
     struct session *sess = session_table_find_number(&shard->sessions, number);
     if (!sess)
         return ERR_NOTFOUND;
     if (sess->inflight.count > 0 && inflight_find_sequence(&sess->inflight, sequence))
         return ERR_OK;
-    return waiting_restore(shard, sess, sequence, cost, sequence <= run_last, run_last) ? ERR_OK : ERR_NOMEM;
+    return waiting_restore(shard, sess, sequence, cost, is_in_run, run_last) ? ERR_OK : ERR_NOMEM;
 }
 
 /* A few each turn: a million of them take the log some seconds, beside everything else. */

@@ -23,6 +23,7 @@ enum err shard_restore_session(struct shard *shard, const struct checkpoint_sess
 struct subscriber shard_restore_subscriber(uint64_t number, actor_id home, uint64_t options);
 /* The session wants this message; ascending by sequence. run_last: the newest position that stands in a run of the session, 0 = none.
  * Returns 0, ERR_NOTFOUND (there is no such session), ERR_NOMEM. */
-enum err shard_restore_want(struct shard *shard, uint64_t number, uint64_t sequence, uint32_t cost, uint64_t run_last) must_check;
+enum err shard_restore_want(struct shard *shard, uint64_t number, uint64_t sequence, uint32_t cost, bool is_in_run,
+                            uint64_t run_last) must_check;
 
 #endif

@@ -150,7 +150,8 @@ bool inflight_restore(struct inflight *inflight, uint64_t sequence, uint16_t pac
     inflight->last_id = packet_id;
     block_append(inflight->block, &(struct inflight_entry){.sequence = sequence,
                                                            .packet_id = packet_id,
-                                                           .state = is_received ? INFLIGHT_PUBREL : INFLIGHT_PUBLISH_2,
+                                                           /* Without a name it cannot be read; whoever has it not answers PUBREL alike. */
+                                                           .state = is_received || sequence == 0 ? INFLIGHT_PUBREL : INFLIGHT_PUBLISH_2,
                                                            .is_wanted = sequence != 0,
                                                            .is_dup = true});
     return true;

@@ -116,12 +116,74 @@ static void nothing_is_kept_when_trimmed(void **state)
     inflight_deinit(&inflight);
 }
 
+static struct msg *named(uint64_t sequence)
+{
+    struct msg *msg = message();
+    atomic_store(&msg->sequence, sequence);
+    return msg;
+}
+
+static void what_is_on_disk_is_let_go_and_given_back(void **state)
+{
+    (void)state;
+    struct inflight inflight = {0};
+    for (uint64_t i = 1; i <= 12; i++)
+        inflight_add(&inflight, named(i * 10), (uint32_t)i, i % 3 ? 1 : 2)->is_wanted = i != 5; /* 5 has no copy on disk */
+    inflight_to_pubrel(&inflight, inflight_find(&inflight, 3));
+    for (struct inflight_entry *entry; (entry = inflight_next_unsent(&inflight)) && entry->packet_id <= 8;)
+        inflight_mark_sent(&inflight, entry);
+    assert_true(inflight_let_go(&inflight, 81));
+    assert_false(inflight_let_go(&inflight, 121));
+    for (uint16_t id = 1; id <= 12; id++) {
+        struct inflight_entry *entry = inflight_find(&inflight, id);
+        assert_int_equal(entry->has_msg, id == 5);
+        assert_int_equal(inflight_sequence(entry), id * 10);
+        assert_ptr_equal(inflight_find_sequence(&inflight, id * 10u), entry);
+    }
+    inflight_restart(&inflight);
+    uint64_t missing[12];
+    assert_int_equal(inflight_missing(&inflight, missing, 4), 4);
+    assert_int_equal(missing[1], 20);
+    assert_int_equal(missing[2], 40); /* of 3 nothing is needed */
+    assert_int_equal(missing[3], 60);
+    assert_int_equal(inflight_missing(&inflight, missing, 12), 10);
+    inflight_give(inflight_find(&inflight, 1), named(10), 77);
+    assert_int_equal(inflight_missing(&inflight, missing, 12), 9);
+    for (uint16_t id = 1; id <= 12; id++)
+        assert_int_equal(inflight_find(&inflight, id)->is_dup, id <= 8);        /* the others were never sent */
+    assert_int_equal(inflight_add(&inflight, named(130), 0, 1)->packet_id, 13); /* it grows again */
+    inflight_deinit(&inflight);
+}
+
+static void it_is_made_again_from_what_was_sent(void **state)
+{
+    (void)state;
+    struct inflight inflight = {0};
+    assert_true(inflight_restore(&inflight, 100, 7, false));
+    assert_true(inflight_restore(&inflight, 90, 9, true));
+    assert_true(inflight_restore(&inflight, 0, 11, false));
+    assert_false(inflight_restore(&inflight, 110, 7, false)); /* taken */
+    assert_false(inflight_restore(&inflight, 110, 0, false));
+    assert_int_equal(inflight.count, 3);
+    assert_int_equal(inflight_find(&inflight, 7)->state, INFLIGHT_PUBLISH_2);
+    assert_int_equal(inflight_find(&inflight, 9)->state, INFLIGHT_PUBREL);
+    assert_int_equal(inflight_find(&inflight, 11)->state, INFLIGHT_PUBREL);
+    uint64_t missing[3];
+    assert_int_equal(inflight_missing(&inflight, missing, 3), 1);
+    assert_int_equal(missing[0], 100);
+    assert_int_equal(inflight_next_unsent(&inflight)->packet_id, 7);
+    assert_int_equal(inflight_add(&inflight, named(130), 0, 1)->packet_id, 12);
+    inflight_deinit(&inflight);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(matches_the_model),
         cmocka_unit_test(identifiers_wrap_around_those_in_use),
         cmocka_unit_test(nothing_is_kept_when_trimmed),
+        cmocka_unit_test(what_is_on_disk_is_let_go_and_given_back),
+        cmocka_unit_test(it_is_made_again_from_what_was_sent),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
