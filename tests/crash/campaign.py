@@ -369,8 +369,8 @@ class Campaign:
     def spawn(self, kind, point=None):
         self.run += 1
         env, data = {}, self.broker.data
-        interval = self.rng.choice(CHECKPOINT_INTERVALS)
-        self.broker.conf = self.base_conf + (f"checkpoint_interval {interval}\n" if "checkpoint_interval" in self.known else "")
+        varied = {"checkpoint_interval": self.rng.choice(CHECKPOINT_INTERVALS), "checkpoint_window": self.rng.choice(("1MiB", "64MiB"))}
+        self.broker.conf = self.base_conf + "".join(f"{key} {value}\n" for key, value in varied.items() if key in self.known)
         if kind in ("power", "point"):
             data.mkdir(parents=True, exist_ok=True)
             self.before, self.journal = Snapshot.of(data), self.directory / "journal"
@@ -382,7 +382,7 @@ class Campaign:
         self.broker.forget_ports()
         self.spawned_s = time.monotonic()
         self.broker.spawn()
-        self.ledger.note(f"start {self.run}: {kind} {point or ''} checkpoint_interval {interval} delay {env.get('RECORD_DELAY_US', 0)} us")
+        self.ledger.note(f"start {self.run}: {kind} {point or ''} {varied} delay {env.get('RECORD_DELAY_US', 0)} us")
 
     async def serve(self):
         """Until it listens; False when it has ended before."""

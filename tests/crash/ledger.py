@@ -182,7 +182,8 @@ class Session:
         message.history.append(self.ledger.stamp(f"-> {self.name} QoS {qos}{' DUP' if is_dup else ''} id {packet_id} connection {self.connection} life {self.life}"))
         self.owed.pop(message.name, None)
         self._check_allowed(message)
-        if message.expiry_s is not None and message.acked_s is not None and now > message.acked_s + message.expiry_s + SLACK_S:
+        # With DUP its delivery had begun in time [MQTT-3.3.2-5].
+        if message.expiry_s is not None and message.acked_s is not None and not is_dup and now > message.acked_s + message.expiry_s + SLACK_S:
             report(f"{self.name}: {message} came {now - message.acked_s:.1f} s after its acknowledgement", [message])
         before = self.seen.get(message.name)
         if before and qos == 2:
