@@ -214,8 +214,7 @@ class Mourned(Peer):
         self.ledger.wills[name] = will
         self.say(will, "CONNECT sent")
         properties = [(wire.WILL_DELAY, self.delay_s)] if self.delay_s else []
-        if not await self.connect(self.campaign.port, will={"topic": f"will/{self.name}", "payload": name, "qos": 1 + len(self.wills) % 2,
-                                                            "properties": properties}):
+        if not await self.connect(self.campaign.port, will={"topic": f"will/{self.name}", "payload": name, "qos": 2, "properties": properties}):
             return
         will.state, now = "armed", time.monotonic()
         self.say(will, "armed")
