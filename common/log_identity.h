@@ -19,8 +19,11 @@ must_check enum err log_identity_read(struct log_identity *identity_out, struct 
 
 /* Begin a start: make the identity when there is none (broker id random), count the epoch up beyond both the stored one and `epoch_seen`
  * (the greatest found in the log), draw a start number, write and sync. On success the epoch may be used.
- * create  false: ERR_NOTFOUND when there is no identity (the log has segments, so the file was lost). */
+ * create  false: ERR_CORRUPT when there is no identity (the log has segments, so the file was lost). */
 must_check enum err log_identity_begin(struct log_identity *identity_out, struct fs *fs, const char *dir, uint32_t epoch_seen, bool create,
                                        struct errmsg *msg);
+
+/* Write this very identity, whatever was there, synced: for a backup, a restore, a repair. Not while a broker runs here. */
+must_check enum err log_identity_store(const struct log_identity *identity, struct fs *fs, const char *dir, struct errmsg *msg);
 
 #endif

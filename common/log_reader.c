@@ -53,9 +53,9 @@ struct log_reader {
 
     struct file *file; /* the segment of `place`, or NULL */
     struct log_segment_header segment;
-    bool has_segment;       /* `segment` holds the last one entered */
-    uint64_t segment_end;   /* by the successor's header; UINT64_MAX: not known */
-    bool next_is_new_start; /* the successor is another start's: known with segment_end */
+    bool has_segment;               /* `segment` holds the last one entered */
+    uint64_t segment_end;           /* by the successor's header; UINT64_MAX: not known */
+    struct log_segment_header next; /* the successor: known with segment_end */
     struct log_window window;
 
     struct log_block_view view;
@@ -212,7 +212,7 @@ static enum err reader_lost(struct log_reader *reader, const char *why)
         return reader_corrupt(reader, reader->place, why);
     reader->gap_kind = READER_GAP_JUMP;
     reader->gap_place = (struct log_place){oldest.generation, LOG_SEGMENT_HEADER_SIZE};
-    reader->gap = (struct log_reader_gap){reader->wanted, oldest.first_sequence};
+    reader->gap = (struct log_reader_gap){.from = reader->wanted, .to = oldest.first_sequence};
     if (reader->wanted < oldest.first_sequence)
         return ERR_GAP;
     if (reader->wanted > oldest.first_sequence && reader->expected >= reader->wanted) {
@@ -278,18 +278,40 @@ static enum err reader_start_oldest(struct log_reader *reader)
 static enum err reader_find_end(struct log_reader *reader)
 {
     struct log_segment_header next;
-    struct file *file;
-    enum err err = log_segment_open(&file, &next, reader->fs, reader->dir, reader->place.generation + 1);
+    enum err err = log_segment_find_next(&next, reader->fs, reader->dir, reader->place.generation);
     if (err == ERR_NOTFOUND || err == ERR_CORRUPT)
         return reader_lost(reader, "the next segment is missing or its header is not valid");
     if (err)
         return err;
-    file_close(file);
-    if (next.predecessor.generation != reader->place.generation)
+    if (next.is_repair && log_place_compare(next.predecessor, reader->place) <= 0)
+        reader->segment_end = reader->place.offset; /* what stands from here on was given up, the whole segment perhaps */
+    else if (next.predecessor.generation == reader->place.generation)
+        reader->segment_end = next.predecessor.offset;
+    else
         return reader_corrupt(reader, reader->place, "the next segment names another predecessor");
-    reader->segment_end = next.predecessor.offset;
-    reader->next_is_new_start = reader->has_segment && (next.epoch != reader->segment.epoch || next.start != reader->segment.start);
+    reader->next = next;
     return ERR_OK;
+}
+
+/* From the end of a segment to the next. Behind a repair the sequences go on higher. */
+static enum err reader_cross(struct log_reader *reader)
+{
+    const struct log_segment_header *next = &reader->next;
+    reader_leave_segment(reader);
+    reader->place = (struct log_place){next->generation, LOG_SEGMENT_HEADER_SIZE};
+    reader->broker_id = next->broker_id;
+    /* Now, and not when the first block there is read: until then the parts would hold all segments behind them. */
+    if (reader->has_segment && (next->epoch != reader->segment.epoch || next->start != reader->segment.start))
+        reader_void_groups(reader);
+    if (!next->is_repair)
+        return ERR_OK;
+    reader_void_groups(reader);
+    reader->expected = next->first_sequence;
+    if (reader->wanted >= reader->expected)
+        return ERR_OK;
+    reader->gap_kind = READER_GAP_SKIP;
+    reader->gap = (struct log_reader_gap){.from = reader->wanted, .to = reader->expected, .is_repair = true};
+    return ERR_GAP;
 }
 
 /* Up to which offset may be read in the segment of `place`? ERR_AGAIN: no further for now. ERR_OK with `*limit_out` 0: the place has moved.
@@ -311,12 +333,7 @@ static enum err reader_limit(struct log_reader *reader, uint64_t *limit_out)
                 *limit_out = reader->segment_end;
                 return ERR_OK;
             }
-            reader_leave_segment(reader);
-            reader->place = (struct log_place){reader->place.generation + 1, LOG_SEGMENT_HEADER_SIZE};
-            /* Now, and not when the first block there is read: until then the parts would hold all segments behind them. */
-            if (reader->next_is_new_start)
-                reader_void_groups(reader);
-            return ERR_OK;
+            return reader_cross(reader);
         }
         if (durable_generation == reader->place.generation && reader->place.offset < reader->durable.place.offset) {
             *limit_out = reader->durable.place.offset;
@@ -340,7 +357,7 @@ static enum err reader_check_block(struct log_reader *reader)
         return reader_corrupt(reader, reader->place, "the block's sequence does not continue");
     if (!reader->expected && header->sequence > reader->wanted) {
         reader->gap_kind = READER_GAP_SKIP;
-        reader->gap = (struct log_reader_gap){reader->wanted, header->sequence};
+        reader->gap = (struct log_reader_gap){.from = reader->wanted, .to = header->sequence};
         return ERR_GAP;
     }
     return ERR_OK;
@@ -461,7 +478,7 @@ static enum err reader_group_block(struct log_reader *reader, struct span *recor
     }
     if (!whole) {
         reader->gap_kind = READER_GAP_SKIP;
-        reader->gap = (struct log_reader_gap){header->sequence, header->sequence + 1};
+        reader->gap = (struct log_reader_gap){.from = header->sequence, .to = header->sequence + 1};
         return ERR_GAP;
     }
     group->open = false;

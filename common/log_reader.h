@@ -36,6 +36,7 @@ struct log_reader_item {
 struct log_reader_gap {
     uint64_t from;
     uint64_t to;
+    bool is_repair; /* an operator gave it up: a repair segment says so (log_segment.h) */
 };
 
 struct log_reader_stats {

@@ -221,10 +221,9 @@ static enum err scan_later_segments(struct scan *scan, size_t index)
 static bool scan_enter(struct scan *scan, const struct log_segment_header *header, bool first)
 {
     struct log_recovery *recovery = scan->recovery;
-    if (!first &&
-        (header->generation != recovery->end.place.generation + 1 || header->predecessor.generation != recovery->end.place.generation ||
-         header->predecessor.offset != recovery->end.place.offset || header->first_sequence != recovery->end.position.sequence ||
-         header->epoch < recovery->end.position.epoch))
+    if (!first && (log_place_compare(header->predecessor, recovery->end.place) != 0 || header->epoch < recovery->end.position.epoch ||
+                   (header->is_repair ? header->first_sequence < recovery->end.position.sequence
+                                      : header->first_sequence != recovery->end.position.sequence)))
         return false;
     if (first || header->epoch != recovery->end.position.epoch || header->start != scan->start) {
         scan_void_groups(scan);
@@ -248,7 +247,7 @@ static uint64_t scan_limit(struct scan *scan, size_t index)
 {
     struct file *file;
     struct log_segment_header next;
-    if (index + 1 >= scan->generation_count || scan->generations[index + 1] != scan->generations[index] + 1)
+    if (index + 1 >= scan->generation_count) /* a header that is valid does not name a predecessor further off, or is a repair's */
         return UINT64_MAX;
     if (log_segment_open(&file, &next, scan->fs, scan->dir, scan->generations[index + 1]) != ERR_OK)
         return UINT64_MAX;
@@ -295,7 +294,7 @@ static enum err scan_oldest(struct scan *scan)
     recovery->oldest = recovery->end.position;
     while (index > 0 && scan->generations[index - 1] > recovery->last_generation)
         index--;
-    for (uint64_t expected = recovery->last_generation; index > 0 && scan->generations[index - 1] == expected; index--, expected--) {
+    for (uint64_t expected = recovery->last_generation; index > 0 && expected && scan->generations[index - 1] == expected; index--) {
         struct file *file;
         struct log_segment_header header;
         scan->generation = expected;
@@ -307,6 +306,7 @@ static enum err scan_oldest(struct scan *scan)
         file_close(file);
         recovery->oldest = (struct log_position){header.epoch, header.first_sequence};
         recovery->oldest_place = (struct log_place){expected, LOG_SEGMENT_HEADER_SIZE};
+        expected = header.is_repair ? header.predecessor.generation : expected - 1;
     }
     return ERR_OK;
 }
@@ -378,7 +378,7 @@ static enum err scan_verdict(struct scan *scan)
     }
     return err_set(scan->msg, ERR_CORRUPT,
                    "%s/%016" PRIx64 ".seg: does not continue at offset %" PRIu64
-                   ", but %s proves that the log was durable up to %016" PRIx64 ".seg:%" PRIu64,
+                   "; see `tidegate-broker repair`; %s proves that the log was durable up to %016" PRIx64 ".seg:%" PRIu64,
                    scan->dir, recovery->corrupt_place.generation, recovery->corrupt_place.offset, recovery->proof_by,
                    recovery->proof.generation, recovery->proof.offset);
 }
@@ -401,10 +401,14 @@ enum err log_recovery_run(struct log_recovery *recovery_out, struct fs *fs, cons
     if (!err)
         err = log_segment_list(fs, dir, &scan->generations, &scan->generation_count, NULL);
     if (err) {
-        if (err == ERR_NOTFOUND) /* no directory: a new log */
-            err = ERR_OK;
-        else
+        if (err != ERR_NOTFOUND) {
             err_set(msg, err, "%s: %s", dir, err_text(err));
+            goto out;
+        }
+        /* No directory: a new log, unless there is a checkpoint of one. */
+        if (options && options->checkpoint.generation)
+            scan_claim(scan, options->checkpoint_end.generation ? options->checkpoint_end : options->checkpoint, "checkpoint");
+        err = scan_verdict(scan);
         goto out;
     }
     err = scan_claims(scan, options ? options : &none);

@@ -9,12 +9,14 @@
 
 #define LOG_SEGMENT_MAGIC 0x534c4754u /* "TGLS" */
 #define LOG_SEGMENT_VERSION 1
+#define LOG_SEGMENT_REPAIR 1u /* flag */
 
 void log_segment_header_encode(uint8_t *at, const struct log_segment_header *header)
 {
     memset(at, 0, LOG_SEGMENT_HEADER_SIZE);
     store_le32(at, LOG_SEGMENT_MAGIC);
     store_le16(at + 8, LOG_SEGMENT_VERSION);
+    store_le16(at + 10, header->is_repair ? LOG_SEGMENT_REPAIR : 0);
     store_le32(at + 12, header->epoch);
     store_le64(at + 16, header->broker_id);
     store_le64(at + 24, header->generation);
@@ -33,8 +35,9 @@ enum err log_segment_header_decode(struct log_segment_header *header_out, const 
     if (size < LOG_SEGMENT_HEADER_SIZE || load_le32(at) != LOG_SEGMENT_MAGIC ||
         load_le32(at + 4) != crc32c(0, at + 8, LOG_SEGMENT_HEADER_SIZE - 8))
         return ERR_CORRUPT;
-    if (load_le16(at + 8) != LOG_SEGMENT_VERSION)
+    if (load_le16(at + 8) != LOG_SEGMENT_VERSION || load_le16(at + 10) & ~LOG_SEGMENT_REPAIR)
         return ERR_VERSION;
+    header_out->is_repair = load_le16(at + 10) & LOG_SEGMENT_REPAIR;
     header_out->epoch = load_le32(at + 12);
     header_out->broker_id = load_le64(at + 16);
     header_out->generation = load_le64(at + 24);
@@ -49,10 +52,11 @@ enum err log_segment_header_decode(struct log_segment_header *header_out, const 
     if (alignment < 512 || alignment > 4096 || (alignment & (alignment - 1)) || header_out->generation == 0 || header_out->epoch == 0 ||
         header_out->first_sequence == 0)
         return ERR_CORRUPT;
-    if (header_out->predecessor.generation != 0 &&
-        (header_out->predecessor.generation != header_out->generation - 1 || header_out->predecessor.offset < LOG_SEGMENT_HEADER_SIZE))
-        return ERR_CORRUPT;
-    return ERR_OK;
+    uint64_t before = header_out->predecessor.generation;
+    if (before == 0)
+        return ERR_OK;
+    bool is_possible = header_out->is_repair ? before < header_out->generation : before == header_out->generation - 1;
+    return is_possible && header_out->predecessor.offset >= LOG_SEGMENT_HEADER_SIZE ? ERR_OK : ERR_CORRUPT;
 }
 
 void log_segment_name(char *name_out, uint64_t generation) { snprintf(name_out, LOG_SEGMENT_NAME_SIZE, "%016" PRIx64 ".seg", generation); }
@@ -159,6 +163,28 @@ enum err log_segment_open(struct file **file_out, struct log_segment_header *hea
     else
         *file_out = file;
     return err;
+}
+
+enum err log_segment_find_next(struct log_segment_header *header_out, struct fs *fs, const char *dir, uint64_t generation)
+{
+    struct file *file = NULL;
+    enum err err = log_segment_open(&file, header_out, fs, dir, generation + 1);
+    if (!err)
+        file_close(file);
+    if (err != ERR_NOTFOUND)
+        return err;
+    uint64_t *generations = NULL;
+    size_t count = 0, at = 0;
+    err = log_segment_list(fs, dir, &generations, &count, NULL);
+    while (!err && at < count && generations[at] <= generation)
+        at++;
+    if (!err)
+        err = at < count ? log_segment_open(&file, header_out, fs, dir, generations[at]) : ERR_NOTFOUND;
+    free(generations);
+    if (err)
+        return err;
+    file_close(file);
+    return header_out->is_repair ? ERR_OK : ERR_NOTFOUND;
 }
 
 bool log_segment_holds(const struct log_segment_header *segment, const struct log_block_header *block, uint64_t offset)

@@ -3,6 +3,8 @@
  * `<generation as 16 hex digits>.seg`; generations count up by one without holes from the oldest to the newest. The header says who wrote
  * it and where the predecessor ends, so nobody needs to guess where the blocks of a segment stop. A file with the right name whose header
  * is not valid for that generation is one prepared for later: nothing in it counts. `spare-*.seg` are files on their way to be prepared.
+ * A *repair* segment alone may leave out generations and sequences behind its predecessor's end: what stood there was given up by an
+ * operator, and no number that was ever used is used again.
  * Segments are recycled with their old contents, which is why every block names its generation and start. */
 #ifndef TIDEGATE_COMMON_LOG_SEGMENT_H
 #define TIDEGATE_COMMON_LOG_SEGMENT_H
@@ -25,6 +27,7 @@ struct log_segment_header {
     struct log_place predecessor; /* where the one before ends; generation 0: this is the first of all */
     uint64_t size;                /* of the file when it was prepared; information only */
     int64_t created_ns;           /* wall clock; information only */
+    bool is_repair;               /* generations and sequences between the predecessor's end and this were given up */
 };
 
 /* Write LOG_SEGMENT_HEADER_SIZE bytes at `at`. Pure. */
@@ -47,6 +50,10 @@ must_check enum err log_segment_list(struct fs *fs, const char *dir, uint64_t **
  * Returns 0, ERR_NOTFOUND, ERR_CORRUPT (prepared for later, or damaged), ERR_VERSION, ERR_NOMEM, ERR_IO. file_out NULL on error. */
 must_check enum err log_segment_open(struct file **file_out, struct log_segment_header *header_out, struct fs *fs, const char *dir,
                                      uint64_t generation);
+
+/* The header of the segment that follows `generation`: the one with the next generation, or a repair segment behind a range of generations
+ * that was given up. Returns 0, ERR_NOTFOUND, ERR_CORRUPT (prepared for later, or damaged), ERR_VERSION, ERR_NOMEM, ERR_IO. */
+must_check enum err log_segment_find_next(struct log_segment_header *header_out, struct fs *fs, const char *dir, uint64_t generation);
 
 /* Does this block stand rightly in this segment at that offset? (Sequence and shard counts are the reader's to follow.) Pure. */
 bool log_segment_holds(const struct log_segment_header *segment, const struct log_block_header *block, uint64_t offset);

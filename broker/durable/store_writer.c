@@ -137,9 +137,15 @@ static enum err replay_read(struct checkpoint *checkpoint, struct log_reader *re
         struct log_reader_item item;
         enum applied applied;
         enum err err = log_reader_next(reader, &item, msg);
-        if (is_first && before.cursor.place.generation == 0 && log_reader_oldest(reader) > 1 && (!err || err == ERR_AGAIN))
-            return err_set(msg, ERR_GAP, "%s: there is no checkpoint, and the log begins at record %" PRIu64, log_dir,
+        if (is_first && before.cursor.place.generation == 0 && log_reader_oldest(reader) > 1 &&
+            (!err || err == ERR_AGAIN || err == ERR_GAP))
+            return err_set(msg, ERR_GAP,
+                           "%s: there is no checkpoint, and the log begins at record %" PRIu64 "; see `tidegate-broker repair`", log_dir,
                            log_reader_oldest(reader));
+        if (err == ERR_GAP && log_reader_gap(reader).is_repair) { /* given up by `repair --yes`, which said so */
+            log_reader_accept_gap(reader);
+            continue;
+        }
         if (err == ERR_AGAIN)
             break;
         if (!err && item.bytes.size)

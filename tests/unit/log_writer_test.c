@@ -371,7 +371,156 @@ static void test_lost_identity_with_a_log_is_refused(void **state)
     struct bench b = start();
     close_log(&b);
     assert_int_equal(fs_unlink(b.fs, "log/identity"), ERR_OK);
-    assert_int_equal(open_log(&b), ERR_NOTFOUND);
+    assert_int_equal(open_log(&b), ERR_CORRUPT);
+    assert_string_equal(b.msg.text, "log/identity: missing beside a log that has records; see `tidegate-broker repair`");
+    stop(&b);
+}
+
+/* The segment that `repair` writes: sequences and generations are left out between the end and it. Written over one that is prepared. */
+static void write_repair(struct bench *b, uint64_t generation, uint64_t sequence, struct log_place end, uint64_t broker_id)
+{
+    static uint8_t bytes[LOG_SEGMENT_HEADER_SIZE];
+    struct log_segment_header header = {.broker_id = broker_id,
+                                        .generation = generation,
+                                        .epoch = b->recovery.epoch_max + 2, /* above the start that followed */
+                                        .alignment = 512,
+                                        .start = 77,
+                                        .first_sequence = sequence,
+                                        .predecessor = end,
+                                        .is_repair = true};
+    char name[LOG_SEGMENT_NAME_SIZE], path[FILE_PATH_MAX];
+    struct file *file;
+    log_segment_header_encode(bytes, &header);
+    log_segment_name(name, generation);
+    assert_int_equal(file_path(path, b->dir, name), ERR_OK);
+    assert_int_equal(fs_open(b->fs, &file, path, FILE_WRITE | FILE_CREATE | FILE_TRUNCATE), ERR_OK);
+    assert_int_equal(file_pwrite(file, bytes, sizeof bytes, 0), ERR_OK);
+    assert_int_equal(file_sync(file), ERR_OK);
+    file_close(file);
+    assert_int_equal(fs_sync_dir(b->fs, b->dir), ERR_OK);
+}
+
+static void expect_repair(struct log_reader *reader, uint64_t from, uint64_t to)
+{
+    expect_end(reader, ERR_GAP);
+    assert_int_equal(log_reader_gap(reader).from, from);
+    assert_int_equal(log_reader_gap(reader).to, to);
+    assert_true(log_reader_gap(reader).is_repair);
+    expect_end(reader, ERR_GAP);
+    log_reader_accept_gap(reader);
+}
+
+/* Two starts, the second's segments given up: readers before the cut, within what was cut, and at its very end. */
+static void test_a_repair_leaves_out_what_was_given_up(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    uint64_t broker_id = log_writer_broker_id(b.writer);
+    assert_int_equal(log_writer_ensure_cursor(b.writer, "keep", NULL), ERR_OK);
+    for (int i = 0; i < 10; i++)
+        assert_int_equal(put(&b, 1500), ERR_OK);
+    struct log_end cut = log_writer_durable_end(b.writer);
+    struct log_cursor_value in_cut = {
+        .broker_id = broker_id, .position = {1, 11}, .place = {cut.place.generation, cut.place.offset + 4096}, .reopen = cut.place};
+    close_log(&b);
+    assert_int_equal(open_log(&b), ERR_OK);
+    for (int i = 0; i < 10; i++)
+        assert_int_equal(put(&b, 1500), ERR_OK);
+    struct log_end lost = log_writer_durable_end(b.writer);
+    struct log_cursor_value gone = {.broker_id = broker_id, .position = {2, 18}, .place = lost.place, .reopen = lost.place};
+    assert_int_equal(log_cursor_create(b.fs, b.dir, "sink", &gone), ERR_OK);
+    close_log(&b);
+    write_repair(&b, lost.place.generation + 2, 1000, cut.place, broker_id);
+    for (uint64_t generation = cut.place.generation + 1; generation <= lost.place.generation + 1; generation++) {
+        char path[64];
+        snprintf(path, sizeof path, "log/%016llx.seg", (unsigned long long)generation);
+        assert_true(fs_unlink(b.fs, path) == ERR_OK || generation > lost.place.generation);
+    }
+    b.next_id = 1000;
+    assert_int_equal(open_log(&b), ERR_OK); /* neither the state nor the cursor in what is gone is proof of anything now */
+    assert_int_equal(b.recovery.end.position.sequence, 1000);
+    assert_int_equal(b.recovery.oldest.sequence, 1);
+    assert_int_equal(log_writer_epoch(b.writer), 4);
+    for (int i = 0; i < 60; i++)
+        assert_int_equal(put(&b, 1500), ERR_OK);
+    close_log(&b);
+    assert_int_equal(open_log(&b), ERR_OK); /* and it is a log like any other */
+    assert_int_equal(b.recovery.end.position.sequence, 1060);
+
+    struct log_reader *reader = reader_at(&b, NULL);
+    expect(reader, 1, 10);
+    expect_repair(reader, 11, 1000);
+    expect(reader, 1000, 60);
+    expect_end(reader, ERR_AGAIN);
+    log_reader_close(reader);
+    struct log_cursor_value at_end = in_cut;
+    at_end.place = cut.place;
+    const struct log_cursor_value *from[] = {&at_end, &in_cut, &gone};
+    for (size_t i = 0; i < 3; i++) {
+        reader = reader_at(&b, from[i]);
+        expect_repair(reader, from[i]->position.sequence, 1000);
+        expect(reader, 1000, 60);
+        log_reader_close(reader);
+    }
+    /* Who stood above all of it misses nothing. */
+    struct log_cursor_value above = gone;
+    above.position.sequence = 1000;
+    reader = reader_at(&b, &above);
+    expect(reader, 1000, 60);
+    log_reader_close(reader);
+    stop(&b);
+}
+
+/* Nothing is left but the repair segment. */
+static void test_a_log_may_begin_with_a_repair(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    close_log(&b);
+    assert_int_equal(fs_unlink(b.fs, "log/0000000000000001.seg"), ERR_OK);
+    write_repair(&b, 9, 500, (struct log_place){0, 0}, 5);
+    b.next_id = 500;
+    assert_int_equal(open_log(&b), ERR_OK);
+    assert_int_equal(put(&b, 100), ERR_OK);
+    struct log_cursor_value from = {.broker_id = 5, .position = {1, 100}, .place = {3, 8192}, .reopen = {3, 8192}};
+    struct log_reader *reader = reader_at(&b, &from);
+    expect_repair(reader, 100, 500);
+    expect(reader, 500, 1);
+    log_reader_close(reader);
+    stop(&b);
+}
+
+/* A restored log goes on under a new id; a reader at its end knows under which before there is a record, or it could not be told from one
+ * that reads the log which the backup was taken from. */
+static void test_a_restored_log_goes_on_under_a_new_id(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    struct log_cursor_value value;
+    struct log_identity identity;
+    assert_int_equal(put(&b, 100), ERR_OK);
+    close_log(&b);
+    assert_int_equal(log_identity_read(&identity, b.fs, b.dir), ERR_OK);
+    uint64_t old = identity.broker_id;
+    identity.broker_id = old + 1;
+    assert_int_equal(log_identity_store(&identity, b.fs, b.dir, &b.msg), ERR_OK);
+    assert_int_equal(open_log(&b), ERR_OK);
+    assert_true(log_writer_broker_id(b.writer) == old + 1);
+    assert_int_equal(log_writer_epoch(b.writer), 2);
+    struct log_reader *reader = reader_at(&b, NULL);
+    struct log_reader_item item;
+    assert_int_equal(log_reader_next(reader, &item, NULL), ERR_OK);
+    assert_true(item.broker_id == old);
+    log_reader_cursor(reader, &value);
+    assert_true(value.broker_id == old);
+    expect_end(reader, ERR_AGAIN);
+    log_reader_cursor(reader, &value);
+    assert_true(value.broker_id == old + 1);
+    assert_int_equal(put(&b, 100), ERR_OK);
+    assert_int_equal(log_reader_next(reader, &item, NULL), ERR_OK);
+    assert_true(item.broker_id == old + 1);
+    assert_int_equal(item.position.sequence, 2);
+    log_reader_close(reader);
     stop(&b);
 }
 
@@ -987,6 +1136,9 @@ int main(void)
         cmocka_unit_test(test_hole_before_the_durable_end_is_corruption),
         cmocka_unit_test(test_cursor_past_the_hole_is_corruption),
         cmocka_unit_test(test_lost_identity_with_a_log_is_refused),
+        cmocka_unit_test(test_a_repair_leaves_out_what_was_given_up),
+        cmocka_unit_test(test_a_log_may_begin_with_a_repair),
+        cmocka_unit_test(test_a_restored_log_goes_on_under_a_new_id),
         cmocka_unit_test(test_unreadable_segment_is_named),
         cmocka_unit_test(test_reader_states_a_gap),
         cmocka_unit_test(test_group_with_others_between_and_reopened_from_its_first_block),

@@ -1,0 +1,138 @@
+#include "broker/ops/checkpoint_look.h"
+
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "broker/durable/kv_lmdb.h"
+#include "broker/ops/data_files.h"
+
+static void add_damage(struct checkpoint_look *look, enum kv_tree tree, struct span key)
+{
+    look->damage_count++;
+    if (look->damage_known == CHECKPOINT_LOOK_MAX || key.size > KV_KEY_MAX)
+        return;
+    struct checkpoint_damage *damage = &look->damage[look->damage_known++];
+    damage->tree = (uint8_t)tree;
+    damage->key_size = (uint8_t)key.size;
+    if (key.size)
+        memcpy(damage->key, key.data, key.size);
+}
+
+static enum err walk(struct checkpoint_look *look, struct kv *kv)
+{
+    struct kv_txn *txn;
+    enum err err = kv_begin(kv, &txn, false);
+    if (err)
+        return err;
+    for (int t = 0; t < KV_TREE_COUNT; t++) {
+        struct span key, value;
+        err = kv_seek(txn, (enum kv_tree)t, span_of(NULL, 0), &key, &value);
+        while (!err || (err == ERR_CORRUPT && key.size)) {
+            look->entry_count++;
+            if (err)
+                add_damage(look, (enum kv_tree)t, key);
+            err = kv_next(txn, (enum kv_tree)t, &key, &value);
+        }
+        if (err == ERR_CORRUPT)
+            add_damage(look, (enum kv_tree)t, span_of(NULL, 0));
+        else if (err != ERR_NOTFOUND)
+            break;
+    }
+    kv_abort(txn);
+    return err == ERR_NOTFOUND || err == ERR_CORRUPT ? ERR_OK : err;
+}
+
+static void look_at(struct checkpoint_look *look, const char *dir, bool values)
+{
+    struct kv *kv = NULL;
+    struct checkpoint *checkpoint = NULL;
+    struct kv_lmdb_options options = {.dir = dir, .read_only = true};
+    look->err = kv_lmdb_open(&kv, &options, &look->why);
+    if (!look->err)
+        look->err = checkpoint_open(&checkpoint, kv, 0, &look->why);
+    if (!look->err)
+        look->state = checkpoint_state(checkpoint);
+    checkpoint_free(checkpoint);
+    if (kv && values) {
+        enum err err = walk(look, kv);
+        if (err && !look->err)
+            look->err = err_set(&look->why, err, "%s: %s", dir, err_text(err));
+    }
+    kv_close(kv);
+}
+
+enum err checkpoint_look(struct checkpoint_look **look_out, const char *dir, bool values, struct errmsg *msg)
+{
+    struct checkpoint_look *look =
+        (struct checkpoint_look *)mmap(NULL, sizeof *look, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (look == MAP_FAILED)
+        return err_set(msg, ERR_NOMEM, "%s: %s", dir, err_text(ERR_NOMEM));
+    look->is_there = data_files_exist(dir, "data.mdb");
+    *look_out = look;
+    if (!look->is_there)
+        return ERR_OK;
+    (void)fflush(NULL);
+    int status = 0;
+    pid_t child = fork();
+    if (child == 0) {
+        look_at(look, dir, values);
+        _exit(0);
+    }
+    if (child < 0 || waitpid(child, &status, 0) != child) {
+        checkpoint_look_free(look);
+        *look_out = NULL;
+        return err_set(msg, ERR_NOMEM, "%s: cannot start a process to look at it", dir);
+    }
+    if (WIFSIGNALED(status))
+        look->err = err_set(&look->why, ERR_CORRUPT, "%s: a page is damaged: the process that read it was ended by signal %d", dir,
+                            WTERMSIG(status));
+    return ERR_OK;
+}
+
+void checkpoint_look_free(struct checkpoint_look *look)
+{
+    if (look)
+        (void)munmap(look, sizeof *look);
+}
+
+void checkpoint_damage_text(char text_out[CHECKPOINT_LOOK_TEXT], const struct checkpoint_damage *damage)
+{
+    uint64_t first = damage->key_size >= 8 ? kv_key_read_u64(damage->key) : 0;
+    uint64_t second = damage->key_size >= 16 ? kv_key_read_u64(damage->key + 8) : 0;
+    const size_t size = CHECKPOINT_LOOK_TEXT;
+    if (damage->key_size == 0) {
+        snprintf(text_out, size, "the tree itself; what stands behind the place cannot be read");
+        return;
+    }
+    switch ((enum kv_tree)damage->tree) {
+    case KV_SESSIONS:
+        snprintf(text_out, size, "session %" PRIu64 ": its client id, subscriptions, will and open QoS 2 exchanges", first);
+        break;
+    case KV_RECIPIENTS:
+        snprintf(text_out, size, "who still wants message %" PRIu64 ": session %" PRIu64 " and up to %d others", first, second,
+                 CHECKPOINT_CHUNK - 1);
+        break;
+    case KV_BODIES:
+        snprintf(text_out, size, "topic and payload of message %" PRIu64, first);
+        break;
+    case KV_HOLDERS:
+        snprintf(text_out, size, "by how many message %" PRIu64 " is held", first);
+        break;
+    case KV_RUNS:
+        snprintf(text_out, size, "queue of session %" PRIu64 " from message %" PRIu64 " on (made again at a start)", first, second);
+        break;
+    case KV_RETAINED:
+        snprintf(text_out, size, "one retained message; its topic stood in the value");
+        break;
+    case KV_META:
+    case KV_TREE_COUNT:
+        snprintf(text_out, size, "what describes the whole: \"%.*s\"", (int)damage->key_size, (const char *)damage->key);
+        break;
+    }
+}

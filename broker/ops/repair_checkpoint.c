@@ -1,0 +1,363 @@
+/* The checkpoint's part of a repair: a new database beside the old one, which then goes aside whole. So whatever happens in between, one of
+ * the two is there, and what could not be read today may be read by somebody else tomorrow. */
+#include "broker/ops/repair.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "broker/durable/data_format.h"
+#include "broker/durable/kv_lmdb.h"
+#include "broker/ops/checkpoint_look.h"
+#include "broker/ops/data_files.h"
+#include "common/log_segment.h"
+
+#define NEW_NAME "checkpoint.repaired"
+#define COMMIT_BYTES ((uint64_t)32 << 20) /* of values in one transaction */
+#define PROBES_MAX 64                     /* keys tried behind a place where a tree ends early */
+#define TEXT_MAX 512
+#define TOLD_MAX 200 /* damaged values told one by one */
+
+__attribute__((format(printf, 2, 3))) static void print(char text_out[TEXT_MAX], const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text_out, TEXT_MAX, format, args);
+    va_end(args);
+}
+
+/* ---- the new database ---- */
+
+static enum err new_path(struct repair *repair, char path_out[FILE_PATH_MAX])
+{
+    enum err err = file_path(path_out, repair->options->data_dir, NEW_NAME);
+    return err ? err_set(repair->msg, err, "%s: path too long", repair->options->data_dir) : ERR_OK;
+}
+
+/* What an interrupted repair left. */
+static enum err remove_new(struct repair *repair, const char *dir)
+{
+    char **names;
+    size_t count;
+    enum err err = data_files_list(&names, &count, repair->fs, dir);
+    if (err == ERR_NOTFOUND)
+        return ERR_OK;
+    for (size_t i = 0; i < count && !err; i++) {
+        char path[FILE_PATH_MAX];
+        err = file_path(path, dir, names[i]);
+        if (!err)
+            err = fs_unlink(repair->fs, path);
+    }
+    free(names);
+    if (!err && rmdir(dir) != 0)
+        err = ERR_IO;
+    return err ? err_set(repair->msg, err, "%s: %s", dir, err_text(err)) : ERR_OK;
+}
+
+static enum err open_new(struct repair *repair, struct kv **kv_out, char path_out[FILE_PATH_MAX])
+{
+    enum err err = new_path(repair, path_out);
+    if (!err)
+        err = remove_new(repair, path_out);
+    struct kv_lmdb_options options = {.dir = path_out, .map_bytes = repair->options->checkpoint_bytes_max};
+    return err ? err : kv_lmdb_open(kv_out, &options, repair->msg);
+}
+
+/* The old one aside, the new one in its place. In between there is none, which the next repair finds and which no start takes for a first
+ * one (format 2). */
+static enum err replace(struct repair *repair, const char *new_dir)
+{
+    enum err err = ERR_OK;
+    if (data_files_exist(repair->options->data_dir, "checkpoint"))
+        err = repair_move_aside(repair, "checkpoint");
+    if (!err && (err = fs_rename(repair->fs, new_dir, repair->checkpoint)) != ERR_OK)
+        return err_set(repair->msg, err, "%s: cannot be renamed: %s", new_dir, err_text(err));
+    if (!err && (err = fs_sync_dir(repair->fs, repair->options->data_dir)) != ERR_OK)
+        return err_set(repair->msg, err, "%s: %s", repair->options->data_dir, err_text(err));
+    return err;
+}
+
+static enum err set_position(struct repair *repair, struct kv *kv, const struct log_end *begin)
+{
+    struct checkpoint *checkpoint = NULL;
+    struct log_segment_header header;
+    struct file *file = NULL;
+    uint64_t random;
+    enum err err = log_segment_open(&file, &header, repair->fs, repair->log, begin->place.generation);
+    if (!err)
+        err = fs_random(repair->fs, &random, sizeof random);
+    if (err)
+        return err_set(repair->msg, err, "%s/%016" PRIx64 ".seg: %s", repair->log, begin->place.generation, err_text(err));
+    file_close(file);
+    struct log_cursor_value cursor = {
+        .broker_id = header.broker_id, .position = begin->position, .place = begin->place, .reopen = begin->place};
+    err = checkpoint_open(&checkpoint, kv, random, repair->msg);
+    if (!err)
+        err = checkpoint_commit(checkpoint, &cursor, repair->msg);
+    checkpoint_free(checkpoint);
+    return err;
+}
+
+/* ---- begin anew ---- */
+
+static enum err begin_anew(struct repair *repair, const struct log_end *begin)
+{
+    struct kv *kv = NULL;
+    char path[FILE_PATH_MAX];
+    if (!begin->place.generation) { /* no log either: the next start is a first one */
+        enum err err = data_files_exist(repair->options->data_dir, "checkpoint") ? repair_move_aside(repair, "checkpoint") : ERR_OK;
+        return !err && data_files_exist(repair->options->data_dir, "format") ? repair_move_aside(repair, "format") : err;
+    }
+    enum err err = open_new(repair, &kv, path);
+    if (!err)
+        err = set_position(repair, kv, begin);
+    kv_close(kv);
+    return err ? err : replace(repair, path);
+}
+
+static enum err tell_anew(struct repair *repair, const char *wrong, const struct log_end *begin)
+{
+    char remedy[TEXT_MAX];
+    const char *loss =
+        "sessions, subscriptions, queues and retained messages that came before that record; clients that come back find no session";
+    if (begin->place.generation)
+        print(remedy, "begin a new one with what the log still holds, from record %" PRIu64 " on", begin->position.sequence);
+    else
+        print(remedy, "the log is empty as well: the next start is a first one");
+    return repair_find(repair, wrong, remedy, loss) ? begin_anew(repair, begin) : ERR_OK;
+}
+
+/* ---- salvage ---- */
+
+struct salvage {
+    struct repair *repair;
+    struct kv *from, *to;
+    struct kv_txn *read, *write;
+    uint64_t written_bytes; /* in this transaction */
+    uint64_t kept, left_out;
+    uint64_t without_body; /* chunks of messages whose body is gone */
+};
+
+static enum err salvage_commit(struct salvage *salvage)
+{
+    enum err err = kv_commit(salvage->write);
+    salvage->write = NULL;
+    salvage->written_bytes = 0;
+    return err ? err : kv_begin(salvage->to, &salvage->write, true);
+}
+
+/* Who wants a message of which nothing is left wants nothing. Bodies come before all that names them. */
+static bool is_bodiless(struct salvage *salvage, enum kv_tree tree, struct span key)
+{
+    struct span ignored;
+    if ((tree != KV_RECIPIENTS && tree != KV_HOLDERS) || key.size < 8)
+        return false;
+    return kv_get(salvage->write, KV_BODIES, span_of(key.data, 8), &ignored) == ERR_NOTFOUND;
+}
+
+static enum err salvage_value(struct salvage *salvage, enum kv_tree tree, struct span key, struct span value)
+{
+    if (is_bodiless(salvage, tree, key)) {
+        salvage->without_body++;
+        return ERR_OK;
+    }
+    enum err err = kv_put(salvage->write, tree, key, value);
+    salvage->kept += !err;
+    salvage->written_bytes += key.size + value.size;
+    return err || salvage->written_bytes < COMMIT_BYTES ? err : salvage_commit(salvage);
+}
+
+/* The tree ends early behind `last`: does it go on somewhere? Keys begin with a number, or with a hash; try further and further on. The
+ * transaction refuses everything after damage of the tree, so each try has its own. */
+static enum err salvage_probe(struct salvage *salvage, enum kv_tree tree, uint64_t last, struct span *key_out, struct span *value_out)
+{
+    for (unsigned shift = 0; shift < PROBES_MAX; shift++) {
+        uint8_t bytes[8];
+        uint64_t step = UINT64_C(1) << shift;
+        if (last > UINT64_MAX - step)
+            break;
+        kv_abort(salvage->read);
+        salvage->read = NULL;
+        enum err err = kv_begin(salvage->from, &salvage->read, false);
+        if (err)
+            return err;
+        err = kv_seek(salvage->read, tree, kv_key_u64(bytes, last + step), key_out, value_out);
+        if (err != ERR_CORRUPT || key_out->size)
+            return err;
+    }
+    return ERR_NOTFOUND;
+}
+
+static enum err salvage_tree(struct salvage *salvage, enum kv_tree tree)
+{
+    struct span key, value;
+    uint64_t last = 0;
+    enum err err = kv_seek(salvage->read, tree, span_of(NULL, 0), &key, &value);
+    while (err != ERR_NOTFOUND) {
+        if (err == ERR_CORRUPT && key.size == 0) {
+            err = salvage_probe(salvage, tree, last, &key, &value);
+            continue;
+        }
+        if (err && err != ERR_CORRUPT)
+            return err;
+        if (key.size >= 8)
+            last = kv_key_read_u64(key.data);
+        salvage->left_out += err == ERR_CORRUPT;
+        if (!err)
+            err = salvage_value(salvage, tree, key, value);
+        if (err && err != ERR_CORRUPT)
+            return err;
+        err = kv_next(salvage->read, tree, &key, &value);
+    }
+    return ERR_OK;
+}
+
+static enum err salvage_trees(struct salvage *salvage)
+{
+    static const enum kv_tree order[KV_TREE_COUNT] = {KV_META, KV_BODIES, KV_SESSIONS, KV_RECIPIENTS, KV_HOLDERS, KV_RUNS, KV_RETAINED};
+    enum err err = kv_begin(salvage->to, &salvage->write, true);
+    for (int i = 0; i < KV_TREE_COUNT && !err; i++) {
+        kv_abort(salvage->read);
+        salvage->read = NULL;
+        err = kv_begin(salvage->from, &salvage->read, false);
+        if (!err)
+            err = salvage_tree(salvage, order[i]);
+    }
+    kv_abort(salvage->read);
+    if (err) {
+        kv_abort(salvage->write);
+        return err;
+    }
+    return kv_commit(salvage->write);
+}
+
+static enum err carry_out_salvage(struct repair *repair)
+{
+    struct salvage salvage = {.repair = repair};
+    struct kv_lmdb_options options = {.dir = repair->checkpoint, .read_only = true};
+    char path[FILE_PATH_MAX];
+    enum err err = kv_lmdb_open(&salvage.from, &options, repair->msg);
+    if (!err)
+        err = open_new(repair, &salvage.to, path);
+    if (!err && (err = salvage_trees(&salvage)) != ERR_OK)
+        err_set(repair->msg, err, "%s: copying what can be read: %s", repair->checkpoint, err_text(err));
+    kv_close(salvage.from);
+    kv_close(salvage.to);
+    if (!err)
+        err = replace(repair, path);
+    if (!err)
+        fprintf(repair->options->out,
+                "   kept %" PRIu64 " values, left out %" PRIu64 ", and %" PRIu64 " that named messages without a body\n", salvage.kept,
+                salvage.left_out, salvage.without_body);
+    return err;
+}
+
+/* What is known of a session besides its value: how much of its queue lies in runs. */
+static uint64_t count_runs(struct kv_txn *txn, uint64_t session)
+{
+    uint8_t bytes[16];
+    struct span key, value;
+    uint64_t count = 0;
+    enum err err = kv_seek(txn, KV_RUNS, kv_key_u64_u64(bytes, session, 0), &key, &value);
+    while (!err && key.size >= 8 && kv_key_read_u64(key.data) == session) {
+        count++;
+        err = kv_next(txn, KV_RUNS, &key, &value);
+    }
+    return count;
+}
+
+static void tell_values(struct repair *repair, const struct checkpoint_look *look)
+{
+    struct kv *kv = NULL;
+    struct kv_txn *txn = NULL;
+    struct kv_lmdb_options options = {.dir = repair->checkpoint, .read_only = true};
+    FILE *out = repair->options->out;
+    if (kv_lmdb_open(&kv, &options, NULL) != ERR_OK || kv_begin(kv, &txn, false) != ERR_OK)
+        fprintf(out, "   (more of them cannot be read)\n");
+    for (uint32_t i = 0; i < look->damage_known && i < TOLD_MAX; i++) {
+        const struct checkpoint_damage *damage = &look->damage[i];
+        char text[CHECKPOINT_LOOK_TEXT], hex[2 * KV_KEY_MAX + 1] = "";
+        for (size_t k = 0; k < damage->key_size; k++)
+            snprintf(hex + 2 * k, 3, "%02x", damage->key[k]);
+        checkpoint_damage_text(text, damage);
+        fprintf(out, "   tree %s, key %s: %s", kv_tree_name((enum kv_tree)damage->tree), damage->key_size ? hex : "-", text);
+        if (damage->tree == KV_SESSIONS && damage->key_size >= 8 && txn)
+            fprintf(out, "; %" PRIu64 " runs of %d messages wait for it", count_runs(txn, kv_key_read_u64(damage->key)), CHECKPOINT_RUN);
+        fputc('\n', out);
+    }
+    if (look->damage_count > TOLD_MAX)
+        fprintf(out, "   ... and %" PRIu64 " more\n", look->damage_count - TOLD_MAX);
+    kv_abort(txn);
+    kv_close(kv);
+}
+
+static bool is_meta_damaged(const struct checkpoint_look *look)
+{
+    for (uint32_t i = 0; i < look->damage_known; i++) {
+        if (look->damage[i].tree == KV_META)
+            return true;
+    }
+    return false;
+}
+
+/* ---- findings ---- */
+
+/* Does the log still hold what comes behind the checkpoint? */
+static enum err repair_gap(struct repair *repair, const struct checkpoint_look *look, const struct log_end *begin)
+{
+    char wrong[TEXT_MAX], remedy[TEXT_MAX], loss[TEXT_MAX];
+    struct log_segment_header next;
+    struct kv *kv = NULL;
+    const struct log_cursor_value *cursor = &look->state.cursor;
+    if (!begin->place.generation || cursor->reopen.generation >= begin->place.generation)
+        return ERR_OK;
+    if (log_segment_find_next(&next, repair->fs, repair->log, cursor->reopen.generation) == ERR_OK && next.is_repair)
+        return ERR_OK; /* cut away by an earlier repair, which said so */
+    print(wrong, "%s: stands at record %" PRIu64 " in segment %016" PRIx64 ", and the log begins with record %" PRIu64 " in %016" PRIx64,
+          repair->checkpoint, cursor->position.sequence, cursor->reopen.generation, begin->position.sequence, begin->place.generation);
+    print(remedy, "go on from record %" PRIu64, begin->position.sequence);
+    print(loss, "what records %" PRIu64 " to %" PRIu64 " said: messages, acknowledgements, subscriptions", cursor->position.sequence,
+          begin->position.sequence - 1);
+    if (!repair_find(repair, wrong, remedy, loss))
+        return ERR_OK;
+    struct kv_lmdb_options options = {.dir = repair->checkpoint, .map_bytes = repair->options->checkpoint_bytes_max};
+    enum err err = kv_lmdb_open(&kv, &options, repair->msg);
+    if (!err)
+        err = set_position(repair, kv, begin);
+    kv_close(kv);
+    return err;
+}
+
+enum err repair_checkpoint(struct repair *repair, const struct checkpoint_look *look, uint32_t format, const struct log_end *begin)
+{
+    char wrong[TEXT_MAX];
+    if (!look->is_there && format < DATA_FORMAT_CHECKPOINT)
+        return ERR_OK;
+    if (!look->is_there) {
+        print(wrong, "%s/data.mdb: missing, and there was one (format %" PRIu32 ")", repair->checkpoint, format);
+        return tell_anew(repair, wrong, begin);
+    }
+    if (look->err || is_meta_damaged(look)) {
+        print(wrong, "%s/data.mdb: %s", repair->checkpoint,
+              look->err ? look->why.text : "a value that describes the whole (tree meta) is damaged");
+        return tell_anew(repair, wrong, begin);
+    }
+    if (look->state.broker_id == 0) {
+        if (format < DATA_FORMAT_CHECKPOINT)
+            return ERR_OK;
+        print(wrong, "%s/data.mdb: is empty, and it was not (format %" PRIu32 ")", repair->checkpoint, format);
+        return tell_anew(repair, wrong, begin);
+    }
+    if (look->damage_count) {
+        print(wrong, "%s/data.mdb: %" PRIu64 " of %" PRIu64 " values are damaged", repair->checkpoint, look->damage_count,
+              look->entry_count);
+        bool yes =
+            repair_find(repair, wrong, "copy all others into a new database; the old one goes aside",
+                        "these values, and what depends on them: with a session its queue, with a body the message for all that want it");
+        tell_values(repair, look);
+        return yes ? carry_out_salvage(repair) : ERR_OK;
+    }
+    return repair_gap(repair, look, begin);
+}
