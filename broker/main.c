@@ -362,6 +362,15 @@ static uint64_t record_bytes_max(const struct broker_config *config)
     return share < RECORD_SIZE_MAX ? share : RECORD_SIZE_MAX;
 }
 
+/* A shard's share; at least one. */
+static uint32_t wills_per_s(const struct broker_config *config)
+{
+    if (config->wills_per_second == OPTION_UNLIMITED)
+        return 0;
+    int64_t share = config->wills_per_second / config->shard_count;
+    return share > 0 ? clamp_u32(share) : 1;
+}
+
 static enum err start_loops(struct broker *broker, struct errmsg *msg)
 {
     const struct broker_config *config = &broker->config;
@@ -386,6 +395,8 @@ static enum err start_loops(struct broker *broker, struct errmsg *msg)
                         .record_bytes_max = record_bytes_max(config),
                         .connect_timeout_ms = clamp_u32(config->connect_timeout_ns / NS_PER_MS),
                         .session_expiry_max_s = expiry_s == 0 ? UINT32_MAX : clamp_u32(expiry_s),
+                        .will_restart_grace_ms = clamp_u32(config->will_restart_grace_ns / NS_PER_MS),
+                        .wills_per_s = wills_per_s(config),
                         .sessions_max = clamp_u32(config->max_sessions / config->shard_count + 1),
                         .publishes_per_turn_max = clamp_u32(config->publishes_per_turn),
                         .queue_qos0_messages = config->queue_qos0_messages,

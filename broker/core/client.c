@@ -440,7 +440,8 @@ static struct session *take_over(struct shard *shard, bool *has_ended_out, const
     /* One that was connected when the broker stopped is back, whatever becomes of its session. */
     if (sess && sess->rare && sess->rare->will && sess->rare->will->is_restored)
         session_forget_will(shard, sess);
-    if (sess && connect->clean_start) {
+    /* One that is over is still there when it waits for its will to be said, as after a restart. */
+    if (sess && (connect->clean_start || !session_is_persistent(sess) || sess->expiry_at_ms <= shard->now_ms)) {
         *has_ended_out = sess->is_logged;
         session_end(shard, sess); /* [MQTT-3.1.2-4] */
         sess = NULL;

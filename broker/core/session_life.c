@@ -109,18 +109,17 @@ void session_on_disconnected(struct shard *shard, struct session *sess, bool say
     session_arm_timer(shard, sess);
 }
 
-/* Wills after a restart come at a bounded rate. False: not now, the timer is set again. */
+/* Wills after a restart come at a bounded rate: each is given its time once. False: not now, will_at_ms says when. */
 static bool may_say_will(struct shard *shard, struct session *sess)
 {
-    if (!sess->rare->will->is_restored || shard->config.limits.wills_per_s == 0)
+    struct will *will = sess->rare->will;
+    if (!will->is_paced || shard->config.limits.wills_per_s == 0)
         return true;
-    int64_t spacing_ns = NS_PER_S / shard->config.limits.wills_per_s;
-    if (shard->next_will_ns > shard->now_mono_ns) {
-        sess->rare->will_at_ms = shard->next_will_ns / 1000000 + 1;
-        return false;
-    }
-    shard->next_will_ns = shard->now_mono_ns + spacing_ns;
-    return true;
+    will->is_paced = false;
+    int64_t at_ns = shard->next_will_ns > shard->now_mono_ns ? shard->next_will_ns : shard->now_mono_ns;
+    shard->next_will_ns = at_ns + NS_PER_S / shard->config.limits.wills_per_s;
+    sess->rare->will_at_ms = (at_ns + NS_PER_MS - 1) / NS_PER_MS;
+    return sess->rare->will_at_ms <= shard->now_ms;
 }
 
 void session_on_timer(struct shard *shard, struct session *sess)
@@ -133,8 +132,11 @@ void session_on_timer(struct shard *shard, struct session *sess)
             timer_wheel_add(&shard->session_timers, &sess->timer, (uint64_t)sess->rare->will_at_ms);
             return;
         }
-        if (!is_expired)
+        if (!is_expired) {
+            if (sess->rare->will->is_restored)
+                shard_restore_note_away(shard, sess);
             session_publish_will(shard, take_will(sess));
+        }
     }
     if (is_expired) {
         session_end(shard, sess);

@@ -28,6 +28,7 @@ static enum err restore_will(struct shard *shard, struct session *sess, const st
     if (from->was_connected && wait_ms < shard->config.limits.will_restart_grace_ms)
         wait_ms = shard->config.limits.will_restart_grace_ms;
     will->is_restored = from->was_connected;
+    will->is_paced = true;
     rare->will = will;
     rare->will_at_ms = shard->now_ms + (wait_ms > 0 ? wait_ms : 0);
     return ERR_OK;
@@ -76,25 +77,22 @@ static void restore_expiry(struct shard *shard, struct session *sess, const stru
         return;
     }
     int64_t left_ms = (int64_t)from->expiry_interval_s * 1000 - away_ms(shard, from);
-    sess->expiry_at_ms = shard->now_ms + (left_ms > 0 ? left_ms : 0);
-    /* A session that was kept for its will alone ends with it. */
-    if (from->expiry_interval_s == 0 && sess->rare && sess->rare->will)
-        sess->expiry_at_ms = sess->rare->will_at_ms;
+    /* Its end says the will: a session that ended with its connection is kept for that alone. */
+    int64_t grace_ms = from->was_connected && sess->rare && sess->rare->will ? shard->config.limits.will_restart_grace_ms : 0;
+    sess->expiry_at_ms = shard->now_ms + (left_ms > grace_ms ? left_ms : grace_ms);
 }
 
-/* Those that were connected are to be logged as away, or their clocks would begin anew at each start. */
-static enum err restore_note_connected(struct shard *shard, const struct session *sess)
+void shard_restore_note_away(struct shard *shard, const struct session *sess)
 {
     if (shard->restored_count == shard->restored_capacity) {
         uint32_t capacity = shard->restored_capacity ? shard->restored_capacity * 2 : 64;
         uint64_t *grown = realloc(shard->restored, capacity * sizeof *grown);
         if (!grown)
-            return ERR_NOMEM;
+            return; /* it stays as connected in the log: another start begins its clock anew */
         shard->restored = grown;
         shard->restored_capacity = capacity;
     }
     shard->restored[shard->restored_count++] = sess->number;
-    return ERR_OK;
 }
 
 enum err shard_restore_session(struct shard *shard, const struct checkpoint_session *from)
@@ -115,16 +113,17 @@ enum err shard_restore_session(struct shard *shard, const struct checkpoint_sess
         err = restore_inbound(sess, from);
     if (!err)
         err = restore_subscriptions(sess, from);
-    if (err)
+    if (err) {
+        gauge_add(&shard->stats.sessions, -1);
+        session_table_remove(&shard->sessions, sess);
         return err;
+    }
     restore_expiry(shard, sess, from);
     restore_sent(shard, sess, from);
-    if (from->was_connected) {
-        sess->queue.dup_left = shard->config.limits.inflight_max;
-        err = restore_note_connected(shard, sess);
-    }
+    if (from->was_connected && !(sess->rare && sess->rare->will))
+        shard_restore_note_away(shard, sess);
     session_arm_timer(shard, sess);
-    return err;
+    return ERR_OK;
 }
 
 struct subscriber shard_restore_subscriber(uint64_t number, actor_id home, uint64_t options)
@@ -147,7 +146,12 @@ enum err shard_restore_want(struct shard *shard, uint64_t number, uint64_t seque
         return ERR_NOTFOUND;
     if (sess->inflight.count > 0 && inflight_find_sequence(&sess->inflight, sequence))
         return ERR_OK;
-    return waiting_restore(shard, sess, sequence, cost, is_in_run, run_last) ? ERR_OK : ERR_NOMEM;
+    if (!waiting_restore(shard, sess, sequence, cost, is_in_run, run_last))
+        return ERR_NOMEM;
+    /* The oldest may have been sent on an earlier connection, no record says which [MQTT-3.3.1-1]. */
+    if (sess->queue.dup_left < shard->config.limits.inflight_max)
+        sess->queue.dup_left++;
+    return ERR_OK;
 }
 
 /* A few each turn: a million of them take the log some seconds, beside everything else. */
@@ -155,7 +159,7 @@ void shard_restore_step(struct shard *shard)
 {
     for (uint32_t i = 0; i < SHARD_RESTORED_PER_TURN && shard->restored_count > 0 && !shard->session_log.first; i++) {
         const struct session *sess = session_table_find_number(&shard->sessions, shard->restored[--shard->restored_count]);
-        if (sess && !sess->client && sess->is_logged)
+        if (sess && sess->connection == 0) /* otherwise the log knows better */
             session_log_state(shard, sess, 0);
     }
     if (shard->restored_count > 0)

@@ -2,9 +2,13 @@
  * shard's first turn, before anything else is given to it: sessions first, then what they want.
  *
  * Clocks: a session that was connected when the broker stopped counts as disconnected now, so its expiry and its will's delay begin now,
- * and the will waits at least will_restart_grace for its client to come back. The clocks of one that was away have gone on by the wall
- * clock; a wall clock that went back meanwhile counts as no time. From here on they are monotonic, whatever the wall clock does. What has
- * expired ends in the same turn.
+ * and a will waits at least will_restart_grace for its client to come back; so does the end of its session, which would say it. A CONNECT
+ * meanwhile, with clean start or not, discards that will. The clocks of a session that was away have gone on by the wall clock; a wall
+ * clock that went back meanwhile counts as no time. From here on all are monotonic, whatever the wall clock does. What has expired ends
+ * with the shard's next timers, and wills of an earlier start are said at a bounded rate (wills_per_s).
+ *
+ * A session that was connected is logged as away since now, or a broker that is restarted more often than its sessions expire would keep
+ * them for ever; one with a will only when that has been said, so that another crash gives its client the same grace again.
  *
  * Thread: main, before the shard's own runs. Pure. */
 #ifndef TIDEGATE_BROKER_CORE_SHARD_RESTORE_H
@@ -21,8 +25,9 @@
 enum err shard_restore_session(struct shard *shard, const struct checkpoint_session *session) must_check;
 /* A subscription as the tree has it. options: of RECORD_SUBSCRIPTION. */
 struct subscriber shard_restore_subscriber(uint64_t number, actor_id home, uint64_t options);
-/* The session wants this message; ascending by sequence. run_last: the newest position that stands in a run of the session, 0 = none.
- * Returns 0, ERR_NOTFOUND (there is no such session), ERR_NOMEM. */
+/* The session wants this message; ascending by sequence. cost: bytes that it counts for; is_in_run: as checkpoint_loader.on_want;
+ * run_last: the newest position that stands in a run of the session, 0 = none. Returns 0, ERR_NOTFOUND (there is no such session),
+ * ERR_NOMEM. */
 enum err shard_restore_want(struct shard *shard, uint64_t number, uint64_t sequence, uint32_t cost, bool is_in_run,
                             uint64_t run_last) must_check;
 

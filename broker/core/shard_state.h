@@ -101,6 +101,8 @@ void session_retry_wills(struct shard *shard);
 
 /* shard_restore.c: sessions that were connected at the stop, into the log as away. Each turn. */
 void shard_restore_step(struct shard *shard);
+/* It was connected at the stop, and nothing speaks against logging it as away. */
+void shard_restore_note_away(struct shard *shard, const struct session *sess);
 
 /* subscribe.c */
 enum client_step subscribe_on_subscribe(struct shard *shard, struct client *client, const struct packet_subscribe *packet);

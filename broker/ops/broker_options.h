@@ -38,6 +38,7 @@ struct broker_config {
     int queue_policy; /* enum queue_policy */
     int64_t max_queued_age_ns, max_queued_messages_total, max_queued_bytes_total;
     int64_t persistent_client_expiration_ns, max_sessions;
+    int64_t will_restart_grace_ns, wills_per_second;
     int64_t global_max_connections;
     bool queue_qos0_messages, retain_available, allow_zero_length_clientid, allow_duplicate_messages, receive_maximum_strict;
     int64_t receive_maximum;

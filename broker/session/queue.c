@@ -440,7 +440,8 @@ bool queue_restore(struct queue *queue, uint64_t sequence, uint32_t cost, bool i
     struct queue_body *body = body_get(queue);
     if (!body)
         return false;
-    body->run_max = run_last;
+    if (body->run_max < run_last) /* a run that was cut since ends above it */
+        body->run_max = run_last;
     /* Below the runs that are left stands what was read from consumed ones; what came too late for a run stands behind them all. */
     struct position_list **list = sequence < run_last && body->run_count == 0 ? &body->front : &body->tail;
     if (is_in_run)

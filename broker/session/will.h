@@ -26,7 +26,8 @@ struct will {
     uint32_t delay_s;
     uint32_t expiry_interval_s; /* counts from its publication */
     bool has_expiry;
-    bool is_restored;  /* of an earlier start: its client may be on its way back */
+    bool is_restored;  /* its connection ended with an earlier start of the broker: the client may be on its way back */
+    bool is_paced;     /* of an earlier start, and not yet given its time: many may be due at once */
     bool ends_session; /* the log knows the session for its sake alone: SESSION_DELETE follows its publication */
     bool retain;
     uint8_t qos;

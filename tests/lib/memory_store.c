@@ -207,6 +207,17 @@ uint64_t memory_store_commit(struct memory_store *store)
     return store->checkpoint = store->applied + 1;
 }
 
+void memory_store_crash(struct memory_store *store)
+{
+    for (size_t i = store->run_count; i-- > 0;) {
+        store->runs[i].is_dropped = false;
+        if (store->runs[i].is_committed)
+            continue;
+        free(store->runs[i].run);
+        memmove(&store->runs[i], &store->runs[i + 1], (--store->run_count - i) * sizeof store->runs[0]);
+    }
+}
+
 /* The first committed run at or after `from`, NULL when there is none. */
 static const struct store_run *find_run(const struct memory_store *store, uint64_t session, uint64_t from)
 {

@@ -24,6 +24,8 @@ void memory_store_apply(struct memory_store *store, const struct record *rec, ui
 void memory_store_on_op(struct memory_store *store, const struct op *op);
 /* Returns the checkpoint's position: one above the last record applied. */
 uint64_t memory_store_commit(struct memory_store *store);
+/* The process ends here: what was said of runs since the last commit is lost. */
+void memory_store_crash(struct memory_store *store);
 /* Fill the answer; at most `items_max` messages (0 = any number) are looked at, as if the budget of bytes were used up. */
 void memory_store_read(struct memory_store *store, struct store_read *read, uint32_t items_max);
 

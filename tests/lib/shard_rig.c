@@ -6,10 +6,12 @@
 #include "broker/core/deliver.h"
 #include "broker/core/msg.h"
 #include "broker/core/route_actor.h"
+#include "broker/core/shard_restore.h"
 #include "broker/guard/tier.h"
 #include "broker/route/topic_tree.h"
 #include "broker/telemetry/rule.h"
 #include "common/check.h"
+#include "common/clock.h"
 #include "common/log_block.h"
 #include "tests/lib/check_random.h"
 #include "tests/lib/memory_store.h"
@@ -50,6 +52,8 @@ struct rig {
     struct rig_options options;
     uint16_t shard_count;
     int64_t mono_ns, wall_ns;
+    uint64_t hash_key;
+    uint32_t epoch;
     struct topic_tree *tree;
     struct shard *shards[ACTOR_SHARDS_MAX];
     struct log_block_pool pools[ACTOR_SHARDS_MAX];
@@ -245,6 +249,37 @@ static void add_tiers(struct rig *rig)
             CHECK_MSG(tier_table_add(&rig->tiers, line, 1, &msg) == ERR_OK, "%s", msg.text);
 }
 
+/* The actors, as at a start. */
+static void start(struct rig *rig)
+{
+    rig->epoch++;
+    rig->hash_key = HASH_KEY + rig->epoch;
+    rig->tree = topic_tree_new(rig->hash_key);
+    CHECK(rig->tree);
+    struct route_limits route_limits = {
+        .retained_messages_max = rig->options.retained_max, .retained_bytes_max = 1 << 30, .tree_bytes_max = 1 << 30, .scan_slice = 4};
+    rig->route = route_actor_new(rig->tree, &rig->retained_counter, rig->hash_key, rig->shard_count, &route_limits, &route_io,
+                                 &rig->ports[ACTOR_ROUTE]);
+    CHECK(rig->route);
+    for (actor_id index = 0; index < rig->shard_count; index++) {
+        struct shard_config config = {.index = index,
+                                      .shard_count = rig->shard_count,
+                                      .hash_key = rig->hash_key,
+                                      .limits = rig->options.limits,
+                                      .listeners = &rig->options.listener,
+                                      .listener_count = 1,
+                                      .rules = &rig->rules,
+                                      .tiers = &rig->tiers,
+                                      .queue_totals = rig->options.queue_totals,
+                                      .retained_counter = &rig->retained_counter,
+                                      .epoch = rig->options.no_persistence ? 0 : rig->epoch,
+                                      .persistence = !rig->options.no_persistence};
+        CHECK(log_block_pool_init(&rig->pools[index], index, rig->options.block_count, rig->options.body_max, 512) == ERR_OK);
+        rig->shards[index] = shard_new(&config, rig->tree, config.persistence ? &rig->pools[index] : NULL, &shard_io, &rig->ports[index]);
+        CHECK(rig->shards[index]);
+    }
+}
+
 struct rig *rig_new(const struct rig_options *options)
 {
     struct rig *rig = calloc(1, sizeof *rig);
@@ -255,35 +290,12 @@ struct rig *rig_new(const struct rig_options *options)
     rig->mono_ns = MONO_START_NS;
     rig->wall_ns = WALL_START_NS;
     check_random_init(&rig->random, rig->options.delay_seed + 1);
-    rig->tree = topic_tree_new(HASH_KEY);
-    CHECK(rig->tree);
     add_rules(rig);
     add_tiers(rig);
     for (actor_id actor = 0; actor < ACTOR_COUNT; actor++)
         rig->ports[actor] = (struct rig_port){.rig = rig, .self = actor};
-    struct route_limits route_limits = {
-        .retained_messages_max = rig->options.retained_max, .retained_bytes_max = 1 << 30, .tree_bytes_max = 1 << 30, .scan_slice = 4};
-    rig->route =
-        route_actor_new(rig->tree, &rig->retained_counter, HASH_KEY, rig->shard_count, &route_limits, &route_io, &rig->ports[ACTOR_ROUTE]);
     rig->store = rig->options.has_store ? memory_store_new() : NULL;
-    CHECK(rig->route);
-    for (actor_id index = 0; index < rig->shard_count; index++) {
-        struct shard_config config = {.index = index,
-                                      .shard_count = rig->shard_count,
-                                      .hash_key = HASH_KEY,
-                                      .limits = rig->options.limits,
-                                      .listeners = &rig->options.listener,
-                                      .listener_count = 1,
-                                      .rules = &rig->rules,
-                                      .tiers = &rig->tiers,
-                                      .queue_totals = rig->options.queue_totals,
-                                      .retained_counter = &rig->retained_counter,
-                                      .epoch = rig->options.no_persistence ? 0 : 1, /* as in the blocks */
-                                      .persistence = !rig->options.no_persistence};
-        CHECK(log_block_pool_init(&rig->pools[index], index, rig->options.block_count, rig->options.body_max, 512) == ERR_OK);
-        rig->shards[index] = shard_new(&config, rig->tree, config.persistence ? &rig->pools[index] : NULL, &shard_io, &rig->ports[index]);
-        CHECK(rig->shards[index]);
-    }
+    start(rig);
     return rig;
 }
 
@@ -343,7 +355,8 @@ static void client_destroy(struct rig_client *client)
     free(client);
 }
 
-void rig_free(struct rig *rig)
+/* The actors, the rings and the connections go; what is written stays. */
+static void stop(struct rig *rig)
 {
     struct op op;
     for (actor_id from = 0; from < ACTOR_COUNT; from++)
@@ -353,32 +366,92 @@ void rig_free(struct rig *rig)
             if (rig->rings[from][to])
                 free(rig->rings[from][to]->ops);
             free(rig->rings[from][to]);
+            rig->rings[from][to] = NULL;
         }
     for (actor_id index = 0; index < rig->shard_count; index++) {
         for (struct log_block *block = rig->logged[index], *next; block; block = next) {
             next = block->next;
             log_block_pool_put(&rig->pools[index], block);
         }
+        rig->logged[index] = NULL;
+        rig->durable[index] = 0;
+        rig->passed[index].number = rig->passed[index].block = 0;
         shard_free(rig->shards[index]);
         free(rig->groups[index]);
+        rig->groups[index] = NULL;
     }
     route_actor_free(rig->route);
-    memory_store_free(rig->store);
     topic_tree_free(rig->tree);
     for (actor_id index = 0; index < rig->shard_count; index++)
         log_block_pool_deinit(&rig->pools[index]);
-    rule_table_deinit(&rig->rules);
-    tier_table_deinit(&rig->tiers);
     msg_unref(rig->last_retained);
+    rig->last_retained = NULL;
     while (rig->clients) {
         struct rig_client *client = rig->clients;
         rig->clients = client->next;
         client_destroy(client);
     }
+}
+
+void rig_free(struct rig *rig)
+{
+    stop(rig);
+    memory_store_free(rig->store);
+    rule_table_deinit(&rig->rules);
+    tier_table_deinit(&rig->tiers);
     for (size_t i = 0; i < rig->record_count; i++)
         free(rig->records[i].bytes);
     free(rig->records);
     free(rig);
+}
+
+void rig_restart(struct rig *rig, uint16_t shard_count)
+{
+    CHECK(!rig->is_log_held);
+    rig_settle(rig);
+    if (rig->store)
+        rig_checkpoint(rig);
+    stop(rig);
+    if (rig->store)
+        memory_store_crash(rig->store);
+    rig->shard_count = shard_count;
+    start(rig);
+}
+
+struct restored {
+    struct rig *rig;
+    const struct checkpoint_session *session;
+};
+
+static void restore_want(void *arg, uint64_t sequence, uint32_t cost, bool is_in_run)
+{
+    const struct restored *restored = arg;
+    struct rig *rig = restored->rig;
+    struct shard *shard = rig->shards[shard_home(rig->hash_key, rig->shard_count, restored->session->client_id)];
+    uint64_t run_last = memory_store_run_last(rig->store, restored->session->number);
+    CHECK(shard_restore_want(shard, restored->session->number, sequence, cost, is_in_run, run_last) == ERR_OK);
+}
+
+void rig_restore(struct rig *rig, const struct checkpoint_session *sessions, size_t count)
+{
+    for (actor_id index = 0; index < rig->shard_count; index++)
+        shard_turn_begin(rig->shards[index], rig->mono_ns, rig->wall_ns);
+    for (size_t i = 0; i < count; i++) {
+        actor_id home = shard_home(rig->hash_key, rig->shard_count, sessions[i].client_id);
+        CHECK(shard_restore_session(rig->shards[home], &sessions[i]) == ERR_OK);
+        struct span rest = sessions[i].subscriptions, bytes;
+        while (record_next(&bytes, &rest) == ERR_OK) {
+            struct record rec;
+            CHECK(record_decode(&rec, bytes) == ERR_OK);
+            struct subscriber sub = shard_restore_subscriber(sessions[i].number, home, rec.options);
+            CHECK(topic_tree_add(rig->tree, NULL, rec.topic, &sub) == ERR_OK);
+        }
+    }
+    for (size_t i = 0; i < count && rig->store; i++)
+        memory_store_each_want(rig->store, sessions[i].number, restore_want, &(struct restored){rig, &sessions[i]});
+    for (actor_id index = 0; index < rig->shard_count; index++)
+        shard_turn_end(rig->shards[index]);
+    rig_settle(rig);
 }
 
 /* --- the log ------------------------------------------------------------------------------------------------------------------------ */
@@ -741,6 +814,11 @@ void rig_advance(struct rig *rig, int64_t ms)
     }
 }
 
+int64_t rig_mono_ns(const struct rig *rig) { return rig->mono_ns; }
+int64_t rig_wall_ns(const struct rig *rig) { return rig->wall_ns; }
+void rig_step_wall(struct rig *rig, int64_t s) { rig->wall_ns += s * NS_PER_S; }
+struct shard *rig_shard(struct rig *rig, actor_id shard) { return rig->shards[shard]; }
+
 struct shard_stats *rig_stats(struct rig *rig, actor_id shard) { return shard_get_stats(rig->shards[shard]); }
 
 uint64_t rig_sum(const struct rig *rig, size_t counter_offset)
@@ -753,7 +831,7 @@ uint64_t rig_sum(const struct rig *rig, size_t counter_offset)
 
 actor_id rig_home(const struct rig *rig, const char *client_id)
 {
-    return shard_home(HASH_KEY, rig->shard_count, span_of_string(client_id));
+    return shard_home(rig->hash_key, rig->shard_count, span_of_string(client_id));
 }
 
 bool rig_drain(struct rig *rig, bool force)

@@ -45,13 +45,19 @@ struct rig_options {
     struct queue_totals *queue_totals;
 };
 
-struct memory_store; /* tests/lib/memory_store.h */
+struct checkpoint_session; /* broker/durable/checkpoint.h */
+struct memory_store;       /* tests/lib/memory_store.h */
 struct queue_totals;
 struct rig_client;
 struct rig;
 
 struct rig *rig_new(const struct rig_options *options);
 void rig_free(struct rig *rig);
+/* The broker stops with everything durable and in the checkpoint, and another begins: other shards, another hash key, the next epoch. The
+ * log goes on, clocks too; connections are gone and must not be used. Nothing is restored yet. */
+void rig_restart(struct rig *rig, uint16_t shard_count);
+/* Sessions, their subscriptions and, with has_store, what they want, as after checkpoint_load(); before anything else. */
+void rig_restore(struct rig *rig, const struct checkpoint_session *sessions, size_t count);
 
 /* Turn everything until nothing moves any more; then the books are checked. */
 void rig_settle(struct rig *rig);
@@ -59,6 +65,10 @@ void rig_settle(struct rig *rig);
 void rig_step(struct rig *rig);
 /* Let time pass, settling on the way whenever a shard asks to be called. */
 void rig_advance(struct rig *rig, int64_t ms);
+int64_t rig_mono_ns(const struct rig *rig);
+int64_t rig_wall_ns(const struct rig *rig);
+/* Somebody sets the wall clock, by so many seconds. */
+void rig_step_wall(struct rig *rig, int64_t s);
 
 /* The log: whether it answers (default), whether it says it has room, whether it has failed. */
 void rig_log_hold(struct rig *rig, bool hold);
@@ -95,6 +105,7 @@ uint64_t rig_published(const struct rig *rig, struct record *rec_out, size_t ind
 uint64_t rig_sum(const struct rig *rig, size_t counter_offset);
 #define RIG_COUNTER(rig, field) rig_sum((rig), offsetof(struct shard_stats, field))
 struct shard_stats *rig_stats(struct rig *rig, actor_id shard);
+struct shard *rig_shard(struct rig *rig, actor_id shard);
 actor_id rig_home(const struct rig *rig, const char *client_id);
 bool rig_drain(struct rig *rig, bool force);
 

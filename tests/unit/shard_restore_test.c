@@ -1,0 +1,485 @@
+/* Sessions after a stop: what comes back, and what its clocks say, whatever the wall clock did meanwhile; with one shard and with five,
+ * none of which is the number that the sessions were made with. Sessions are given as the checkpoint's loader gives them. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "broker/core/shard_restore.h"
+#include "common/clock.h"
+#include "tests/lib/memory_store.h"
+#include "tests/lib/shard_rig.h"
+
+#define NUMBER(i) ((UINT64_C(77) << 42) + (i)) /* of an earlier start */
+#define GRACE_S 60
+
+static struct rig *new_rig(void **state, struct rig_options options)
+{
+    options.shard_count = *(const uint16_t *)*state;
+    options.limits.will_restart_grace_ms = GRACE_S * 1000;
+    return rig_new(&options);
+}
+#define RIG(...) new_rig(state, (struct rig_options){__VA_ARGS__})
+
+static const struct packet *expect(struct rig_client *client, enum mqtt_packet_type type)
+{
+    const struct packet *packet = rig_next(client);
+    if (!packet)
+        fail_msg("expected %s, nothing came", mqtt_packet_name(type));
+    if (packet->type != type)
+        fail_msg("expected %s, got %s", mqtt_packet_name(type), mqtt_packet_name(packet->type));
+    return packet;
+}
+
+static void expect_nothing(struct rig_client *client)
+{
+    const struct packet *packet = rig_next(client);
+    if (packet)
+        fail_msg("expected nothing, got %s", mqtt_packet_name(packet->type));
+}
+
+static void expect_publish(struct rig_client *client, const char *payload)
+{
+    const struct packet *packet = expect(client, MQTT_PUBLISH);
+    if (!span_equal(packet->publish.payload, span_of_string(payload)))
+        fail_msg("\"%.*s\" is not \"%s\"", (int)packet->publish.payload.size, (const char *)packet->publish.payload.data, payload);
+}
+
+/* Records as the checkpoint keeps them, one after the other. */
+struct bytes {
+    uint8_t at[1024];
+    size_t size;
+};
+
+static void put_record(struct bytes *bytes, const struct record *rec)
+{
+    assert_true(bytes->size + record_size(rec) <= sizeof bytes->at);
+    bytes->size += record_encode(bytes->at + bytes->size, rec);
+}
+
+static struct span of(const struct bytes *bytes) { return span_of(bytes->at, bytes->size); }
+
+static struct bytes will_record(uint32_t delay_s)
+{
+    struct bytes bytes = {0};
+    put_record(&bytes, &(struct record){.type = RECORD_WILL,
+                                        .topic = SPAN_LITERAL("gone"),
+                                        .payload = SPAN_LITERAL("bye"),
+                                        .user_name = SPAN_LITERAL("driver"),
+                                        .qos = 1,
+                                        .options = delay_s});
+    return bytes;
+}
+
+/* away_s: INT64_MIN = it was connected until the stop; otherwise away for so long, by the wall clock of now. */
+static struct checkpoint_session session(const struct rig *rig, const char *id, uint64_t i, uint32_t expiry_s, int64_t away_s)
+{
+    bool was_connected = away_s == INT64_MIN;
+    return (struct checkpoint_session){
+        .number = NUMBER(i),
+        .client_id = span_of_string(id),
+        .expiry_interval_s = expiry_s,
+        .was_connected = was_connected,
+        .since_wall_ns = rig_wall_ns(rig) - (was_connected ? 1000 : away_s) * NS_PER_S,
+        .protocol = 5,
+    };
+}
+#define CONNECTED INT64_MIN
+
+static struct rig_client *come_back(struct rig *rig, const char *id, bool clean_start, bool is_present)
+{
+    struct packet connect = rig_connect_packet(id, MQTT_V5, clean_start);
+    struct rig_client *client = rig_connect_with(rig, &connect);
+    assert_int_equal(expect(client, MQTT_CONNACK)->connack.session_present, is_present);
+    return client;
+}
+
+static size_t count_records(const struct rig *rig, enum record_type type, struct record *last_out)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < rig_record_count(rig); i++) {
+        struct record rec;
+        rig_record(rig, &rec, i);
+        if (rec.type == type) {
+            *last_out = rec;
+            count++;
+        }
+    }
+    return count;
+}
+
+/* === what comes back ================================================================================================================= */
+
+static void subscriptions_and_identifiers_come_back(void **state)
+{
+    struct rig *rig = RIG();
+    struct bytes filters = {0};
+    put_record(&filters, &(struct record){.type = RECORD_SUBSCRIPTION, .topic = SPAN_LITERAL("a/+"), .options = 1 | 9 << 8});
+    put_record(&filters, &(struct record){.type = RECORD_SUBSCRIPTION, .topic = SPAN_LITERAL("a/x"), .options = 2 | 1 << 2});
+    uint16_t inbound[] = {7, 8, 7, 0};
+    struct checkpoint_sent sent[] = {{.sequence = 5, .packet_id = 3, .is_received = true}};
+    struct checkpoint_session from = session(rig, "car", 1, 3600, 10);
+    from.subscriptions = of(&filters);
+    from.inbound_ids = inbound;
+    from.inbound_count = 4;
+    from.sent = sent;
+    from.sent_count = 1;
+    rig_restore(rig, &from, 1);
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    struct rig_client *car = come_back(rig, "car", false, true);
+    assert_int_equal(expect(car, MQTT_PUBREL)->ack.packet_id, 3); /* never the PUBLISH again: 4.3.3-6 */
+    rig_publish(pub, "a/x", "1", 2, 1);
+    rig_publish(pub, "a/y", "2", 2, 2);
+    rig_settle(rig);
+    const struct packet *packet = expect(car, MQTT_PUBLISH);
+    assert_int_equal(packet->publish.qos, 2);
+    assert_false(packet->publish.dup); /* it is new */
+    assert_int_equal(packet->publish.properties.subscription_identifier, 9);
+    assert_int_equal(expect(car, MQTT_PUBLISH)->publish.qos, 1);
+    rig_publish(car, "b", "again", 2, 7); /* its identifier is open: delivered by the earlier start */
+    rig_settle(rig);
+    assert_int_equal(expect(car, MQTT_PUBREC)->ack.packet_id, 7);
+    assert_int_equal(RIG_COUNTER(rig, received_duplicates), 1);
+    rig_send_unsubscribe(car, 4, "a/+");
+    rig_settle(rig);
+    assert_int_equal(expect(car, MQTT_UNSUBACK)->suback.codes.data[0], 0);
+    rig_free(rig);
+}
+
+/* A session leaves with messages in flight and waiting, the broker stops, and what it wanted is sent in order: first what may have been
+ * sent before, as duplicates; then new ones. */
+static void what_it_wanted_is_sent_in_order(void **state)
+{
+    struct rig *rig = RIG(.has_store = true, .limits.inflight_max = 3, .limits.session_queue_messages_max = 1000);
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false);
+    rig_subscribe(car, 1, "x", 1);
+    char payload[8];
+    for (unsigned i = 0; i < 200; i++) {
+        snprintf(payload, sizeof payload, "%u", i);
+        rig_publish(pub, "x", payload, 1, (uint16_t)(i + 1));
+        rig_settle(rig);
+        if (i == 4) {
+            rig_break(car);
+            rig_settle(rig);
+        }
+        if (i % 50 == 0)
+            rig_checkpoint(rig);
+    }
+    struct record rec;
+    assert_true(count_records(rig, RECORD_SESSION, &rec) > 0);
+    struct bytes filters = {0};
+    put_record(&filters, &(struct record){.type = RECORD_SUBSCRIPTION, .topic = SPAN_LITERAL("x"), .options = 1});
+    struct checkpoint_session from = session(rig, "car", 1, 3600, 10);
+    from.number = rec.session;
+    from.subscriptions = of(&filters);
+    rig_restart(rig, (uint16_t)(8 - *(const uint16_t *)*state));
+    rig_restore(rig, &from, 1);
+    assert_int_equal(RIG_COUNTER(rig, copies_restored), 200);
+    pub = rig_connect(rig, "pub", MQTT_V5, true);
+    rig_publish(pub, "x", "new", 1, 1);
+    rig_settle(rig);
+    rig_checkpoint(rig); /* what is above it stays in memory, behind the rest */
+    car = come_back(rig, "car", false, true);
+    for (unsigned i = 0; i <= 200; i++) {
+        snprintf(payload, sizeof payload, "%u", i);
+        const struct packet *packet = expect(car, MQTT_PUBLISH);
+        if (!span_equal(packet->publish.payload, i < 200 ? span_of_string(payload) : SPAN_LITERAL("new")))
+            fail_msg("%u: \"%.*s\"", i, (int)packet->publish.payload.size, (const char *)packet->publish.payload.data);
+        assert_int_equal(packet->publish.dup, i < 3);
+        rig_send_ack(car, MQTT_PUBACK, packet->publish.packet_id);
+        rig_settle(rig);
+        if (i % 20 == 0)
+            rig_checkpoint(rig);
+    }
+    expect_nothing(car);
+    rig_checkpoint(rig);
+    assert_int_equal(memory_store_want_count(rig_store(rig), from.number), 0);
+    rig_free(rig);
+}
+
+static void name_that_comes_twice_is_the_later_session(void **state)
+{
+    struct rig *rig = RIG();
+    struct bytes will = will_record(0), filters = {0};
+    put_record(&filters, &(struct record){.type = RECORD_SUBSCRIPTION, .topic = SPAN_LITERAL("x"), .options = 1});
+    struct checkpoint_session from[] = {session(rig, "car", 1, 3600, 10), session(rig, "car", 2, 3600, 5)};
+    from[0].will = of(&will); /* its client began anew, and the stop came before the will was said */
+    from[0].subscriptions = of(&filters);
+    rig_restore(rig, from, 2);
+    struct record rec;
+    assert_int_equal(rig_published_count(rig), 1);
+    rig_published(rig, &rec, 0);
+    assert_true(rec.will_session == NUMBER(1));
+    assert_int_equal(count_records(rig, RECORD_SESSION_DELETE, &rec), 1);
+    assert_true(rec.session == NUMBER(1));
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    rig_publish(pub, "x", "nobody", 1, 1);
+    rig_settle(rig);
+    assert_int_equal(rig_published_count(rig), 1);
+    come_back(rig, "car", false, true);
+    rig_free(rig);
+}
+
+static void what_no_broker_writes_is_refused(void **state)
+{
+    struct rig *rig = RIG();
+    struct shard *shard = rig_shard(rig, 0);
+    struct bytes will = will_record(0);
+    struct checkpoint_session from[] = {session(rig, "", 1, 1, 1), session(rig, "car", 0, 1, 1), session(rig, "car", 3, 1, 1)};
+    from[1].number = 0;
+    from[2].will = span_of(will.at, will.size - 1);
+    shard_turn_begin(shard, rig_mono_ns(rig), rig_wall_ns(rig));
+    for (size_t i = 0; i < 3; i++)
+        assert_int_equal(shard_restore_session(shard, &from[i]), ERR_CORRUPT);
+    assert_int_equal(shard_restore_want(shard, NUMBER(9), 1, 10, false, 0), ERR_NOTFOUND);
+    shard_turn_end(shard);
+    assert_int_equal(gauge_get(&rig_stats(rig, 0)->sessions), 0); /* nothing is left of them */
+    rig_free(rig);
+}
+
+/* === expiry ========================================================================================================================== */
+
+static void clock_of_one_that_was_away_has_gone_on(void **state)
+{
+    struct rig *rig = RIG();
+    struct checkpoint_session from[] = {session(rig, "gone", 1, 100, 101), session(rig, "nearly", 2, 100, 90),
+                                        session(rig, "never", 3, UINT32_MAX, 1000000000)};
+    rig_restore(rig, from, 3);
+    rig_advance(rig, 200);
+    assert_int_equal(RIG_COUNTER(rig, sessions_ended), 1);
+    struct record rec;
+    assert_int_equal(count_records(rig, RECORD_SESSION_DELETE, &rec), 1);
+    assert_true(rec.session == NUMBER(1));
+    rig_advance(rig, 9000);
+    assert_int_equal(RIG_COUNTER(rig, sessions_ended), 1);
+    rig_advance(rig, 2000);
+    assert_int_equal(RIG_COUNTER(rig, sessions_ended), 2);
+    rig_advance(rig, 1000000);
+    come_back(rig, "never", false, true);
+    come_back(rig, "gone", false, false);
+    rig_free(rig);
+}
+
+static void wall_clock_that_went_back_counts_as_no_time(void **state)
+{
+    struct rig *rig = RIG();
+    struct checkpoint_session from = session(rig, "car", 1, 100, -5000); /* away since later than now */
+    rig_restore(rig, &from, 1);
+    rig_advance(rig, 99000);
+    assert_int_equal(RIG_COUNTER(rig, sessions_ended), 0);
+    rig_advance(rig, 2000);
+    assert_int_equal(RIG_COUNTER(rig, sessions_ended), 1);
+    rig_free(rig);
+}
+
+static void wall_clock_that_steps_later_does_not_matter(void **state)
+{
+    struct rig *rig = RIG();
+    struct checkpoint_session from[] = {session(rig, "a", 1, 100, 10), session(rig, "b", 2, 100, CONNECTED)};
+    rig_restore(rig, from, 2);
+    rig_step_wall(rig, 1000000);
+    rig_advance(rig, 89000);
+    assert_int_equal(RIG_COUNTER(rig, sessions_ended), 0);
+    rig_advance(rig, 2000);
+    assert_int_equal(RIG_COUNTER(rig, sessions_ended), 1);
+    rig_step_wall(rig, -2000000);
+    rig_advance(rig, 8000);
+    assert_int_equal(RIG_COUNTER(rig, sessions_ended), 1);
+    rig_advance(rig, 2000);
+    assert_int_equal(RIG_COUNTER(rig, sessions_ended), 2);
+    rig_free(rig);
+}
+
+static void clock_of_one_that_was_connected_begins_now_and_is_logged(void **state)
+{
+    struct rig *rig = RIG();
+    struct checkpoint_session from = session(rig, "car", 1, 100, CONNECTED);
+    rig_restore(rig, &from, 1);
+    struct record rec;
+    assert_int_equal(count_records(rig, RECORD_SESSION, &rec), 1); /* or each start would give it its time anew */
+    assert_true(rec.session == NUMBER(1));
+    assert_int_equal(rec.options & RECORD_SESSION_CONNECTED, 0);
+    assert_true(rec.received_ns >= rig_wall_ns(rig) - NS_PER_S);
+    rig_advance(rig, 99000);
+    assert_int_equal(RIG_COUNTER(rig, sessions_ended), 0);
+    rig_advance(rig, 2000);
+    assert_int_equal(RIG_COUNTER(rig, sessions_ended), 1);
+    rig_free(rig);
+}
+
+/* === wills =========================================================================================================================== */
+
+static struct rig_client *watch(struct rig *rig)
+{
+    struct rig_client *watcher = rig_connect(rig, "watcher", MQTT_V5, true);
+    rig_subscribe(watcher, 1, "gone", 0);
+    return watcher;
+}
+
+/* expiry_s 0: a clean session, kept for its will alone. */
+static void will_after_grace(void **state, uint32_t expiry_s, uint32_t delay_s, int64_t said_s)
+{
+    struct rig *rig = RIG();
+    struct bytes will = will_record(delay_s);
+    struct checkpoint_session from = session(rig, "car", 1, expiry_s, CONNECTED);
+    from.will = of(&will);
+    rig_restore(rig, &from, 1);
+    struct rig_client *watcher = watch(rig);
+    rig_advance(rig, said_s * 1000 - 1000);
+    expect_nothing(watcher);
+    struct record rec;
+    assert_int_equal(count_records(rig, RECORD_SESSION, &rec), 0); /* another crash gives the same grace again */
+    rig_advance(rig, 2000);
+    expect_publish(watcher, "bye");
+    rig_published(rig, &rec, 0);
+    assert_true(rec.will_session == NUMBER(1));
+    rig_advance(rig, 1000);
+    if (expiry_s <= said_s)
+        assert_int_equal(count_records(rig, RECORD_SESSION_DELETE, &rec), 1);
+    else
+        assert_int_equal(count_records(rig, RECORD_SESSION, &rec), 1);
+    rig_free(rig);
+}
+static void will_of_one_that_was_connected_waits_for_the_grace(void **state) { will_after_grace(state, 3600, 0, GRACE_S); }
+static void will_s_own_delay_may_be_longer(void **state) { will_after_grace(state, 3600, 100, 100); }
+static void end_of_its_session_waits_for_the_grace_too(void **state) { will_after_grace(state, 10, 100, GRACE_S); }
+static void end_of_its_session_comes_before_its_delay(void **state) { will_after_grace(state, 80, 1000, 80); }
+static void will_of_a_clean_session_waits_for_the_grace(void **state) { will_after_grace(state, 0, 1000, GRACE_S); }
+
+static void back_within_the_grace(void **state, uint32_t expiry_s, bool clean_start, bool is_present)
+{
+    struct rig *rig = RIG();
+    struct bytes will = will_record(0);
+    struct checkpoint_session from = session(rig, "car", 1, expiry_s, CONNECTED);
+    from.will = of(&will);
+    rig_restore(rig, &from, 1);
+    struct rig_client *watcher = watch(rig);
+    rig_advance(rig, GRACE_S * 1000 - 2000);
+    come_back(rig, "car", clean_start, is_present);
+    rig_advance(rig, 10000);
+    expect_nothing(watcher);
+    struct record rec;
+    assert_int_equal(count_records(rig, RECORD_WILL_DELETE, &rec), 1);
+    assert_int_equal(rig_published_count(rig), 0);
+    assert_int_equal(count_records(rig, RECORD_SESSION_DELETE, &rec), is_present ? 0 : 1);
+    rig_free(rig);
+}
+static void client_that_is_back_takes_its_will_back(void **state) { back_within_the_grace(state, 3600, false, true); }
+static void client_that_begins_anew_takes_its_will_back(void **state) { back_within_the_grace(state, 3600, true, false); }
+static void clean_client_takes_its_will_back(void **state) { back_within_the_grace(state, 0, true, false); }
+static void session_kept_for_its_will_alone_is_not_resumed(void **state) { back_within_the_grace(state, 0, false, false); }
+
+static void delay_of_one_that_was_away_has_gone_on(void **state)
+{
+    struct rig *rig = RIG();
+    struct bytes will = will_record(100);
+    struct checkpoint_session from[] = {session(rig, "a", 1, 3600, 101), session(rig, "b", 2, 3600, 90), session(rig, "c", 3, 50, 51)};
+    struct rig_client *watcher = NULL;
+    for (size_t i = 0; i < 3; i++)
+        from[i].will = of(&will);
+    rig_restore(rig, from, 3);
+    rig_advance(rig, 200);
+    assert_int_equal(RIG_COUNTER(rig, wills_published), 2); /* a's, and c's with its end */
+    watcher = watch(rig);
+    rig_advance(rig, 9000);
+    expect_nothing(watcher);
+    rig_advance(rig, 2000);
+    expect_publish(watcher, "bye");
+    rig_free(rig);
+}
+
+static void clean_start_ends_a_session_that_was_away_and_says_its_will(void **state) /* 3.1.3-9 is of the same session only */
+{
+    struct rig *rig = RIG();
+    struct bytes will = will_record(100);
+    struct checkpoint_session from = session(rig, "car", 1, 3600, 10);
+    from.will = of(&will);
+    rig_restore(rig, &from, 1);
+    struct rig_client *watcher = watch(rig);
+    come_back(rig, "car", true, false);
+    expect_publish(watcher, "bye");
+    rig_free(rig);
+}
+
+static void wills_of_an_earlier_start_are_paced(void **state)
+{
+    struct rig *rig = RIG(.limits.wills_per_s = 2);
+    struct bytes will = will_record(0);
+    struct checkpoint_session from[20];
+    static char ids[20][8];
+    for (size_t i = 0; i < 20; i++) {
+        memcpy(ids[i], "car-00", 7);
+        ids[i][4] = (char)('0' + i / 10);
+        ids[i][5] = (char)('0' + i % 10);
+        from[i] = session(rig, ids[i], i + 1, i % 2 ? 3600 : 5, 10); /* due, or over already */
+        from[i].will = of(&will);
+    }
+    rig_restore(rig, from, 20);
+    uint64_t shard_count = *(const uint16_t *)*state;
+    for (uint64_t s = 1; s <= 11; s++) {
+        rig_advance(rig, 1000);
+        assert_true(RIG_COUNTER(rig, wills_published) <= (2 * s + 2) * shard_count);
+    }
+    assert_int_equal(RIG_COUNTER(rig, wills_published), 20);
+    assert_int_equal(RIG_COUNTER(rig, sessions_ended), 10);
+    rig_free(rig);
+}
+
+static void pace_is_kept_though_timers_are_coarser(void **state)
+{
+    struct rig *rig = RIG(.limits.wills_per_s = 1000, .block_count = 64);
+    struct bytes will = will_record(0);
+    enum { COUNT = 1500 };
+    struct checkpoint_session *from = calloc(COUNT, sizeof *from);
+    char(*ids)[8] = calloc(COUNT, sizeof *ids);
+    assert_non_null(from);
+    assert_non_null(ids);
+    for (unsigned i = 0; i < COUNT; i++) {
+        snprintf(ids[i], sizeof ids[i], "car%u", i);
+        from[i] = session(rig, ids[i], i + 1, 3600, 10);
+        from[i].will = of(&will);
+    }
+    rig_restore(rig, from, COUNT);
+    rig_advance(rig, 2000);
+    assert_int_equal(RIG_COUNTER(rig, wills_published), COUNT);
+    free(from);
+    free(ids);
+    rig_free(rig);
+}
+
+static const uint16_t counts[] = {1, 5};
+#define CASE(f)                                                                                                                            \
+    {#f, f, NULL, NULL, (void *)(uintptr_t)&counts[0]}, { #f, f, NULL, NULL, (void *)(uintptr_t)&counts[1] }
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        CASE(subscriptions_and_identifiers_come_back),
+        CASE(what_it_wanted_is_sent_in_order),
+        CASE(name_that_comes_twice_is_the_later_session),
+        CASE(what_no_broker_writes_is_refused),
+        CASE(clock_of_one_that_was_away_has_gone_on),
+        CASE(wall_clock_that_went_back_counts_as_no_time),
+        CASE(wall_clock_that_steps_later_does_not_matter),
+        CASE(clock_of_one_that_was_connected_begins_now_and_is_logged),
+        CASE(will_of_one_that_was_connected_waits_for_the_grace),
+        CASE(will_s_own_delay_may_be_longer),
+        CASE(end_of_its_session_waits_for_the_grace_too),
+        CASE(end_of_its_session_comes_before_its_delay),
+        CASE(will_of_a_clean_session_waits_for_the_grace),
+        CASE(client_that_is_back_takes_its_will_back),
+        CASE(client_that_begins_anew_takes_its_will_back),
+        CASE(clean_client_takes_its_will_back),
+        CASE(session_kept_for_its_will_alone_is_not_resumed),
+        CASE(delay_of_one_that_was_away_has_gone_on),
+        CASE(clean_start_ends_a_session_that_was_away_and_says_its_will),
+        CASE(wills_of_an_earlier_start_are_paced),
+        CASE(pace_is_kept_though_timers_are_coarser),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
