@@ -8,15 +8,17 @@
  * A message is named by its sequence in the log. Its body is stored once, under the sequence; those who still want it stand in chunks
  * beside it; with the last of them (and no retained value) the body goes. Start-up reads the chunks, never the bodies.
  *
- *   PUBLISH        recipients -> a message with outstanding sessions (one that comes twice wants it once, at the greater QoS); retained
- *                  number -> retained value of its topic, without payload its removal (the greater number wins, LOG 12); qos 2 and packet
- * id -> an open inbound identifier of the publisher's session, if that is stored; will_session -> that session's will is gone SESSION
- * created, resumed or disconnected: the newest says all; a resumed one has no will until WILL says so SESSION_DELETE the session, its runs
- * and all it still wanted (the home named what is in no run by DROP before) SUBSCRIPTION, UNSUBSCRIBE, WILL, WILL_DELETE, RELEASED change
- * the session SENT, RECEIVED outgoing QoS 2: (sequence, packet id); RECEIVED also ends the want of the body ACK, DROP      end what the
- * session wants of one or more messages; ACK with packet id ends an outgoing QoS 2; they name messages by subject_sequence, by positions,
- * or both Types that are not listed change nothing. A record that names a session or message that is not there changes nothing: it came
- * before the position, or the session is deleted.
+ *   PUBLISH: recipients -> a message with outstanding sessions (one that comes twice wants it once, at the greater QoS)
+ *   PUBLISH: retained number -> retained value of its topic, without payload its removal; the greater number wins (LOG 12)
+ *   PUBLISH: qos 2 and packet id -> an open inbound identifier of the publisher's session, if that is stored
+ *   PUBLISH: will_session -> that session's will is gone
+ *   SESSION: created, resumed or disconnected: the newest says all; a resumed one has no will until WILL says so
+ *   SESSION_DELETE: the session, its runs and what they name (the home named what is in no run by DROP before)
+ *   SUBSCRIPTION, UNSUBSCRIBE, WILL, WILL_DELETE, RELEASED: change the session
+ *   SENT, RECEIVED: outgoing QoS 2, (sequence, packet id); RECEIVED also ends the want of the body
+ *   ACK, DROP: end what the session wants of one or more messages; ACK with packet id ends an outgoing QoS 2
+ * Messages are named by subject_sequence, by positions, or both. Types that are not listed change nothing. A record that names a session or
+ * message that is not there changes nothing: it came before the position, or the session is deleted.
  *
  * The runs of a session that ended are taken apart over several commits, CHECKPOINT_JOB_WANTS wants in each, so that a long queue makes no
  * long transaction; what a crash leaves of it is cleaned up by the next load.

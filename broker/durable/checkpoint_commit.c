@@ -1,0 +1,495 @@
+/* The delta into the database, in one transaction: messages with their chunks, ended wants, retained values, sessions, runs, and the
+ * position. Everything is written in the order of its keys, and what a message has under one sequence lies together, so a commit touches
+ * few pages. Nothing in the checkpoint changes before the transaction is durable: after a failure for space the same is done again. */
+#include "broker/durable/checkpoint_internal.h"
+
+#include "common/check.h"
+
+#include <stdlib.h>
+
+enum err checkpoint_write_begin(struct checkpoint_write *write_out, struct checkpoint *checkpoint)
+{
+    struct kv_stats stats;
+    *write_out = (struct checkpoint_write){.checkpoint = checkpoint};
+    enum err err = kv_get_stats(checkpoint->kv, &stats);
+    if (err)
+        return err;
+    write_out->has_holders = stats.entries[KV_HOLDERS] > 0;
+    return kv_begin(checkpoint->kv, &write_out->txn, true);
+}
+
+enum err checkpoint_write_put(struct checkpoint_write *write, enum kv_tree tree, struct span key, struct span value)
+{
+    write->bytes += key.size + value.size;
+    return kv_put(write->txn, tree, key, value);
+}
+
+/* --- bodies -------------------------------------------------------------------------------------------------------------------------- */
+
+enum err checkpoint_write_holders(struct checkpoint_write *write, uint64_t sequence, uint32_t count)
+{
+    uint8_t key[8], value[4];
+    kv_key_u64(key, sequence);
+    if (count <= 1)
+        return kv_del(write->txn, KV_HOLDERS, span_of(key, 8));
+    store_le32(value, count);
+    return checkpoint_write_put(write, KV_HOLDERS, span_of(key, 8), span_of(value, 4));
+}
+
+enum err checkpoint_write_release(struct checkpoint_write *write, uint64_t sequence, uint32_t count)
+{
+    uint8_t key[8];
+    struct span value;
+    enum err err = write->has_holders ? kv_get(write->txn, KV_HOLDERS, kv_key_u64(key, sequence), &value) : ERR_NOTFOUND;
+    if (err == ERR_CORRUPT || (!err && value.size != 4)) {
+        /* Nobody knows who holds it: it stays, and the next load counts them. */
+        counter_inc(&write->checkpoint->stats.corrupt);
+        return ERR_OK;
+    }
+    if (err && err != ERR_NOTFOUND)
+        return err;
+    bool is_counted = !err;
+    uint32_t holders = is_counted ? load_le32(value.data) : 1;
+    if (count < holders)
+        return checkpoint_write_holders(write, sequence, holders - count);
+    write->bodies_freed++;
+    err = is_counted ? checkpoint_write_holders(write, sequence, 0) : ERR_OK;
+    return err ? err : kv_del(write->txn, KV_BODIES, kv_key_u64(key, sequence));
+}
+
+/* One chunk: what is left of wants[*at..], *at behind it. */
+static enum err write_chunk(struct checkpoint_write *write, uint64_t sequence, const struct delta_message *message, uint32_t *at)
+{
+    struct buf *buf = &write->checkpoint->scratch;
+    struct span recipients = delta_message_recipients(message);
+    uint8_t head[CHECKPOINT_CHUNK_HEAD], key[16];
+    uint64_t first = 0;
+    store_le32(head, message->content_bytes);
+    buf_clear(buf);
+    buf_put(buf, head, sizeof head);
+    for (uint32_t count = 0; *at < message->want_count && count < CHECKPOINT_CHUNK; ++*at) {
+        const struct delta_want *want = &message->wants[*at];
+        if (want->at == DELTA_WANT_DONE)
+            continue;
+        struct record_recipient recipient;
+        struct span rest = span_of(recipients.data + want->at, recipients.size - want->at);
+        enum err err = record_recipient_next(&recipient, &rest);
+        CHECK(err == ERR_OK);
+        buf_put(buf, recipients.data + want->at, recipients.size - want->at - rest.size);
+        if (count++ == 0)
+            first = want->session;
+    }
+    if (buf->err)
+        return buf->err;
+    return checkpoint_write_put(write, KV_RECIPIENTS, kv_key_u64_u64(key, sequence, first), buf_span(buf));
+}
+
+static enum err write_message(struct checkpoint_write *write, uint64_t sequence, const struct delta_message *message)
+{
+    uint8_t key[8];
+    uint32_t holders = message->is_retained ? 1 : 0;
+    enum err err = checkpoint_write_put(write, KV_BODIES, kv_key_u64(key, sequence), delta_message_body(message));
+    uint32_t left = message->outstanding;
+    for (uint32_t at = 0; !err && left > 0; holders++) {
+        err = write_chunk(write, sequence, message, &at);
+        left -= left < CHECKPOINT_CHUNK ? left : CHECKPOINT_CHUNK;
+    }
+    return err || holders <= 1 ? err : checkpoint_write_holders(write, sequence, holders);
+}
+
+static enum err write_messages(struct checkpoint_write *write)
+{
+    const struct delta *delta = &write->checkpoint->delta;
+    enum err err = ERR_OK;
+    for (size_t i = 0; !err && i < delta->message_count; i++)
+        if (delta->messages[i].message)
+            err = write_message(write, delta->messages[i].sequence, delta->messages[i].message);
+    return err;
+}
+
+/* --- wants that ended ---------------------------------------------------------------------------------------------------------------- */
+
+static int compare_acks(const void *a, const void *b)
+{
+    const struct delta_ack *x = (const struct delta_ack *)a, *y = (const struct delta_ack *)b;
+    if (x->sequence != y->sequence)
+        return x->sequence < y->sequence ? -1 : 1;
+    return (x->session > y->session) - (x->session < y->session);
+}
+
+/* The chunk without the sessions of acks[*at..end), into the scratch. *at goes to the first behind its last recipient.
+ * left_out: how many recipients stay. Returns 0, ERR_CORRUPT, ERR_NOMEM. */
+static enum err reduce_chunk(struct buf *buf, struct span value, const struct delta_ack *acks, size_t *at, size_t end, uint32_t *left_out,
+                             bool *is_changed_out)
+{
+    struct checkpoint_chunk chunk;
+    enum err err = checkpoint_chunk_decode(&chunk, value);
+    if (err)
+        return err;
+    buf_clear(buf);
+    buf_put(buf, value.data, CHECKPOINT_CHUNK_HEAD);
+    *left_out = 0;
+    *is_changed_out = false;
+    struct record_recipient recipient;
+    struct span rest = chunk.recipients;
+    for (const uint8_t *begin = rest.data; (err = record_recipient_next(&recipient, &rest)) == ERR_OK; begin = rest.data) {
+        while (*at < end && acks[*at].session < recipient.session)
+            ++*at;
+        bool is_ended = false;
+        for (; *at < end && acks[*at].session == recipient.session; ++*at)
+            is_ended = *is_changed_out = true;
+        if (is_ended)
+            continue;
+        ++*left_out;
+        buf_put(buf, begin, (size_t)(rest.data - begin));
+    }
+    return err == ERR_AGAIN ? buf->err : err;
+}
+
+/* The chunk in which acks[*at] is, if any is: *at goes on by at least one. *freed counts chunks that are gone. */
+static enum err write_chunk_acks(struct checkpoint_write *write, const struct delta_ack *acks, size_t *at, size_t end, uint32_t *freed)
+{
+    uint8_t bytes[16];
+    struct span key, value;
+    size_t first = *at;
+    uint64_t sequence = acks[first].sequence;
+    enum err err = kv_floor(write->txn, KV_RECIPIENTS, kv_key_u64_u64(bytes, sequence, acks[first].session), &key, &value);
+    if (err == ERR_NOTFOUND || (key.size == 16 && kv_key_read_u64(key.data) != sequence)) {
+        ++*at; /* a later one may still stand in a chunk that begins behind */
+        return ERR_OK;
+    }
+    uint32_t left = 0;
+    bool is_changed = false;
+    if (!err && key.size == 16)
+        memcpy(bytes, key.data, sizeof bytes);
+    else if (!err)
+        err = ERR_CORRUPT;
+    if (!err)
+        err = reduce_chunk(&write->checkpoint->scratch, value, acks, at, end, &left, &is_changed);
+    if (*at == first)
+        ++*at; /* it would be in this chunk, and is not */
+    if (err == ERR_CORRUPT && key.size > 0) {
+        counter_inc(&write->checkpoint->stats.corrupt);
+        *at = first + 1;
+        return ERR_OK;
+    }
+    if (err || !is_changed)
+        return err;
+    *freed += left == 0;
+    return left == 0 ? kv_del(write->txn, KV_RECIPIENTS, span_of(bytes, 16))
+                     : checkpoint_write_put(write, KV_RECIPIENTS, span_of(bytes, 16), buf_span(&write->checkpoint->scratch));
+}
+
+enum err checkpoint_write_acks(struct checkpoint_write *write, struct delta_ack *acks, size_t count)
+{
+    qsort(acks, count, sizeof *acks, compare_acks);
+    enum err err = ERR_OK;
+    for (size_t at = 0; !err && at < count;) {
+        uint64_t sequence = acks[at].sequence;
+        size_t end = at + 1;
+        while (end < count && acks[end].sequence == sequence)
+            end++;
+        uint32_t freed = 0;
+        while (!err && at < end)
+            err = write_chunk_acks(write, acks, &at, end, &freed);
+        if (!err && freed > 0)
+            err = checkpoint_write_release(write, sequence, freed);
+    }
+    return err;
+}
+
+/* --- retained ------------------------------------------------------------------------------------------------------------------------ */
+
+static enum err write_retained_value(struct checkpoint_write *write, const struct delta_retained *retained)
+{
+    struct buf *buf = &write->checkpoint->scratch;
+    uint8_t head[CHECKPOINT_RETAINED_HEAD] = {0}, key[16];
+    store_le64(head, retained->number);
+    store_le64(head + 8, retained->sequence);
+    store_le64(head + 16, retained->sequence ? (uint64_t)retained->expiry_ns : 0);
+    store_le32(head + 24, retained->sequence ? retained->content_bytes : 0);
+    buf_clear(buf);
+    buf_put(buf, head, sizeof head);
+    buf_put_span(buf, retained->topic);
+    if (buf->err)
+        return buf->err;
+    return checkpoint_write_put(write, KV_RETAINED, checkpoint_retained_key(key, retained->at), buf_span(buf));
+}
+
+static enum err write_retained_change(struct checkpoint_write *write, struct delta_retained *retained)
+{
+    struct checkpoint *checkpoint = write->checkpoint;
+    bool is_forgotten = retained->sequence == 0 && retained->number < checkpoint->forget_below;
+    uint8_t key[16];
+    enum err err = ERR_OK;
+    if (!retained->is_stored && is_forgotten)
+        return ERR_OK;
+    if (!retained->is_stored) {
+        struct checkpoint_retained other;
+        struct counter ignored = {0};
+        err = checkpoint_find_retained(write->txn, &other, &retained->at, retained->hash, retained->topic, &ignored);
+        err = err == ERR_NOTFOUND ? ERR_OK : err == ERR_FULL ? ERR_CORRUPT : err;
+    }
+    if (!err)
+        err = is_forgotten ? kv_del(write->txn, KV_RETAINED, checkpoint_retained_key(key, retained->at))
+                           : write_retained_value(write, retained);
+    if (!err && retained->stored_sequence != 0)
+        err = checkpoint_write_release(write, retained->stored_sequence, 1);
+    return err;
+}
+
+static enum err write_retained(struct checkpoint_write *write, struct checkpoint_state *state)
+{
+    const struct delta *delta = &write->checkpoint->delta;
+    for (size_t b = 0; b < delta->retained_bucket_count; b++) {
+        for (struct delta_retained *retained = delta->retained_buckets[b]; retained; retained = retained->next) {
+            if (!retained->is_changed)
+                continue;
+            enum err err = write_retained_change(write, retained);
+            if (err)
+                return err;
+            state->retained_count += (retained->sequence != 0) - (uint64_t)(retained->stored_sequence != 0);
+        }
+    }
+    return ERR_OK;
+}
+
+/* Removals that need not be remembered, unless something came in their place. */
+static enum err write_forgotten(struct checkpoint_write *write)
+{
+    const struct checkpoint *checkpoint = write->checkpoint;
+    for (size_t i = 0; i < checkpoint->removal_count; i++) {
+        const struct checkpoint_removal *removal = &checkpoint->removals[i];
+        if (removal->number >= checkpoint->forget_below)
+            continue;
+        uint8_t key[16];
+        struct span value;
+        struct checkpoint_retained retained;
+        enum err err = kv_get(write->txn, KV_RETAINED, checkpoint_retained_key(key, removal->at), &value);
+        if (!err)
+            err = checkpoint_retained_decode(&retained, value);
+        if (!err && retained.sequence == 0 && retained.number == removal->number)
+            err = kv_del(write->txn, KV_RETAINED, checkpoint_retained_key(key, removal->at));
+        if (err && err != ERR_NOTFOUND && err != ERR_CORRUPT)
+            return err;
+    }
+    return ERR_OK;
+}
+
+/* --- sessions, runs ------------------------------------------------------------------------------------------------------------------ */
+
+static enum err write_session(struct checkpoint_write *write, const struct stored_session *session, struct checkpoint_state *state)
+{
+    uint8_t key[8];
+    kv_key_u64(key, session->number);
+    if (!session->exists) {
+        state->session_count -= session->is_deleted && session->is_stored;
+        return session->is_deleted && session->is_stored ? kv_del(write->txn, KV_SESSIONS, span_of(key, 8)) : ERR_OK;
+    }
+    struct buf *buf = &write->checkpoint->scratch;
+    buf_clear(buf);
+    stored_session_encode(session, buf);
+    if (buf->err)
+        return buf->err;
+    struct span before;
+    enum err err = session->is_stored ? kv_get(write->txn, KV_SESSIONS, span_of(key, 8), &before) : ERR_NOTFOUND;
+    if (!err && span_equal(before, buf_span(buf)))
+        return ERR_OK;
+    if (err && err != ERR_NOTFOUND && err != ERR_CORRUPT)
+        return err;
+    state->session_count += !session->is_stored;
+    return checkpoint_write_put(write, KV_SESSIONS, span_of(key, 8), buf_span(buf));
+}
+
+static enum err write_sessions(struct checkpoint_write *write, struct stored_session **sessions, struct checkpoint_state *state)
+{
+    enum err err = ERR_OK;
+    for (size_t i = 0; !err && i < write->checkpoint->delta.session_count; i++)
+        if (sessions[i]->is_changed)
+            err = write_session(write, sessions[i], state);
+    return err;
+}
+
+static enum err write_runs(struct checkpoint_write *write)
+{
+    const struct delta *delta = &write->checkpoint->delta;
+    uint8_t bytes[16];
+    enum err err = ERR_OK;
+    for (size_t i = 0; !err && i < delta->run_count; i++) {
+        const struct delta_run *run = &delta->runs[i];
+        struct span key = kv_key_u64_u64(bytes, run->session, run->first);
+        err = run->positions.size ? checkpoint_write_put(write, KV_RUNS, key, run->positions) : kv_del(write->txn, KV_RUNS, key);
+    }
+    return err;
+}
+
+/* --- sessions that ended ------------------------------------------------------------------------------------------------------------- */
+
+struct job_acks {
+    struct delta_ack *items;
+    size_t count, capacity;
+};
+
+/* The run at the session's beginning: taken out, its positions into acks. ERR_NOTFOUND: there is none. A damaged one goes, too: what it
+ * named is found by the next load. */
+static enum err take_run(struct checkpoint_write *write, uint64_t session, struct job_acks *acks)
+{
+    uint8_t bytes[16];
+    struct span key, value;
+    uint64_t sequences[CHECKPOINT_RUN];
+    uint32_t count = 0;
+    enum err err = kv_seek(write->txn, KV_RUNS, kv_key_u64_u64(bytes, session, 0), &key, &value);
+    if (err && !(err == ERR_CORRUPT && key.size > 0))
+        return err;
+    if (key.size != 16 || kv_key_read_u64(key.data) != session)
+        return ERR_NOTFOUND;
+    memcpy(bytes, key.data, sizeof bytes);
+    if (err || checkpoint_run_decode(sequences, &count, kv_key_read_u64(bytes + 8), value) != ERR_OK)
+        counter_inc(&write->checkpoint->stats.corrupt);
+    for (uint32_t i = 0; i < count; i++) {
+        err = delta_grow((void **)&acks->items, &acks->capacity, acks->count, sizeof *acks->items);
+        if (err)
+            return err;
+        acks->items[acks->count++] = (struct delta_ack){sequences[i], session};
+    }
+    return kv_del(write->txn, KV_RUNS, span_of(bytes, 16));
+}
+
+/* A commit's share of the runs of sessions that ended. *done_out: so many jobs, the oldest, are finished by it. */
+static enum err write_jobs(struct checkpoint_write *write, size_t *done_out)
+{
+    const struct checkpoint *checkpoint = write->checkpoint;
+    struct job_acks acks = {0};
+    enum err err = ERR_OK;
+    for (*done_out = 0; !err && *done_out < checkpoint->job_count; ++*done_out) {
+        while (!err && acks.count < CHECKPOINT_JOB_WANTS)
+            err = take_run(write, checkpoint->jobs[*done_out], &acks);
+        if (err != ERR_NOTFOUND)
+            break;
+        err = ERR_OK;
+    }
+    if (!err)
+        err = checkpoint_write_acks(write, acks.items, acks.count);
+    free(acks.items);
+    return err;
+}
+
+/* --- commit -------------------------------------------------------------------------------------------------------------------------- */
+
+static enum err write_meta(struct checkpoint_write *write, const struct checkpoint_state *state)
+{
+    uint8_t value[CHECKPOINT_STATE_SIZE], format[CHECKPOINT_FORMAT_SIZE] = {0};
+    checkpoint_state_encode(value, state);
+    enum err err = checkpoint_write_put(write, KV_META, CHECKPOINT_KEY_STATE, span_of(value, sizeof value));
+    if (err || !write->checkpoint->is_new)
+        return err;
+    store_le32(format, CHECKPOINT_FORMAT);
+    store_le64(format + 8, write->checkpoint->random);
+    return checkpoint_write_put(write, KV_META, CHECKPOINT_KEY_FORMAT, span_of(format, sizeof format));
+}
+
+/* Ended sessions become jobs before anything is written: their work may begin with this commit. Room is made for everything that the
+ * success will have to note, which therefore cannot fail. */
+static enum err prepare(struct checkpoint *checkpoint, struct stored_session **sessions, size_t *job_count_out)
+{
+    size_t removals = 0;
+    enum err err = ERR_OK;
+    *job_count_out = checkpoint->job_count;
+    for (size_t i = 0; !err && i < checkpoint->delta.session_count; i++) {
+        if (!sessions[i]->is_deleted)
+            continue;
+        err = delta_grow((void **)&checkpoint->jobs, &checkpoint->job_capacity, checkpoint->job_count, sizeof *checkpoint->jobs);
+        if (!err)
+            checkpoint->jobs[checkpoint->job_count++] = sessions[i]->number;
+    }
+    for (size_t b = 0; b < checkpoint->delta.retained_bucket_count; b++)
+        for (const struct delta_retained *retained = checkpoint->delta.retained_buckets[b]; retained; retained = retained->next)
+            removals += retained->is_changed && retained->sequence == 0;
+    while (!err && removals > 0 && checkpoint->removal_capacity < checkpoint->removal_count + removals)
+        err = delta_grow((void **)&checkpoint->removals, &checkpoint->removal_capacity, checkpoint->removal_capacity,
+                         sizeof *checkpoint->removals);
+    return err;
+}
+
+static enum err write_all(struct checkpoint_write *write, struct stored_session **sessions, struct checkpoint_state *state,
+                          size_t *jobs_done_out)
+{
+    struct delta *delta = &write->checkpoint->delta;
+    enum err err = checkpoint_write_acks(write, delta->acks, delta->ack_count);
+    if (!err)
+        err = write_retained(write, state);
+    if (!err)
+        err = write_forgotten(write);
+    if (!err)
+        err = write_messages(write);
+    if (!err)
+        err = write_sessions(write, sessions, state);
+    if (!err)
+        err = write_runs(write);
+    if (!err)
+        err = write_jobs(write, jobs_done_out);
+    return err ? err : write_meta(write, state);
+}
+
+/* The removals that the database remembers now. */
+static void note_removals(struct checkpoint *checkpoint)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < checkpoint->removal_count; i++)
+        if (checkpoint->removals[i].number >= checkpoint->forget_below)
+            checkpoint->removals[kept++] = checkpoint->removals[i];
+    for (size_t b = 0; b < checkpoint->delta.retained_bucket_count; b++)
+        for (const struct delta_retained *retained = checkpoint->delta.retained_buckets[b]; retained; retained = retained->next)
+            if (retained->is_changed && retained->sequence == 0 && retained->number >= checkpoint->forget_below)
+                checkpoint->removals[kept++] = (struct checkpoint_removal){retained->number, retained->at};
+    checkpoint->removal_count = kept;
+}
+
+static void on_committed(struct checkpoint *checkpoint, const struct checkpoint_state *state, size_t jobs_done, uint64_t bytes)
+{
+    note_removals(checkpoint);
+    checkpoint->job_count -= jobs_done;
+    if (jobs_done > 0 && checkpoint->job_count > 0)
+        memmove(checkpoint->jobs, checkpoint->jobs + jobs_done, checkpoint->job_count * sizeof *checkpoint->jobs);
+    checkpoint->state = *state;
+    if (checkpoint->applied + 1 < state->cursor.position.sequence)
+        checkpoint->applied = state->cursor.position.sequence - 1;
+    checkpoint->is_new = false;
+    delta_clear(&checkpoint->delta);
+    counter_inc(&checkpoint->stats.commits);
+    counter_add(&checkpoint->stats.written_bytes, bytes);
+    queue_stats_set(&checkpoint->stats.delta, 0, 0, 0);
+}
+
+enum err checkpoint_commit(struct checkpoint *checkpoint, const struct log_cursor_value *cursor, struct errmsg *msg)
+{
+    CHECK(cursor->position.sequence > checkpoint->applied || checkpoint->applied == 0);
+    struct checkpoint_state state = checkpoint->state;
+    state.broker_id = cursor->broker_id;
+    state.cursor = *cursor;
+    state.retained_number_max = checkpoint->retained_number_max;
+    struct stored_session **sessions = NULL;
+    size_t jobs_before = checkpoint->job_count, jobs_done = 0;
+    struct checkpoint_write write = {0};
+    enum err err = delta_list_sessions(&checkpoint->delta, &sessions);
+    if (!err)
+        err = prepare(checkpoint, sessions, &jobs_before);
+    if (!err)
+        err = checkpoint_write_begin(&write, checkpoint);
+    if (!err) {
+        err = write_all(&write, sessions, &state, &jobs_done);
+        if (err)
+            kv_abort(write.txn);
+        else
+            err = kv_commit(write.txn);
+    }
+    free(sessions);
+    if (!err) {
+        on_committed(checkpoint, &state, jobs_done, write.bytes);
+        return ERR_OK;
+    }
+    checkpoint->job_count = jobs_before;
+    if (err == ERR_NOSPACE)
+        counter_inc(&checkpoint->stats.commit_retries);
+    return err_set(msg, err, "checkpoint: commit: %s", err_text(err));
+}

@@ -1,0 +1,127 @@
+/* The delta of the checkpoint: what records applied since the last commit changed, in memory. Internal to the checkpoint.
+ *
+ *   messages   by sequence, with the wants that are left; a message that nobody wants any more is freed at once
+ *   acks       (sequence, session): wants of messages that are in the database, in order of arrival
+ *   sessions   that were touched, loaded and changed (checkpoint_session.h), by number
+ *   retained   topics that were touched, with what the database has of them, by hash and topic
+ *   runs       put and dropped, in order
+ * It knows nothing of the database: whoever looks there gives it what was found. Sequences come in ascending order, so the messages are an
+ * array that only grows at its end; an acknowledgement costs two binary searches.
+ *
+ * Bound: checkpoint_delta_bytes(), which the store writer keeps in view. Owner: the store thread. Pure. */
+#ifndef TIDEGATE_BROKER_DURABLE_CHECKPOINT_DELTA_H
+#define TIDEGATE_BROKER_DURABLE_CHECKPOINT_DELTA_H
+
+#include "broker/durable/checkpoint_session.h"
+#include "common/bytes.h"
+#include "common/err.h"
+#include "common/record.h"
+
+#define DELTA_WANT_DONE UINT32_MAX
+
+struct delta_want {
+    uint64_t session;
+    uint32_t at; /* of its encoding in the recipients' bytes; DELTA_WANT_DONE */
+};
+
+/* One block: wants ascending by session, then the recipients as the record had them, then the body as an encoded record. */
+struct delta_message {
+    uint32_t want_count, outstanding;
+    uint32_t recipients_size, body_size;
+    uint32_t content_bytes; /* of topic, properties and payload */
+    bool is_retained;       /* the retained value of its topic */
+    struct delta_want wants[];
+};
+
+struct delta_entry {
+    uint64_t sequence;
+    struct delta_message *message; /* NULL: nobody wants it any more */
+};
+
+struct delta_ack {
+    uint64_t sequence, session;
+};
+
+/* Hash of a topic, as in the tree's key. */
+struct delta_topic_hash {
+    uint64_t high, low;
+};
+
+struct delta_retained {
+    struct delta_retained *next; /* in its bucket */
+    struct delta_topic_hash hash;
+    struct span topic;
+    uint64_t number, sequence; /* as it is now; sequence 0: a removal */
+    int64_t expiry_ns;
+    uint32_t content_bytes;
+    bool is_changed;            /* against the database */
+    bool is_stored;             /* the database has something under this topic: */
+    struct delta_topic_hash at; /* its key */
+    uint64_t stored_sequence;   /* 0: a removal */
+};
+
+struct delta_run {
+    uint64_t session, first;
+    struct span positions; /* encoded; empty: dropped */
+};
+
+struct delta_block;
+
+struct delta {
+    struct delta_entry *messages;
+    size_t message_count, message_capacity, dead_count; /* dead: entries without message */
+    struct delta_ack *acks;
+    size_t ack_count, ack_capacity;
+    struct stored_session **session_buckets;
+    size_t session_bucket_count, session_count, deleted_count;
+    struct delta_retained **retained_buckets;
+    size_t retained_bucket_count, retained_count;
+    struct delta_run *runs;
+    size_t run_count, run_capacity;
+    struct delta_block *blocks; /* of delta_alloc() */
+    size_t bytes;               /* of everything */
+};
+
+/* Room for one more in an array that doubles. */
+enum err delta_grow(void **items, size_t *capacity, size_t count, size_t item_size) must_check;
+
+void delta_clear(struct delta *delta);
+bool delta_is_empty(const struct delta *delta);
+/* Live messages. */
+static inline size_t delta_message_count(const struct delta *delta) { return delta->message_count - delta->dead_count; }
+
+/* Memory that lives until delta_clear(), for bytes at any alignment of 8. NULL: none. */
+void *delta_alloc(struct delta *delta, size_t size);
+
+/* A message with `wants` (ascending, `at` in rec->recipients; want_count may be 0). body: the record as it is stored. */
+enum err delta_put_message(struct delta *delta, uint64_t sequence, const struct record *rec, const struct record *body,
+                           const struct delta_want *wants, uint32_t want_count, bool is_retained) must_check;
+struct delta_message *delta_find_message(const struct delta *delta, uint64_t sequence);
+/* Where the recipients' and the body's bytes are. */
+struct span delta_message_recipients(const struct delta_message *message);
+struct span delta_message_body(const struct delta_message *message);
+/* The session does not want it any more. True: it was the last that did, and the message is gone. */
+bool delta_end_want(struct delta *delta, uint64_t sequence, uint64_t session);
+/* It is no retained value any more. */
+void delta_end_retained(struct delta *delta, uint64_t sequence);
+
+enum err delta_put_ack(struct delta *delta, uint64_t sequence, uint64_t session) must_check;
+enum err delta_put_run(struct delta *delta, uint64_t session, uint64_t first, struct span positions) must_check;
+
+struct stored_session *delta_find_session(const struct delta *delta, uint64_t number);
+/* A new entry that says "not stored". */
+enum err delta_add_session(struct delta *delta, struct stored_session **session_out, uint64_t number) must_check;
+/* The session's memory has changed by what happened since `before`, its `bytes` then. */
+static inline void delta_count_session(struct delta *delta, const struct stored_session *session, size_t before)
+{
+    delta->bytes += session->bytes - before;
+}
+/* All of them, ascending by number, in a block of the caller's. */
+enum err delta_list_sessions(const struct delta *delta, struct stored_session ***sessions_out) must_check;
+
+struct delta_retained *delta_find_retained(const struct delta *delta, struct delta_topic_hash hash, struct span topic);
+/* A new entry that says "nothing", with a copy of the topic. */
+enum err delta_add_retained(struct delta *delta, struct delta_retained **retained_out, struct delta_topic_hash hash,
+                            struct span topic) must_check;
+
+#endif
