@@ -138,14 +138,16 @@ class Subscriber(Peer):
         self.on_message = self.take
 
     def take(self, packet, is_again):
+        """The message, for the history of its exchange."""
         if is_again or packet.retain or not packet.payload:
-            return
+            return None
         message = self.campaign.message_of(packet)
         if message is None:
             self.ledger.report(f"{self.name}: nobody has sent {packet}")
         else:
             self.session.delivered(message, packet.qos, packet.dup, packet.packet_id)
             self.ledger.deliveries += 1
+        return message
 
     async def join(self):
         if self.is_up or await self.connect(self.campaign.port):
@@ -524,7 +526,12 @@ class Campaign:
         """A newcomer sees of each topic an allowed value."""
         looker = Peer(self.ledger, "looker", self.rng.choice((4, 5)), self.rng, is_clean=True)
         seen = {}
-        looker.on_message = lambda packet, is_again: seen.update({packet.topic: self.message_of(packet)}) if packet.retain else None
+
+        def look(packet, _):
+            if packet.retain:
+                seen[packet.topic] = self.message_of(packet)
+
+        looker.on_message = look
         if not await looker.connect(self.port) or not await looker.subscribe("state/#", 1):
             if self.is_serving():
                 self.found("a newcomer cannot look at retained values")

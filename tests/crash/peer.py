@@ -68,7 +68,7 @@ class Peer:
         self.link = self.connack = None
         self.heard_s = 0.0
         self.out = collections.OrderedDict()  # packet id -> Open
-        self.incoming = set()  # QoS 2 ids received and not released
+        self.incoming = {}  # QoS 2 ids received and not released -> message, where it is a ledger's
         self.asked = {}  # packet id -> (future, what to do with the answer)
         self.held, self.hold_chance = collections.deque(), 0.0
         self.last_id = 0
@@ -255,7 +255,7 @@ class Peer:
         elif kind in (wire.PUBACK, wire.PUBREC, wire.PUBCOMP):
             self.on_ack(packet)
         elif kind == wire.PUBREL:
-            self.incoming.discard(packet.packet_id)
+            self.tell(self.incoming.pop(packet.packet_id, None), f"<- {self.name} PUBREL, answered by PUBCOMP, id {packet.packet_id}")
             self.respond(wire.ack_packet(wire.PUBCOMP, packet.packet_id, version=self.version))
         elif kind in (wire.SUBACK, wire.UNSUBACK):
             future, on_answer = self.asked.pop(packet.packet_id, (None, None))
@@ -293,12 +293,20 @@ class Peer:
     def on_publish(self, packet):
         is_again = packet.qos == 2 and packet.packet_id in self.incoming
         if packet.qos == 2:
-            self.incoming.add(packet.packet_id)
+            self.incoming.setdefault(packet.packet_id, None)
             self.respond(wire.ack_packet(wire.PUBREC, packet.packet_id, version=self.version))
         elif packet.qos == 1:
             self.respond(wire.ack_packet(wire.PUBACK, packet.packet_id, version=self.version))
         if self.on_message:
-            self.on_message(packet, is_again)
+            message = self.on_message(packet, is_again)
+            if packet.qos == 2 and not is_again:
+                self.incoming[packet.packet_id] = message
+        if is_again:
+            self.tell(self.incoming[packet.packet_id], f"-> {self.name} QoS 2 id {packet.packet_id} again, connection {self.session and self.session.connection}")
+
+    def tell(self, message, text):
+        if message:
+            message.history.append(self.ledger.stamp(text))
 
     def respond(self, data):
         """At once, or after a while; always in order."""
