@@ -336,7 +336,8 @@ static bool is_commit_due(const struct store_writer *writer, int64_t now, bool f
     bool frees_log =
         cursor.reopen.generation > writer->committed.reopen.generation ||
         (log_place_compare(cursor.reopen, writer->committed.reopen) > 0 && lag_bytes(writer) > writer->options.lag_bytes_max / 2);
-    if (!writer->is_dirty && !frees_log && !(flush && log_cursor_compare(&cursor, &writer->committed) != 0))
+    bool has_more = !flush && checkpoint_has_more(writer->checkpoint); /* the next start does what a shutdown leaves */
+    if (!writer->is_dirty && !has_more && !frees_log && !(flush && log_cursor_compare(&cursor, &writer->committed) != 0))
         return false;
     if (flush)
         return writer->is_at_end || is_delta_full(writer);
@@ -428,6 +429,7 @@ enum err store_writer_step(struct store_writer *writer, int64_t now_mono_ns, boo
         return err_set(msg, writer->failed, "%s", writer->failed_msg.text);
     if (!writer->is_started)
         start(writer, now);
+    checkpoint_set_time(writer->checkpoint, now);
     enum err err = ERR_OK;
     if (flush || now >= writer->next_read_ns) {
         if (writer->io.durable_end)
