@@ -4,7 +4,7 @@
  * (bound before anything is served, so that a taken port is a clean failure) -> admin -> door -> the file `listeners` -> ready.
  *
  * Stop (SIGTERM, SIGINT): door (nobody comes in) -> shards drain: DISCONNECT 0x8B to MQTT 5 clients, what is held is released as it becomes
- * durable; after drain_timeout the rest is cut off -> shard loops end -> route, store, log threads, which first empty their rings -> log
+ * durable; after drain_timeout the rest is cut off -> shard loops end -> route, log, store threads, which first empty their rings -> log
  * closed -> lock released. Exit status 0. When the log has failed, the same without waiting for it, and status 1. */
 #include <errno.h>
 #include <getopt.h>
@@ -18,6 +18,9 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include "broker/durable/kv_lmdb.h"
+#include "broker/durable/reader_thread.h"
+#include "broker/durable/recovery.h"
 #include "broker/net/bell.h"
 #include "broker/ops/admin_api.h"
 #include "broker/ops/broker_options.h"
@@ -25,7 +28,6 @@
 #include "broker/session/session.h"
 #include "common/check.h"
 #include "common/data_dir.h"
-#include "common/log_writer.h"
 #include "common/logger.h"
 #include "common/proc.h"
 #include "common/sd_notify.h"
@@ -35,8 +37,9 @@
 #endif
 
 #define EXIT_USAGE 2
-#define MAIN_FLUSH_MS 10000 /* how often lines held back by the rate limit are told */
-#define FD_RESERVE 128      /* descriptors that are no connections: log, listeners, HTTP, ... */
+#define MAIN_FLUSH_MS 10000   /* how often lines held back by the rate limit are told */
+#define CHECKPOINT_READERS 16 /* read transactions at one time: the reader thread, backups */
+#define FD_RESERVE 128        /* descriptors that are no connections: log, listeners, HTTP, ... */
 
 extern char **environ;
 
@@ -55,11 +58,12 @@ struct broker {
     struct tier_table tiers;
     struct data_dir data_dir;
     bool has_data_dir;
-    struct log_writer *writer;
+    struct durable durable; /* all NULL without persistence */
     struct topic_tree *tree;
     struct exchange *exchange;
     struct route_thread *route;
     struct store_thread *store;
+    struct reader_thread *reader;
     struct log_thread *log;
     struct shard_listener *shard_listeners;
     struct listener *listeners;
@@ -257,6 +261,28 @@ static enum err open_log_lines(const struct broker_config *config, struct errmsg
                        (enum logger_level)config->log_level, msg);
 }
 
+static enum err open_kv(void *arg, struct kv **kv_out, struct errmsg *msg)
+{
+    const struct broker *broker = arg;
+    char dir[FILE_PATH_MAX];
+    enum err err = file_path(dir, broker->data_dir.path, "checkpoint");
+    if (err != ERR_OK)
+        return err_set(msg, err, "%s: %s", broker->data_dir.path, err_text(err));
+    struct kv_lmdb_options options = {
+        .dir = dir, .map_bytes = (uint64_t)broker->config.checkpoint_max_bytes, .reader_max = CHECKPOINT_READERS};
+    return kv_lmdb_open(kv_out, &options, msg);
+}
+
+/* What must be known of the log before numbers are drawn from its epoch. */
+static enum err check_epoch(const struct broker *broker, struct errmsg *msg)
+{
+    uint32_t epoch = log_writer_epoch(broker->durable.writer);
+    if (epoch <= SESSION_NUMBER_EPOCH_MAX)
+        return ERR_OK;
+    return err_set(msg, ERR_TOOLARGE, "%s/log: epoch %u: a log is good for %u starts; begin a new one", broker->data_dir.path, epoch,
+                   SESSION_NUMBER_EPOCH_MAX); /* numbers of sessions would come twice */
+}
+
 static enum err start_data(struct broker *broker, struct errmsg *msg)
 {
     const struct broker_config *config = &broker->config;
@@ -270,29 +296,38 @@ static enum err start_data(struct broker *broker, struct errmsg *msg)
     err = file_path(dir, broker->data_dir.path, "log");
     if (err != ERR_OK)
         return err_set(msg, err, "%s: %s", broker->data_dir.path, err_text(err));
-    struct log_writer_options options = {
+    struct recovery_options options = {
         .fs = fs_posix(),
-        .dir = dir,
-        .segment_size = (uint64_t)config->log_segment_size,
-        .log_bytes_max = (uint64_t)config->log_max_size,
-        .free_bytes_min = (uint64_t)config->log_free_disk_floor,
-        .wall_ns = clock_wall(),
+        .data_dir = broker->data_dir.path,
+        .open_kv = open_kv,
+        .open_kv_arg = broker,
+        .log =
+            {
+                .fs = fs_posix(),
+                .dir = dir,
+                .segment_size = (uint64_t)config->log_segment_size,
+                .log_bytes_max = (uint64_t)config->log_max_size,
+                .free_bytes_min = (uint64_t)config->log_free_disk_floor,
+                .wall_ns = clock_wall(),
+            },
+        .delta_bytes_max = (uint64_t)config->checkpoint_window_bytes,
+        .random = broker->hash_key,
     };
-    struct log_recovery recovery = {0};
     mono_ns begun = clock_mono();
-    err = log_writer_open(&broker->writer, &options, &recovery, msg);
+    err = recovery_open(&broker->durable, &options, msg);
+    if (err == ERR_OK)
+        err = check_epoch(broker, msg);
     if (err != ERR_OK)
         return err;
-    LOG_NOTICE("log open", LOG_TEXT("dir", dir), LOG_U64("records", recovery.record_count), LOG_U64("torn_bytes", recovery.torn_bytes),
-               LOG_HEX("broker_id", log_writer_broker_id(broker->writer)), LOG_U64("epoch", log_writer_epoch(broker->writer)),
+    struct log_writer *writer = broker->durable.writer;
+    const struct log_recovery *log = &broker->durable.log;
+    LOG_NOTICE("log open", LOG_TEXT("dir", dir), LOG_U64("records", log->record_count), LOG_U64("torn_bytes", log->torn_bytes),
+               LOG_HEX("broker_id", log_writer_broker_id(writer)), LOG_U64("epoch", log_writer_epoch(writer)),
                LOG_DURATION("took", clock_mono() - begun));
-    if (log_writer_epoch(broker->writer) > SESSION_NUMBER_EPOCH_MAX) /* numbers of sessions would come twice */
-        return err_set(msg, ERR_TOOLARGE, "%s: epoch %u: a log is good for %u starts; begin a new one", dir,
-                       log_writer_epoch(broker->writer), SESSION_NUMBER_EPOCH_MAX);
     if (broker->rules.count > 0)
-        err = log_writer_ensure_cursor(broker->writer, "sink", msg);
+        err = log_writer_ensure_cursor(writer, "sink", msg);
     for (size_t i = 0; err == ERR_OK && i < config->log_cursors.count; i++)
-        err = log_writer_ensure_cursor(broker->writer, config->log_cursors.items[i].value, msg);
+        err = log_writer_ensure_cursor(writer, config->log_cursors.items[i].value, msg);
     return err;
 }
 
@@ -314,7 +349,8 @@ static size_t choose_ring_capacity(const struct broker_config *config)
     return capacity;
 }
 
-static enum err start_threads(struct broker *broker, struct errmsg *msg)
+/* What the threads will own; nothing runs yet. */
+static enum err make_route(struct broker *broker, struct errmsg *msg)
 {
     const struct broker_config *config = &broker->config;
     broker->tree = topic_tree_new(broker->hash_key);
@@ -324,27 +360,96 @@ static enum err start_threads(struct broker *broker, struct errmsg *msg)
     struct route_limits limits = {
         .retained_messages_max = (uint64_t)config->max_retained_messages,
         .retained_bytes_max = (uint64_t)config->max_retained_bytes,
+        .retained_on_disk = config->persistence,
+        .retained_cache_bytes_max = (uint64_t)config->retained_cache_bytes,
         .tree_bytes_max = (uint64_t)config->max_subscription_bytes,
         .scan_slice = 256,
     };
+    if (broker->durable.checkpoint) /* numbers go on above what the checkpoint knows */
+        broker->retained_counter = checkpoint_state(broker->durable.checkpoint).retained_number_max;
     enum err err = route_thread_new(&broker->route, broker->exchange, broker->tree, &broker->retained_counter, broker->hash_key,
                                     config->shard_count, &limits);
+    return err == ERR_OK ? ERR_OK : err_set(msg, err, "start of threads: %s", err_text(err));
+}
+
+/* The checkpoint into the actors. */
+static enum err load_checkpoint(struct broker *broker, struct errmsg *msg)
+{
+    if (!broker->durable.checkpoint)
+        return ERR_OK;
+    struct shard *shards[ACTOR_SHARDS_MAX];
+    for (uint16_t i = 0; i < broker->loop_count; i++)
+        shards[i] = broker->loops[i]->shard;
+    mono_ns begun = clock_mono();
+    struct recovery_target target = {
+        .shards = shards,
+        .shard_count = broker->loop_count,
+        .hash_key = broker->hash_key,
+        .tree = broker->tree,
+        .route = route_thread_actor(broker->route),
+        .now_mono_ns = begun,
+        .now_wall_ns = clock_wall(),
+    };
+    struct recovery_loaded loaded;
+    enum err err = recovery_load(&loaded, &broker->durable, &target, msg);
+    if (err != ERR_OK)
+        return err;
+    LOG_NOTICE("checkpoint loaded", LOG_U64("sessions", loaded.sessions), LOG_U64("subscriptions", loaded.subscriptions),
+               LOG_U64("queued_messages", loaded.messages), LOG_U64("retained_values", loaded.retained),
+               LOG_U64("damaged_values", loaded.corrupt), LOG_DURATION("took", clock_mono() - begun));
+    return ERR_OK;
+}
+
+static enum err start_log(struct broker *broker)
+{
+    const struct broker_config *config = &broker->config;
+    uint64_t margin = (uint64_t)config->shard_count * (uint64_t)config->log_blocks_per_shard * LOG_BLOCK_SIZE_MAX;
+    uint64_t margin_max = (uint64_t)config->log_max_size / 8;
+    struct log_thread_config log = {
+        .shard_count = config->shard_count,
+        .commit_spacing_ns = config->log_commit_spacing_ns,
+        .room_margin = margin < margin_max ? margin : margin_max,
+        .on_failed = on_log_failed,
+        .on_failed_arg = broker,
+    };
+    return log_thread_start(&broker->log, broker->exchange, broker->durable.writer, &log);
+}
+
+static enum err start_store(struct broker *broker)
+{
+    const struct broker_config *config = &broker->config;
+    char dir[FILE_PATH_MAX];
+    enum err err = file_path(dir, broker->data_dir.path, "log");
+    struct store_thread_config store = {
+        .checkpoint = broker->durable.checkpoint,
+        .options =
+            {
+                .fs = fs_posix(),
+                .log_dir = dir,
+                .interval_ns = config->checkpoint_interval_ns,
+                .segment_bytes = (uint64_t)config->log_segment_size,
+                .lag_ns_max = config->checkpoint_lag_ns,
+                .lag_bytes_max = (uint64_t)config->checkpoint_lag_bytes,
+                .delta_bytes_max = (uint64_t)config->checkpoint_window_bytes,
+                .shard_count = config->shard_count,
+            },
+        .on_failed = on_log_failed,
+        .on_failed_arg = broker,
+    };
     if (err == ERR_OK)
-        err = route_thread_start(broker->route);
-    if (err == ERR_OK)
-        err = store_thread_start(&broker->store, broker->exchange, broker->writer);
-    if (err == ERR_OK && broker->writer) {
-        uint64_t margin = (uint64_t)config->shard_count * (uint64_t)config->log_blocks_per_shard * LOG_BLOCK_SIZE_MAX;
-        uint64_t margin_max = (uint64_t)config->log_max_size / 8;
-        struct log_thread_config log = {
-            .shard_count = config->shard_count,
-            .commit_spacing_ns = config->log_commit_spacing_ns,
-            .room_margin = margin < margin_max ? margin : margin_max,
-            .on_failed = on_log_failed,
-            .on_failed_arg = broker,
-        };
-        err = log_thread_start(&broker->log, broker->exchange, broker->writer, &log);
-    }
+        err = store_thread_start(&broker->store, broker->exchange, broker->durable.writer, &store);
+    return err == ERR_OK ? reader_thread_start(&broker->reader, broker->exchange, broker->durable.kv) : err;
+}
+
+static enum err start_threads(struct broker *broker, struct errmsg *msg)
+{
+    enum err err = route_thread_start(broker->route);
+    if (err == ERR_OK && broker->durable.writer)
+        err = start_store(broker);
+    if (err == ERR_OK && broker->durable.writer)
+        err = start_log(broker);
+    for (uint16_t i = 0; err == ERR_OK && i < broker->loop_count; i++)
+        err = loop_start(broker->loops[i]);
     return err == ERR_OK ? ERR_OK : err_set(msg, err, "start of threads: %s", err_text(err));
 }
 
@@ -371,7 +476,7 @@ static uint32_t wills_per_s(const struct broker_config *config)
     return share > 0 ? clamp_u32(share) : 1;
 }
 
-static enum err start_loops(struct broker *broker, struct errmsg *msg)
+static enum err make_loops(struct broker *broker, struct errmsg *msg)
 {
     const struct broker_config *config = &broker->config;
     int64_t expiry_s = config->persistent_client_expiration_ns / NS_PER_S;
@@ -412,14 +517,14 @@ static enum err start_loops(struct broker *broker, struct errmsg *msg)
                                     ? &broker->queue_totals
                                     : NULL,
                 .retained_counter = &broker->retained_counter,
-                .epoch = broker->writer ? log_writer_epoch(broker->writer) : 0,
+                .epoch = broker->durable.writer ? log_writer_epoch(broker->durable.writer) : 0,
                 .persistence = config->persistence,
             },
         .tree = broker->tree,
         .exchange = broker->exchange,
         .listeners = broker->listeners,
         .block_count_max = (uint32_t)config->log_blocks_per_shard,
-        .block_alignment = broker->writer ? log_writer_alignment(broker->writer) : 0,
+        .block_alignment = broker->durable.writer ? log_writer_alignment(broker->durable.writer) : 0,
         .boss = &broker->bell,
     };
     broker->loops = calloc(config->shard_count, sizeof(struct loop *));
@@ -430,11 +535,6 @@ static enum err start_loops(struct broker *broker, struct errmsg *msg)
         broker->loops[broker->loop_count] = loop_new(&loop, msg);
         if (!broker->loops[broker->loop_count])
             return ERR_NOMEM;
-    }
-    for (uint16_t i = 0; i < broker->loop_count; i++) {
-        enum err err = loop_start(broker->loops[i]);
-        if (err != ERR_OK)
-            return err_set(msg, err, "shard %u: cannot start its thread", i);
     }
     return ERR_OK;
 }
@@ -527,7 +627,10 @@ static enum err start_admin(struct broker *broker, struct errmsg *msg)
         .route = broker->route,
         .store = broker->store,
         .log = broker->log,
-        .writer = broker->writer,
+        .writer = broker->durable.writer,
+        .kv = broker->durable.kv,
+        .checkpoint = broker->durable.checkpoint,
+        .reader = broker->reader,
         .is_draining = &broker->is_draining,
     };
     return admin_api_new(&broker->admin, &sources, msg);
@@ -611,11 +714,15 @@ static enum err start(struct broker *broker, struct errmsg *msg)
     warn_about_descriptors(&broker->config);
     err = start_data(broker, msg);
     if (err == ERR_OK)
-        err = start_threads(broker, msg);
+        err = make_route(broker, msg);
     if (err == ERR_OK)
         err = start_listeners(broker, msg);
     if (err == ERR_OK)
-        err = start_loops(broker, msg);
+        err = make_loops(broker, msg);
+    if (err == ERR_OK)
+        err = load_checkpoint(broker, msg);
+    if (err == ERR_OK)
+        err = start_threads(broker, msg);
     if (err == ERR_OK)
         err = start_door(broker, msg);
     if (err == ERR_OK)
@@ -729,8 +836,9 @@ static void tear_down(struct broker *broker)
     for (uint16_t i = 0; i < broker->loop_count; i++)
         loop_wait(broker->loops[i]);
     route_thread_stop(broker->route);
-    store_thread_stop(broker->store);
     log_thread_stop(broker->log);
+    store_thread_stop(broker->store); /* brings the checkpoint to the log's end, so that the next start has nothing to replay */
+    reader_thread_stop(broker->reader);
     for (uint16_t i = 0; i < broker->loop_count; i++)
         loop_free(broker->loops[i]);
     door_free(broker->door);
@@ -738,7 +846,7 @@ static void tear_down(struct broker *broker)
         listener_deinit(&broker->listeners[i]);
     exchange_free(broker->exchange);
     topic_tree_free(broker->tree);
-    log_writer_close(broker->writer);
+    recovery_close(&broker->durable);
     if (broker->has_data_dir)
         data_dir_close(&broker->data_dir);
     free(broker->loops);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "broker/net/bell.h"
+#include "common/check.h"
 #include "common/clock.h"
 #include "common/logger.h"
 
@@ -15,6 +16,11 @@
 struct store_thread {
     struct exchange *exchange;
     struct log_writer *writer;
+    struct store_writer *store; /* NULL: no checkpoint */
+    void (*on_failed)(void *arg);
+    void *on_failed_arg;
+    bool failed, had_room, had_space;
+    mono_ns next_step_ns;
     struct bell bell;
     _Atomic bool stop_asked;
     mono_ns next_prepare_ns;
@@ -22,11 +28,84 @@ struct store_thread {
     pthread_t thread;
 };
 
+static bool store_thread_post(void *io, actor_id to, const struct op *op)
+{
+    struct store_thread *thread = io;
+    return exchange_post(thread->exchange, ACTOR_STORE, to, op, true);
+}
+
 static void store_thread_on_op(void *arg, const struct op *op)
 {
-    (void)arg;
-    if (op->type == OP_STORE_RUN)
+    struct store_thread *thread = arg;
+    if (thread->store)
+        store_writer_on_op(thread->store, op);
+    else if (op->type == OP_STORE_RUN) /* nobody who would keep it */
         free(op->run.run);
+}
+
+static void store_thread_on_checkpoint(void *io, struct log_place place)
+{
+    struct store_thread *thread = io;
+    log_writer_set_checkpoint(thread->writer, place);
+}
+
+static struct log_end store_thread_durable_end(void *io)
+{
+    struct store_thread *thread = io;
+    return log_writer_published_end(thread->writer);
+}
+
+static int64_t store_thread_clock(void *io)
+{
+    (void)io;
+    return clock_mono();
+}
+
+static const struct store_writer_io store_thread_writer_io = {
+    .post = store_thread_post,
+    .on_checkpoint = store_thread_on_checkpoint,
+    .durable_end = store_thread_durable_end,
+    .clock = store_thread_clock,
+};
+
+/* Lines for what changed in a step. */
+static void store_thread_tell(struct store_thread *thread)
+{
+    const struct store_writer_stats *stats = store_writer_get_stats(thread->store);
+    bool has_room = gauge_get(&stats->has_room), has_space = !gauge_get(&stats->no_space);
+    if (has_space != thread->had_space && has_space)
+        LOG_NOTICE("the checkpoint has space again");
+    else if (has_space != thread->had_space)
+        LOG_WARNING("no space for the checkpoint: the log holds what it lacks, trying again");
+    if (has_room != thread->had_room && has_room)
+        LOG_NOTICE("the checkpoint keeps up again", LOG_U64("lag_bytes", (uint64_t)gauge_get(&stats->lag_bytes)));
+    else if (has_room != thread->had_room)
+        LOG_WARNING("the checkpoint is too far behind the log: publishers of messages that it must keep wait",
+                    LOG_U64("lag_bytes", (uint64_t)gauge_get(&stats->lag_bytes)), LOG_DURATION("lag", gauge_get(&stats->lag_ns)));
+    thread->had_room = has_room;
+    thread->had_space = has_space;
+}
+
+/* One step when it is time; returns ns until the next. */
+static int64_t store_thread_step(struct store_thread *thread, bool flush)
+{
+    if (!thread->store || thread->failed)
+        return INT64_MAX;
+    mono_ns now = clock_mono();
+    if (!flush && now < thread->next_step_ns)
+        return thread->next_step_ns - now;
+    struct errmsg msg = {{0}};
+    int64_t wait;
+    enum err err = store_writer_step(thread->store, now, flush, &wait, &msg);
+    store_thread_tell(thread);
+    if (err != ERR_OK) {
+        thread->failed = true;
+        LOG_ERROR("the checkpoint has failed for good", LOG_ERR("error", err), LOG_TEXT("detail", msg.text));
+        thread->on_failed(thread->on_failed_arg);
+        return INT64_MAX;
+    }
+    thread->next_step_ns = wait == INT64_MAX ? INT64_MAX : clock_mono() + wait;
+    return wait;
 }
 
 /* One step when it is time; returns ns until the next. */
@@ -60,13 +139,16 @@ static void *store_thread_main(void *arg)
     for (;;) {
         mono_ns now = clock_mono();
         size_t drained = exchange_drain(thread->exchange, ACTOR_STORE, STORE_THREAD_BUDGET, now, store_thread_on_op, thread);
-        int64_t wait = INT64_MAX;
+        int64_t wait = store_thread_step(thread, false);
         exchange_flush(thread->exchange, ACTOR_STORE);
+        int64_t prepare_wait = store_thread_prepare(thread);
         if (drained > 0)
             continue;
-        if (atomic_load_explicit(&thread->stop_asked, memory_order_acquire))
+        if (atomic_load_explicit(&thread->stop_asked, memory_order_acquire)) {
+            while (store_thread_step(thread, true) == 0)
+                continue;
             return NULL;
-        int64_t prepare_wait = store_thread_prepare(thread);
+        }
         if (prepare_wait < wait)
             wait = prepare_wait;
         if (wait <= 0)
@@ -78,7 +160,26 @@ static void *store_thread_main(void *arg)
     }
 }
 
-enum err store_thread_start(struct store_thread **thread_out, struct exchange *exchange, struct log_writer *writer)
+static void store_thread_free(struct store_thread *thread)
+{
+    store_writer_free(thread->store);
+    bell_deinit(&thread->bell);
+    free(thread);
+}
+
+static enum err store_thread_make(struct store_thread *thread, const struct store_thread_config *config)
+{
+    thread->had_room = thread->had_space = true;
+    if (!config)
+        return ERR_OK;
+    CHECK(thread->writer);
+    thread->on_failed = config->on_failed;
+    thread->on_failed_arg = config->on_failed_arg;
+    return store_writer_new(&thread->store, config->checkpoint, &config->options, &store_thread_writer_io, thread);
+}
+
+enum err store_thread_start(struct store_thread **thread_out, struct exchange *exchange, struct log_writer *writer,
+                            const struct store_thread_config *config)
 {
     struct store_thread *thread = calloc(1, sizeof *thread);
     if (!thread)
@@ -90,13 +191,15 @@ enum err store_thread_start(struct store_thread **thread_out, struct exchange *e
         free(thread);
         return err;
     }
-    exchange_set_wake(exchange, ACTOR_STORE, bell_ring, &thread->bell);
-    if (pthread_create(&thread->thread, NULL, store_thread_main, thread) == 0) {
-        *thread_out = thread;
-        return ERR_OK;
+    err = store_thread_make(thread, config);
+    if (err == ERR_OK) {
+        exchange_set_wake(exchange, ACTOR_STORE, bell_ring, &thread->bell);
+        if (pthread_create(&thread->thread, NULL, store_thread_main, thread) == 0) {
+            *thread_out = thread;
+            return ERR_OK;
+        }
     }
-    bell_deinit(&thread->bell);
-    free(thread);
+    store_thread_free(thread);
     return ERR_NOMEM;
 }
 
@@ -107,8 +210,11 @@ void store_thread_stop(struct store_thread *thread)
     atomic_store_explicit(&thread->stop_asked, true, memory_order_release);
     bell_ring(&thread->bell);
     pthread_join(thread->thread, NULL);
-    bell_deinit(&thread->bell);
-    free(thread);
+    store_thread_free(thread);
 }
 
 const struct store_thread_stats *store_thread_get_stats(const struct store_thread *thread) { return &thread->stats; }
+struct store_writer_stats *store_thread_writer_stats(struct store_thread *thread)
+{
+    return thread->store ? store_writer_get_stats(thread->store) : NULL;
+}

@@ -376,7 +376,7 @@ static enum err commit(struct store_writer *writer, int64_t now)
     if (writer->io.clock)
         histogram_record(&writer->stats.commit_ns, (uint64_t)(ended - started));
     gauge_set(&writer->stats.no_space, 0);
-    writer->is_dirty = false;
+    writer->is_dirty = checkpoint_has_more(writer->checkpoint);
     writer->committed = cursor;
     writer->covered_ns = writer->reached_ns;
     writer->next_commit_ns = started + writer->options.interval_ns;

@@ -6,6 +6,9 @@
 
 #include "broker/core/route_stats.h"
 #include "broker/core/shard_stats.h"
+#include "broker/durable/checkpoint.h"
+#include "broker/durable/reader_thread.h"
+#include "broker/durable/store_reader.h"
 #include "common/check.h"
 #include "common/data_dir.h"
 #include "common/http.h"
@@ -23,6 +26,7 @@ struct admin_api {
 
 static double read_atomic_u64(void *arg) { return (double)atomic_load_explicit((_Atomic uint64_t *)arg, memory_order_relaxed); }
 static double read_atomic_i64(void *arg) { return (double)atomic_load_explicit((_Atomic int64_t *)arg, memory_order_relaxed); }
+static double read_seconds(void *gauge_ns) { return (double)gauge_get(gauge_ns) / (double)NS_PER_S; }
 static double read_tls_resumed(void *arg) { return (double)tls_server_resumed(arg); }
 
 static void register_loops(struct admin_api *admin)
@@ -114,11 +118,81 @@ static void register_threads(struct admin_api *admin)
     metrics_register_gauge(registry, &route->wildcard_filters, METRIC("tidegate_filters", "Distinct filters.", {"kind", "wildcard"}));
     metrics_register_gauge(registry, &route->trie_nodes, METRIC("tidegate_topic_tree_nodes", "Nodes of the tree of wildcard filters."));
     metrics_register_gauge(registry, &route->tree_bytes, METRIC("tidegate_topic_tree_bytes", "Memory of the topic tree."));
+}
 
+#define KV_STAT_MAP(X)                                                                                                                     \
+    X(used_bytes, "tidegate_checkpoint_used_bytes", "Bytes of the checkpoint's database that are in use.")                                 \
+    X(file_bytes, "tidegate_checkpoint_file_bytes", "Bytes of the checkpoint's database on disk, free pages included.")                    \
+    X(map_bytes, "tidegate_checkpoint_limit_bytes", "Most that the checkpoint's database may become.")
+
+#define X(field, name, help)                                                                                                               \
+    static double read_kv_##field(void *arg)                                                                                               \
+    {                                                                                                                                      \
+        struct kv_stats stats;                                                                                                             \
+        return kv_get_stats(arg, &stats) == ERR_OK ? (double)stats.field : -1;                                                             \
+    }
+KV_STAT_MAP(X)
+#undef X
+
+static void register_checkpoint(struct metrics_registry *registry, const struct checkpoint_stats *stats)
+{
+    metrics_register_queue(registry, "checkpoint_delta", &stats->delta);
+    metrics_register_counter(registry, &stats->applied, METRIC("tidegate_checkpoint_records_total", "Records applied to the checkpoint."));
+    metrics_register_counter(registry, &stats->applied_puts,
+                             METRIC("tidegate_checkpoint_messages_total",
+                                    "Messages with absent or slow recipients, by what became of them.", {"event", "applied"}));
+    metrics_register_counter(registry, &stats->never_written,
+                             METRIC("tidegate_checkpoint_messages_total",
+                                    "Messages with absent or slow recipients, by what became of them.", {"event", "never_written"}));
+    metrics_register_counter(registry, &stats->applied_acks,
+                             METRIC("tidegate_checkpoint_acks_total", "Acknowledgements and drops applied to the checkpoint."));
+    metrics_register_counter(registry, &stats->dropped_deleted,
+                             METRIC("tidegate_checkpoint_session_gone_total", "Copies whose session had been deleted."));
+    metrics_register_counter(registry, &stats->commits, METRIC("tidegate_checkpoint_commits_total", "Commits of the checkpoint."));
+    metrics_register_counter(registry, &stats->commit_retries,
+                             METRIC("tidegate_checkpoint_commit_retries_total", "Commits that found no space and were tried again."));
+    metrics_register_counter(registry, &stats->written_bytes,
+                             METRIC("tidegate_checkpoint_written_bytes_total", "Bytes of keys and values given to the database."));
+    metrics_register_counter(registry, &stats->corrupt,
+                             METRIC("tidegate_checkpoint_damaged_values_total", "Values whose checksum was wrong: left out."));
+}
+
+static void register_store(struct admin_api *admin)
+{
+    const struct admin_sources *sources = &admin->sources;
+    struct metrics_registry *registry = admin->registry;
+    if (!sources->store)
+        return;
     const struct store_thread_stats *prepare = store_thread_get_stats(sources->store);
     metrics_register_counter(registry, &prepare->prepare_steps,
                              METRIC("tidegate_log_prepare_steps_total", "Steps of getting log segments ready."));
     metrics_register_counter(registry, &prepare->prepare_errors, METRIC("tidegate_log_prepare_errors_total", "Steps of it that failed."));
+    register_checkpoint(registry, checkpoint_get_stats(sources->checkpoint));
+    const struct store_writer_stats *writer = store_thread_writer_stats(sources->store);
+    metrics_register_gauge(registry, &writer->lag_bytes,
+                           METRIC("tidegate_checkpoint_lag_bytes", "Bytes of log between the durable end and the checkpoint."));
+    metrics_register_gauge_fn(
+        registry, read_seconds, (void *)(uintptr_t)&writer->lag_ns,
+        METRIC("tidegate_checkpoint_lag_seconds", "Since when there is something durable that the checkpoint has not."));
+    metrics_register_gauge(registry, &writer->has_room, METRIC("tidegate_checkpoint_has_room", "1: the checkpoint keeps up with the log."));
+    metrics_register_gauge(registry, &writer->no_space, METRIC("tidegate_checkpoint_no_space", "1: the last commit found no space."));
+    metrics_register_counter(registry, &writer->refused,
+                             METRIC("tidegate_checkpoint_refused_records_total", "Records that no broker writes: passed over."));
+    metrics_register_histogram(registry, &writer->commit_ns, METRICS_NANOSECONDS,
+                               METRIC("tidegate_checkpoint_commit_seconds", "One commit of the checkpoint."));
+#define X(field, name, help) metrics_register_gauge_fn(registry, read_kv_##field, sources->kv, METRIC(name, help));
+    KV_STAT_MAP(X)
+#undef X
+    const struct store_reader_stats *reader = reader_thread_get_stats(sources->reader);
+    metrics_register_queue(registry, "store_reads", &reader->waiting);
+    metrics_register_counter(registry, &reader->requests, METRIC("tidegate_store_reads_total", "Requests to the checkpoint's reader."));
+    metrics_register_counter(registry, &reader->messages,
+                             METRIC("tidegate_store_read_messages_total", "Messages read back, by what was found.", {"found", "yes"}));
+    metrics_register_counter(registry, &reader->gone,
+                             METRIC("tidegate_store_read_messages_total", "Messages read back, by what was found.", {"found", "gone"}));
+    metrics_register_counter(registry, &reader->corrupt,
+                             METRIC("tidegate_store_read_messages_total", "Messages read back, by what was found.", {"found", "damaged"}));
+    metrics_register_counter(registry, &reader->bytes, METRIC("tidegate_store_read_bytes_total", "Bytes of messages read back."));
 }
 
 /* One field of log_writer_stats, read under the writer's own rules. */
@@ -278,6 +352,13 @@ static void health_check_log(struct health *health, const struct admin_sources *
         free_bytes < 2 * (uint64_t)sources->config->log_free_disk_floor)
         health_say(health, free_bytes < (uint64_t)sources->config->log_free_disk_floor, "disk",
                    "little free space in persistence_location");
+    const struct store_writer_stats *store = store_thread_writer_stats(sources->store);
+    if (gauge_get(&store->failed))
+        health_say(health, true, "checkpoint", "the checkpoint has failed; restart after repairing the disk");
+    else if (gauge_get(&store->no_space))
+        health_say(health, false, "checkpoint_space", "the checkpoint finds no space: the log grows until there is some");
+    else if (!gauge_get(&store->has_room))
+        health_say(health, false, "checkpoint_lag", "the checkpoint is far behind the log: publishers to absent subscribers wait");
     if (gauge_get(&store_thread_get_stats(sources->store)->prepare_error) != ERR_OK)
         health_say(health, false, "log_prepare", err_text((enum err)gauge_get(&store_thread_get_stats(sources->store)->prepare_error)));
 }
@@ -325,6 +406,7 @@ enum err admin_api_new(struct admin_api **admin_out, const struct admin_sources 
     metrics_register_process(admin->registry);
     register_loops(admin);
     register_threads(admin);
+    register_store(admin);
     register_log(admin);
     register_door(admin);
     if (sources->config->http_enabled) {

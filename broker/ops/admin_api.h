@@ -23,9 +23,13 @@ struct admin_sources {
     struct door *door;
     struct cpu_pool *pool; /* NULL: no TLS */
     struct route_thread *route;
+    /* NULL without persistence, all of them. */
     struct store_thread *store;
-    struct log_thread *log;    /* NULL: no persistence */
-    struct log_writer *writer; /* NULL: no persistence */
+    struct reader_thread *reader;
+    struct log_thread *log;
+    struct log_writer *writer;
+    struct checkpoint *checkpoint;
+    struct kv *kv;
     const _Atomic bool *is_draining;
 };
 

@@ -57,6 +57,8 @@ struct broker_config {
     int64_t log_max_size, log_segment_size, log_commit_spacing_ns, log_free_disk_floor, log_blocks_per_shard;
     struct option_list log_cursors;
     struct option_list tiers;
+    int64_t checkpoint_interval_ns, checkpoint_lag_ns, checkpoint_lag_bytes, checkpoint_window_bytes, checkpoint_max_bytes;
+    int64_t retained_cache_bytes;
     /* telemetry */
     struct option_list telemetry; /* telemetry and telemetry_ignore, in their common order */
     int64_t telemetry_partitions;

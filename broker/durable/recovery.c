@@ -1,0 +1,265 @@
+#include "broker/durable/recovery.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "broker/core/msg.h"
+#include "broker/core/route_actor.h"
+#include "broker/core/shard.h"
+#include "broker/core/shard_restore.h"
+#include "broker/durable/data_format.h"
+#include "broker/durable/store_writer.h"
+#include "broker/route/topic_tree.h"
+#include "common/check.h"
+#include "common/crash_point.h"
+#include "common/logger.h"
+
+/* --- open ---------------------------------------------------------------------------------------------------------------------------- */
+
+/* Checkpoint and log must be of one broker; each alone is only half of the truth. */
+static enum err recovery_match(const struct durable *durable, const struct recovery_options *options, struct errmsg *msg)
+{
+    uint64_t of_checkpoint = checkpoint_state(durable->checkpoint).broker_id, of_log = log_writer_broker_id(durable->writer);
+    if (of_checkpoint == 0 || of_checkpoint == of_log)
+        return ERR_OK;
+    return err_set(msg, ERR_CORRUPT,
+                   "%s: checkpoint of broker %016" PRIx64 " beside a log of broker %016" PRIx64
+                   ": they do not belong together; restore both from one backup",
+                   options->data_dir, of_checkpoint, of_log);
+}
+
+static enum err recovery_open_checkpoint(struct durable *durable, const struct recovery_options *options, uint32_t version,
+                                         struct errmsg *msg)
+{
+    enum err err = options->open_kv(options->open_kv_arg, &durable->kv, msg);
+    if (!err)
+        err = checkpoint_open(&durable->checkpoint, durable->kv, options->random, msg);
+    if (!err && version >= DATA_FORMAT_CHECKPOINT && checkpoint_state(durable->checkpoint).broker_id == 0)
+        err = err_set(msg, ERR_CORRUPT,
+                      "%s: the checkpoint is missing or empty, and there was one (format %" PRIu32
+                      "): sessions, queues and retained values older than the log are gone; see `repair`",
+                      options->data_dir, version);
+    return err;
+}
+
+/* A log of the first format knows nothing of sessions, and may begin anywhere: the checkpoint begins where it does. */
+static enum err recovery_begin_at_oldest(struct durable *durable, struct errmsg *msg)
+{
+    const struct log_recovery *log = &durable->log;
+    struct log_cursor_value cursor = {.broker_id = log_writer_broker_id(durable->writer),
+                                      .position = log->oldest,
+                                      .place = log->oldest_place,
+                                      .reopen = log->oldest_place};
+    if (log->oldest_place.generation == 0 || log->oldest.sequence <= 1)
+        return ERR_OK;
+    return checkpoint_commit(durable->checkpoint, &cursor, msg);
+}
+
+static enum err recovery_replay(struct durable *durable, const struct recovery_options *options, uint32_t version, struct errmsg *msg)
+{
+    enum err err = ERR_OK;
+    if (version == DATA_FORMAT_LOG_ONLY && checkpoint_state(durable->checkpoint).broker_id == 0)
+        err = recovery_begin_at_oldest(durable, msg);
+    if (err)
+        return err;
+    return store_writer_replay(durable->checkpoint, options->fs, options->log.dir, options->delta_bytes_max, msg);
+}
+
+enum err recovery_open(struct durable *durable_out, struct recovery_options *options, struct errmsg *msg)
+{
+    struct durable durable = {0};
+    uint32_t version;
+    enum err err = data_format_read(&version, options->fs, options->data_dir, msg);
+    if (!err)
+        err = recovery_open_checkpoint(&durable, options, version, msg);
+    if (!err) {
+        struct log_cursor_value cursor = checkpoint_state(durable.checkpoint).cursor;
+        options->log.checkpoint = cursor.reopen;
+        options->log.checkpoint_end = cursor.place;
+        err = log_writer_open(&durable.writer, &options->log, &durable.log, msg);
+    }
+    if (!err)
+        err = recovery_match(&durable, options, msg);
+    if (!err)
+        err = recovery_replay(&durable, options, version, msg);
+    if (!err) {
+        CRASH_POINT("recovery_replayed");
+        log_writer_set_checkpoint(durable.writer, checkpoint_state(durable.checkpoint).cursor.reopen);
+        if (version < DATA_FORMAT_CHECKPOINT)
+            err = data_format_write(options->fs, options->data_dir, DATA_FORMAT_CHECKPOINT, msg);
+    }
+    if (err) {
+        recovery_close(&durable);
+        return err;
+    }
+    *durable_out = durable;
+    return ERR_OK;
+}
+
+void recovery_close(struct durable *durable)
+{
+    checkpoint_free(durable->checkpoint);
+    log_writer_close(durable->writer);
+    kv_close(durable->kv);
+    *durable = (struct durable){0};
+}
+
+/* --- load ---------------------------------------------------------------------------------------------------------------------------- */
+
+/* Where sessions went: numbers come ascending, so finding one again is a search in a sorted array. */
+struct load {
+    const struct recovery_target *target;
+    struct recovery_loaded *loaded;
+    uint64_t *numbers;
+    uint64_t *run_lasts; /* the newest position that stands in a run of the session; 0 = none */
+    uint8_t *homes;
+    size_t count, capacity;
+};
+
+#define NOT_LOADED SIZE_MAX
+
+static bool load_grow(struct load *load)
+{
+    size_t capacity = load->capacity ? load->capacity * 2 : 1024;
+    uint64_t *numbers = realloc(load->numbers, capacity * sizeof *numbers);
+    load->numbers = numbers ? numbers : load->numbers;
+    uint64_t *run_lasts = realloc(load->run_lasts, capacity * sizeof *run_lasts);
+    load->run_lasts = run_lasts ? run_lasts : load->run_lasts;
+    uint8_t *homes = realloc(load->homes, capacity);
+    load->homes = homes ? homes : load->homes;
+    if (!numbers || !run_lasts || !homes)
+        return false;
+    load->capacity = capacity;
+    return true;
+}
+
+static enum err load_remember(struct load *load, uint64_t number, actor_id home)
+{
+    if (load->count == load->capacity && !load_grow(load))
+        return ERR_NOMEM;
+    if (load->count > 0 && load->numbers[load->count - 1] >= number)
+        return ERR_CORRUPT;
+    load->numbers[load->count] = number;
+    load->run_lasts[load->count] = 0;
+    load->homes[load->count++] = (uint8_t)home;
+    return ERR_OK;
+}
+
+static size_t load_find(const struct load *load, uint64_t number)
+{
+    size_t low = 0, high = load->count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (load->numbers[middle] < number)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < load->count && load->numbers[low] == number ? low : NOT_LOADED;
+}
+
+static enum err load_subscriptions(struct load *load, const struct checkpoint_session *session, actor_id home)
+{
+    struct span rest = session->subscriptions, bytes;
+    while (record_next(&bytes, &rest) == ERR_OK) {
+        struct record rec;
+        if (record_decode(&rec, bytes) != ERR_OK)
+            continue;
+        struct subscriber subscriber = shard_restore_subscriber(session->number, home, rec.options);
+        enum err err = topic_tree_add(load->target->tree, NULL, rec.topic, &subscriber);
+        if (err == ERR_NOMEM)
+            return err;
+        load->loaded->subscriptions += err == ERR_OK;
+    }
+    return ERR_OK;
+}
+
+static enum err load_session(void *arg, const struct checkpoint_session *session)
+{
+    struct load *load = arg;
+    const struct recovery_target *target = load->target;
+    actor_id home = shard_home(target->hash_key, target->shard_count, session->client_id);
+    enum err err = shard_restore_session(target->shards[home], session);
+    if (err == ERR_CORRUPT) {
+        load->loaded->corrupt++;
+        LOG_ERROR("a session of the checkpoint is damaged and left out", LOG_U64("session", session->number));
+        return ERR_OK;
+    }
+    if (!err)
+        err = load_remember(load, session->number, home);
+    if (!err)
+        err = load_subscriptions(load, session, home);
+    load->loaded->sessions += err == ERR_OK;
+    return err;
+}
+
+static enum err load_runs(void *arg, uint64_t number, uint64_t last_sequence)
+{
+    struct load *load = arg;
+    size_t index = load_find(load, number);
+    if (index != NOT_LOADED)
+        load->run_lasts[index] = last_sequence;
+    return ERR_OK;
+}
+
+static enum err load_want(void *arg, uint64_t number, uint64_t sequence, const struct checkpoint_want *want, uint32_t cost, bool is_in_run)
+{
+    (void)want; /* comes again with the message when it is read */
+    struct load *load = arg;
+    size_t index = load_find(load, number);
+    if (index == NOT_LOADED)
+        return ERR_NOTFOUND;
+    struct shard *shard = load->target->shards[load->homes[index]];
+    enum err err = shard_restore_want(shard, number, sequence, cost, is_in_run, load->run_lasts[index]);
+    load->loaded->messages += err == ERR_OK;
+    return err;
+}
+
+static enum err load_retained(void *arg, struct span topic, uint64_t number, uint64_t sequence, uint32_t cost, int64_t expiry_wall_ns)
+{
+    struct load *load = arg;
+    int64_t expiry = expiry_wall_ns == 0 ? MSG_NO_EXPIRY : expiry_wall_ns;
+    if (expiry <= load->target->now_wall_ns)
+        return ERR_NOTFOUND;
+    enum err err = route_actor_restore_retained(load->target->route, topic, number, sequence, cost, expiry);
+    load->loaded->retained += err == ERR_OK;
+    return err == ERR_INVALID ? ERR_OK : err;
+}
+
+static void load_corrupt(void *arg, enum kv_tree tree, struct span key)
+{
+    struct load *load = arg;
+    char text[2 * KV_KEY_MAX + 1];
+    size_t size = key.size < KV_KEY_MAX ? key.size : KV_KEY_MAX;
+    for (size_t i = 0; i < size; i++)
+        snprintf(text + 2 * i, 3, "%02x", key.data[i]);
+    text[2 * size] = '\0';
+    load->loaded->corrupt++;
+    LOG_ERROR("a value of the checkpoint is damaged and left out", LOG_TEXT("tree", kv_tree_name(tree)), LOG_TEXT("key", text));
+}
+
+enum err recovery_load(struct recovery_loaded *loaded_out, struct durable *durable, const struct recovery_target *target,
+                       struct errmsg *msg)
+{
+    CHECK(target->shard_count <= ACTOR_SHARDS_MAX);
+    *loaded_out = (struct recovery_loaded){.retained_number_max = checkpoint_state(durable->checkpoint).retained_number_max};
+    struct load load = {.target = target, .loaded = loaded_out};
+    struct checkpoint_loader loader = {
+        .on_session = load_session,
+        .on_runs = load_runs,
+        .on_want = load_want,
+        .on_retained = load_retained,
+        .on_corrupt = load_corrupt,
+        .arg = &load,
+    };
+    for (uint16_t i = 0; i < target->shard_count; i++)
+        shard_turn_begin(target->shards[i], target->now_mono_ns, target->now_wall_ns);
+    enum err err = checkpoint_load(durable->checkpoint, &loader, msg);
+    for (uint16_t i = 0; i < target->shard_count; i++)
+        shard_turn_end(target->shards[i]);
+    free(load.numbers);
+    free(load.run_lasts);
+    free(load.homes);
+    return err;
+}
