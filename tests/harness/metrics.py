@@ -41,7 +41,8 @@ class Metrics:
     def book_difference(self):
         """Broker: what the two equations miss (copies, telemetry); (0, 0) at every quiet point."""
         get = self.get
-        copies = get("tidegate_routed_copies_total") - (
+        restored = sum(self.find("tidegate_restored_copies_total").values())  # since the start: from the checkpoint
+        copies = get("tidegate_routed_copies_total") + restored - (
             get("tidegate_sent_copies_total") + get("tidegate_acked_copies_total") + get("tidegate_inflight_messages") +
             get("tidegate_queue_messages", queue="session_queue") + get("tidegate_held_copies") +
             get("tidegate_posted_copies_total") - get("tidegate_received_copies_total") + get("tidegate_dropped_copies_total"))
