@@ -872,6 +872,8 @@ bool publish_will(struct shard *shard, const struct will *will)
     if (outcome == PUBLISH_NO_ROOM)
         return false;
     counter_inc(outcome == PUBLISH_DONE ? &shard->stats.wills_published : &shard->stats.wills_failed);
+    if (outcome == PUBLISH_REFUSED) /* there is no record of its own that says so: the next start would try it again */
+        session_log_will_delete(shard, will->publisher);
     return true;
 }
 

@@ -228,7 +228,7 @@ static void let_go(struct item_ring **place, struct queue_shared *shared)
 /* All of the head or nothing: what stays would be before what went. */
 static void let_head_go(struct queue_body *body, struct queue_shared *shared)
 {
-    uint64_t sequences[2 * QUEUE_HEAD_MAX];
+    uint64_t sequences[2 * QUEUE_HEAD_MAX] = {0};
     uint32_t count = ring_count(head_of(body));
     CHECK(count <= 2 * QUEUE_HEAD_MAX);
     for (uint32_t i = 0; i < count; i++) {

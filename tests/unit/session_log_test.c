@@ -451,6 +451,22 @@ static void will_that_is_said_is_deleted_by_its_own_record(void **state) /* LOG 
     rig_free(rig);
 }
 
+static void will_that_is_refused_is_deleted(void **state)
+{
+    struct rig *rig = RIG(.rules = "t/{device}/# max_qos=0");
+    struct packet connect = hour("car", 3600);
+    add_will(&connect, 0);
+    connect.connect.will_topic = SPAN_LITERAL("t/car/gone");
+    connect.connect.will_qos = 1;
+    rig_break(rig_connect_with(rig, &connect));
+    rig_settle(rig);
+    struct record rec;
+    find_record(rig, &rec, RECORD_WILL_DELETE, 0);
+    assert_int_equal(rig_published_count(rig), 0);
+    assert_int_equal(RIG_COUNTER(rig, wills_failed), 1);
+    rig_free(rig);
+}
+
 static void reconnect_within_the_delay_deletes_the_will(void **state)
 {
     struct rig *rig = RIG();
@@ -651,6 +667,7 @@ int main(void)
         CASE(will_of_any_session_is_durable_before_connack),
         CASE(goodbye_deletes_the_will),
         CASE(will_that_is_said_is_deleted_by_its_own_record),
+        CASE(will_that_is_refused_is_deleted),
         CASE(reconnect_within_the_delay_deletes_the_will),
         CASE(disconnect_with_an_expiry_says_so),
         CASE(expired_session_names_what_it_wanted_and_is_deleted),
