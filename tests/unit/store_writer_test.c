@@ -786,9 +786,10 @@ static enum err dump_runs(void *arg, uint64_t session, uint64_t last_sequence)
     return ERR_OK;
 }
 
-static enum err dump_want(void *arg, uint64_t session, uint64_t sequence, const struct checkpoint_want *want, uint32_t cost)
+static enum err dump_want(void *arg, uint64_t session, uint64_t sequence, const struct checkpoint_want *want, uint32_t cost, bool is_in_run)
 {
     struct dump *dump = arg;
+    assert_false(is_in_run);
     if (!(dump->sessions >> session & 1))
         return ERR_NOTFOUND;
     dump_line(dump, "want %llu %llu qos %u cost %u\n", (unsigned long long)session, (unsigned long long)sequence, want->qos, cost);
