@@ -182,7 +182,8 @@ static enum err write_chunk_acks(struct checkpoint_write *write, const struct de
 
 enum err checkpoint_write_acks(struct checkpoint_write *write, struct delta_ack *acks, size_t count)
 {
-    qsort(acks, count, sizeof *acks, compare_acks);
+    if (count > 0) /* an array of none has no address */
+        qsort(acks, count, sizeof *acks, compare_acks);
     enum err err = ERR_OK;
     for (size_t at = 0; !err && at < count;) {
         uint64_t sequence = acks[at].sequence;

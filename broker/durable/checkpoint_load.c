@@ -16,6 +16,7 @@
 #include "broker/durable/checkpoint_internal.h"
 
 #include "common/check.h"
+#include "common/crash_point.h"
 #include "common/hash.h"
 
 #include <stdlib.h>
@@ -132,6 +133,7 @@ static enum err clean(struct load *load)
             kv_abort(write.txn);
         else
             err = kv_commit(write.txn);
+        CRASH_POINT("checkpoint_load_cleaned"); /* a part of it */
     }
     if (!err)
         load->bodies_freed += write.bodies_freed;
@@ -647,6 +649,7 @@ enum err checkpoint_load(struct checkpoint *checkpoint, const struct checkpoint_
 {
     CHECK(delta_is_empty(&checkpoint->delta));
     struct load load = {.checkpoint = checkpoint, .loader = loader};
+    CRASH_POINT("checkpoint_load");
     enum err err = load_held(&load);
     if (!err)
         err = walk(&load, &(struct load_tree){KV_SESSIONS, 8, on_session, NULL});
