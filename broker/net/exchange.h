@@ -1,9 +1,9 @@
 /* The rings between the actors: who may post to whom, and who is woken.
  *
  * One ring in each direction between any two shards, and between each shard and the route, log, store and reader threads. Of the threads
- * only these talk to each other: route asks the reader and is answered, and the store tells route how far the checkpoint is. An actor posts as it works and calls exchange_flush() when its turn ends: one wake for a batch, and none for a receiver that
- * is awake. The last eighth of a ring is a reserve for control traffic, so a flood of deliveries never keeps an acknowledgement or a log
- * block from passing.
+ * only these talk to each other: route asks the reader and is answered, and the store tells route how far the checkpoint is. An actor posts
+ * as it works and calls exchange_flush() when its turn ends: one wake for a batch, and none for a receiver that is awake. The last eighth
+ * of a ring is a reserve for control traffic, so a flood of deliveries never keeps an acknowledgement or a log block from passing.
  *
  * Threads: post, flush, drain, sleep and awake of actor `a` from a's thread only; wake_outside and stats from any. */
 #ifndef TIDEGATE_BROKER_NET_EXCHANGE_H
