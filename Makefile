@@ -124,7 +124,7 @@ $(B)/tidegate-sink: $(call obj,sink/main.c) $(B)/libsink.a $(B)/libcommon.a
 $(B)/unit/%: $(B)/tests/unit/%.c.o $(B)/libtest.a $(ARCHIVES)
 	@mkdir -p $(@D)
 	$(CXX) $(LDFLAGS) -o $@ $^ $(BROKER_LIBS) $(SINK_LIBS) $(COMMON_LIBS) -lcmocka
-$(B)/fuzz/%: $(B)/fuzz/%.c.o $(call obj,fuzz/driver.c) $(ARCHIVES)
+$(B)/fuzz/%: $(B)/fuzz/%.c.o $(call obj,fuzz/driver.c) $(B)/libtest.a $(ARCHIVES)
 	@mkdir -p $(@D)
 	$(CXX) $(LDFLAGS) -o $@ $^ $(BROKER_LIBS) $(SINK_LIBS) $(COMMON_LIBS)
 

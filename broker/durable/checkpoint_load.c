@@ -534,6 +534,24 @@ static enum err call_on_want(struct load *load, uint64_t sequence, const struct 
     return err;
 }
 
+/* All of it before any of it is given out: recipients ascend, from the one in the key on, behind those of the chunk before. */
+static enum err check_chunk(struct span recipients, uint64_t first, uint64_t *last)
+{
+    uint64_t at = *last;
+    if (first <= at)
+        return ERR_CORRUPT;
+    at = first - 1;
+    struct record_recipient recipient;
+    enum err err;
+    while ((err = record_recipient_next(&recipient, &recipients)) == ERR_OK) {
+        if (recipient.session <= at)
+            return ERR_CORRUPT;
+        at = recipient.session;
+    }
+    *last = at;
+    return err == ERR_AGAIN ? ERR_OK : err;
+}
+
 static enum err on_chunk(struct load *load, enum err err, struct span key, struct span value)
 {
     uint64_t sequence = kv_key_read_u64(key.data);
@@ -546,24 +564,20 @@ static enum err on_chunk(struct load *load, enum err err, struct span key, struc
         load->want_last = 0;
     }
     load->chunk_count++;
-    struct checkpoint_chunk chunk = {0};
+    struct checkpoint_chunk chunk;
     if (!err)
         err = sequence != 0 ? checkpoint_chunk_decode(&chunk, value) : ERR_CORRUPT;
+    if (!err)
+        err = check_chunk(chunk.recipients, kv_key_read_u64(key.data + 8), &load->want_last);
+    if (err) {
+        on_corrupt(load, KV_RECIPIENTS, key);
+        return ERR_OK;
+    }
     uint32_t cost = checkpoint_cost(chunk.content_bytes);
     struct record_recipient recipient;
-    while (!err && (err = record_recipient_next(&recipient, &chunk.recipients)) == ERR_OK) {
-        if (recipient.session <= load->want_last) {
-            err = ERR_CORRUPT;
-            break;
-        }
-        load->want_last = recipient.session;
+    while (!err && record_recipient_next(&recipient, &chunk.recipients) == ERR_OK)
         err = call_on_want(load, sequence, &recipient, cost);
-        if (err)
-            return err;
-    }
-    if (err == ERR_CORRUPT)
-        on_corrupt(load, KV_RECIPIENTS, key);
-    return ERR_OK;
+    return err;
 }
 
 static enum err load_wants(struct load *load)
