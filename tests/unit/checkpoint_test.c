@@ -919,6 +919,61 @@ static void a_commit_without_space_keeps_the_delta(void **state)
     assert_int_equal(try_commit(b), ERR_IO);
 }
 
+static void assert_value(struct bench *b, enum kv_tree tree, struct span key, const uint8_t *expected, size_t size)
+{
+    struct kv_txn *txn;
+    struct span value;
+    OK(kv_begin(b->kv, &txn, false));
+    OK(kv_get(txn, tree, key, &value));
+    assert_int_equal(value.size, size);
+    assert_memory_equal(value.data, expected, size);
+    kv_abort(txn);
+}
+
+static void values_are_as_in_the_example_of_the_formats_document(void **state)
+{
+    struct bench *b = (struct bench *)*state;
+    static const uint8_t session_value[] = {0x13, 0x00, 0x00, 0x00, 0x03, 0x02, 0xd0, 0x0f, 0x0e, 0xbc, 0x80, 0x80, 0x80, 0x90,
+                                            0xa0, 0x01, 0x43, 0x01, 0x63, 0x0c, 0x00, 0x00, 0x00, 0x05, 0x0e, 0x01, 0x41, 0x03,
+                                            0x61, 0x2f, 0x23, 0x09, 0x00, 0x00, 0x00, 0x0b, 0x04, 0x05, 0x0d, 0x2a};
+    static const uint8_t chunk[] = {0x05, 0x00, 0x00, 0x00, 0x07, 0x02, 0x01, 0x00, 0x09, 0x01, 0x00, 0x01, 0x05};
+    static const uint8_t body[] = {0x15, 0x00, 0x00, 0x00, 0x01, 0x01, 0x06, 0x02, 0xd0, 0x0f, 0x05,
+                                   0x03, 0x41, 0x03, 0x61, 0x2f, 0x62, 0x49, 0x02, 0x68, 0x69};
+    static const uint8_t holders[] = {0x02, 0x00, 0x00, 0x00};
+    static const uint8_t run[] = {0x54, 0x02};
+    static struct recipients to;
+    uint8_t key[16], five = 5;
+    apply(b, (struct record){.type = RECORD_SESSION,
+                             .session = 7,
+                             .client_id = S("c"),
+                             .received_ns = 1000,
+                             .options = 60 | RECORD_SESSION_CONNECTED | UINT64_C(5) << RECORD_SESSION_PROTOCOL_SHIFT});
+    apply(b, (struct record){.type = RECORD_SESSION, .session = 9});
+    apply(b, (struct record){.type = RECORD_SUBSCRIPTION, .session = 7, .topic = S("a/#"), .options = 1});
+    to.size = 0;
+    struct record_recipient seven = {.session = 7, .qos = 2, .options = 1}, nine = {.session = 9, .qos = 1, .ids = span_of(&five, 1)};
+    to.size = record_recipient_put(to.bytes, &seven);
+    to.size += record_recipient_put(to.bytes + to.size, &nine);
+    b->sequence = 41;
+    apply(b, (struct record){.type = RECORD_PUBLISH,
+                             .qos = 2,
+                             .retain = true,
+                             .received_ns = 1000,
+                             .retained_number = 3,
+                             .topic = S("a/b"),
+                             .payload = S("hi"),
+                             .client_id = S("publisher"),
+                             .recipients = span_of(to.bytes, to.size)});
+    apply(b, (struct record){.type = RECORD_SENT, .session = 7, .packet_id = 5, .subject_sequence = 42});
+    OK(checkpoint_put_run(b->checkpoint, 9, (const uint64_t[]){42, 43}, 2));
+    commit(b);
+    assert_value(b, KV_SESSIONS, kv_key_u64(key, 7), session_value, sizeof session_value);
+    assert_value(b, KV_RECIPIENTS, kv_key_u64_u64(key, 42, 7), chunk, sizeof chunk);
+    assert_value(b, KV_BODIES, kv_key_u64(key, 42), body, sizeof body);
+    assert_value(b, KV_HOLDERS, kv_key_u64(key, 42), holders, sizeof holders);
+    assert_value(b, KV_RUNS, kv_key_u64_u64(key, 9, 42), run, sizeof run);
+}
+
 /* --- any stream against a model ------------------------------------------------------------------------------------------------------- */
 
 #define M_SESSIONS 40
@@ -1613,6 +1668,7 @@ int main(void)
         CASE(damaged_values_are_left_out_and_told),
         CASE(a_callback_that_fails_ends_the_load),
         CASE(a_commit_without_space_keeps_the_delta),
+        CASE(values_are_as_in_the_example_of_the_formats_document),
         cmocka_unit_test(any_stream_of_records_comes_back_after_any_crash),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
