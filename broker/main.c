@@ -22,8 +22,10 @@
 #include "broker/durable/reader_thread.h"
 #include "broker/durable/recovery.h"
 #include "broker/net/bell.h"
+#include "broker/net/tls.h"
 #include "broker/ops/admin_api.h"
 #include "broker/ops/broker_options.h"
+#include "broker/ops/maintenance.h"
 #include "broker/route/topic_tree.h"
 #include "broker/session/session.h"
 #include "common/check.h"
@@ -44,7 +46,9 @@
 extern char **environ;
 
 struct command_line {
-    const char *command; /* "run", "check", "dump" */
+    const char *command; /* "run", "check", "dump", "backup", "restore", "repair" */
+    const char *dir;     /* of backup and restore */
+    bool yes;
     const char *config_path;
     const char *port;
     const char *topic, *client_id, *user_name;
@@ -89,6 +93,9 @@ static void print_usage(FILE *out)
     (void)fputs("usage: tidegate-broker [-c FILE] [-p PORT] [-v]\n"
                 "       tidegate-broker check -c FILE [--topic T [--client-id ID] [--user NAME]]\n"
                 "       tidegate-broker dump [-c FILE]\n"
+                "       tidegate-broker backup [-c FILE] DIR\n"
+                "       tidegate-broker restore [-c FILE] DIR\n"
+                "       tidegate-broker repair [-c FILE] [--yes]\n"
                 "       tidegate-broker --help | --version | --options | --markdown\n"
                 "\n"
                 "  -c FILE       configuration; without one: port 1883 on the loopback, anonymous, data in /var/lib/tidegate/broker\n"
@@ -97,6 +104,10 @@ static void print_usage(FILE *out)
                 "  check         say what is wrong with a configuration; with --topic: is a message there telemetry, of which device,\n"
                 "                and what does its acknowledgement promise\n"
                 "  dump          print the effective configuration with the origin of each value\n"
+                "  backup        a consistent copy of the data into the new directory DIR, while the broker runs or not\n"
+                "  restore       the data out of the backup DIR, into an empty persistence_location, under a new broker id\n"
+                "  repair        say what is damaged and what could be done (status 1 when there is something); with --yes do it:\n"
+                "                what is taken out goes to damaged-TIME in the data directory, nothing is deleted\n"
                 "  --options     explain every option\n",
                 out);
 }
@@ -110,7 +121,30 @@ static void print_document(void (*make)(const struct option_table *, struct buf 
     buf_deinit(&text);
 }
 
-enum { OPT_TOPIC = 256, OPT_CLIENT_ID, OPT_USER, OPT_OPTIONS, OPT_MARKDOWN, OPT_VERSION };
+enum { OPT_TOPIC = 256, OPT_CLIENT_ID, OPT_USER, OPT_YES, OPT_OPTIONS, OPT_MARKDOWN, OPT_VERSION };
+
+/* What stands behind the options: the command, and its directory. Returns as parse_command_line(). */
+static int parse_command(struct command_line *line, int argc, char **argv)
+{
+    if (optind < argc)
+        line->command = argv[optind++];
+    bool is_known = strcmp(line->command, "run") == 0 || strcmp(line->command, "check") == 0 || strcmp(line->command, "dump") == 0 ||
+                    maintenance_is_command(line->command);
+    if (maintenance_wants_dir(line->command)) {
+        if (optind == argc) {
+            (void)fprintf(stderr, "tidegate-broker: %s needs the directory of the backup\n", line->command);
+            print_usage(stderr);
+            return EXIT_USAGE;
+        }
+        line->dir = argv[optind++];
+    }
+    if (optind < argc || !is_known) {
+        (void)fprintf(stderr, "tidegate-broker: \"%s\" is not understood\n", is_known ? argv[optind] : line->command);
+        print_usage(stderr);
+        return EXIT_USAGE;
+    }
+    return -1;
+}
 
 /* Returns -1 to go on, otherwise the exit status. */
 static int parse_command_line(struct command_line *line, int argc, char **argv)
@@ -121,6 +155,7 @@ static int parse_command_line(struct command_line *line, int argc, char **argv)
                                                  {"topic", required_argument, NULL, OPT_TOPIC},
                                                  {"client-id", required_argument, NULL, OPT_CLIENT_ID},
                                                  {"user", required_argument, NULL, OPT_USER},
+                                                 {"yes", no_argument, NULL, OPT_YES},
                                                  {"options", no_argument, NULL, OPT_OPTIONS},
                                                  {"markdown", no_argument, NULL, OPT_MARKDOWN},
                                                  {"version", no_argument, NULL, OPT_VERSION},
@@ -148,6 +183,9 @@ static int parse_command_line(struct command_line *line, int argc, char **argv)
         case OPT_USER:
             line->user_name = optarg;
             break;
+        case OPT_YES:
+            line->yes = true;
+            break;
         case OPT_OPTIONS:
             print_document(options_help);
             return EXIT_SUCCESS;
@@ -165,15 +203,7 @@ static int parse_command_line(struct command_line *line, int argc, char **argv)
             return EXIT_USAGE;
         }
     }
-    if (optind < argc)
-        line->command = argv[optind++];
-    bool is_known = strcmp(line->command, "run") == 0 || strcmp(line->command, "check") == 0 || strcmp(line->command, "dump") == 0;
-    if (optind < argc || !is_known) {
-        (void)fprintf(stderr, "tidegate-broker: \"%s\" is not understood\n", is_known ? argv[optind] : line->command);
-        print_usage(stderr);
-        return EXIT_USAGE;
-    }
-    return -1;
+    return parse_command(line, argc, argv);
 }
 
 /* ---- configuration ---- */
@@ -203,8 +233,39 @@ static bool load_config(struct broker *broker, const struct command_line *line)
     return err == ERR_OK;
 }
 
+/* As the start will load them. */
+static enum err check_certificates(const struct broker_config *config, struct errmsg *msg)
+{
+    const struct broker_listener_config *items = config->listeners.items;
+    enum err err = ERR_OK;
+    for (size_t i = 0; i < config->listeners.count && !err; i++) {
+        struct tls_files files = {.certificate_path = items[i].certfile, .key_path = items[i].keyfile};
+        struct tls_server *server = NULL;
+        if (!files.certificate_path)
+            continue;
+        err = tls_server_new(&server, &files, msg);
+        tls_server_free(server);
+    }
+    return err;
+}
+
+static int run_maintenance(const struct broker *broker, const struct command_line *line)
+{
+    struct maintenance_options options = {.command = line->command,
+                                          .dir = line->dir,
+                                          .yes = line->yes,
+                                          .data_dir = broker->config.persistence_location,
+                                          .checkpoint_bytes_max = (uint64_t)1 << 40};
+    return maintenance_run(&options);
+}
+
 static int run_check(struct broker *broker, const struct command_line *line)
 {
+    struct errmsg msg;
+    if (check_certificates(&broker->config, &msg) != ERR_OK) {
+        (void)fprintf(stderr, "%s\n", msg.text);
+        return EXIT_FAILURE;
+    }
     if (!line->topic) {
         (void)puts("configuration is valid");
         return EXIT_SUCCESS;
@@ -902,6 +963,8 @@ int main(int argc, char **argv)
         status = run_check(broker, &line);
     else if (strcmp(line.command, "dump") == 0)
         status = run_dump(broker);
+    else if (maintenance_is_command(line.command))
+        status = run_maintenance(broker, &line);
     else
         status = run(broker);
     rule_table_deinit(&broker->rules);

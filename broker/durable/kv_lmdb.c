@@ -688,3 +688,36 @@ enum err kv_lmdb_copy(struct kv *kv, const char *dir, struct errmsg *msg)
     close(dir_fd);
     return err;
 }
+
+/* --- the list of free pages ---------------------------------------------------------------------------------------------------------- */
+
+enum err kv_lmdb_check_free(struct kv *kv)
+{
+    struct kv_lmdb *lmdb = lmdb_of(kv);
+    MDB_txn *txn;
+    MDB_cursor *cursor = NULL;
+    MDB_val key, data;
+    MDB_envinfo info;
+    bool is_good = true;
+    int rc = mdb_txn_begin(lmdb->env, NULL, MDB_RDONLY, &txn);
+    if (rc)
+        return err_of(rc);
+    rc = mdb_env_info(lmdb->env, &info);
+    if (rc == 0)
+        rc = mdb_cursor_open(txn, 0, &cursor);
+    /* A value is a count and so many page numbers. */
+    while (rc == 0 && is_good && (rc = mdb_cursor_get(cursor, &key, &data, MDB_NEXT)) == 0) {
+        uint64_t count = 0, page;
+        if (data.mv_size >= sizeof count)
+            memcpy(&count, data.mv_data, sizeof count);
+        is_good = data.mv_size >= sizeof count && count <= data.mv_size / sizeof page - 1;
+        for (uint64_t i = 1; is_good && i <= count; i++) {
+            memcpy(&page, (const uint8_t *)data.mv_data + i * sizeof page, sizeof page);
+            is_good = page >= 2 && page <= info.me_last_pgno;
+        }
+    }
+    if (cursor)
+        mdb_cursor_close(cursor);
+    mdb_txn_abort(txn);
+    return !is_good ? ERR_CORRUPT : rc == MDB_NOTFOUND ? ERR_OK : err_of(rc);
+}

@@ -36,4 +36,8 @@ enum err kv_lmdb_open(struct kv **kv_out, const struct kv_lmdb_options *options,
  * Returns 0, ERR_EXISTS, ERR_NOSPACE, ERR_CORRUPT, ERR_PERMISSION, ERR_NOTFOUND, ERR_NOMEM, ERR_IO; msg says why. Thread: any. */
 enum err kv_lmdb_copy(struct kv *kv, const char *dir, struct errmsg *msg) must_check;
 
+/* Walk what no reader of trees looks at, and every writer does: the list of free pages. kv must be of kv_lmdb_open(). Returns 0,
+ * ERR_CORRUPT, ERR_NOMEM, ERR_IO; a damaged page may also end the process. Thread: any. */
+enum err kv_lmdb_check_free(struct kv *kv) must_check;
+
 #endif

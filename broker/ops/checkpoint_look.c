@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -24,47 +25,92 @@ static void add_damage(struct checkpoint_look *look, enum kv_tree tree, struct s
         memcpy(damage->key, key.data, key.size);
 }
 
-static enum err walk(struct checkpoint_look *look, struct kv *kv)
+static enum err walk_tree(struct checkpoint_look *look, struct kv_txn *txn, enum kv_tree tree)
 {
-    struct kv_txn *txn;
-    enum err err = kv_begin(kv, &txn, false);
-    if (err)
-        return err;
-    for (int t = 0; t < KV_TREE_COUNT; t++) {
-        struct span key, value;
-        err = kv_seek(txn, (enum kv_tree)t, span_of(NULL, 0), &key, &value);
-        while (!err || (err == ERR_CORRUPT && key.size)) {
-            look->entry_count++;
-            if (err)
-                add_damage(look, (enum kv_tree)t, key);
-            err = kv_next(txn, (enum kv_tree)t, &key, &value);
-        }
-        if (err == ERR_CORRUPT)
-            add_damage(look, (enum kv_tree)t, span_of(NULL, 0));
-        else if (err != ERR_NOTFOUND)
-            break;
+    struct span key, value;
+    enum err err = kv_seek(txn, tree, span_of(NULL, 0), &key, &value);
+    while (!err || (err == ERR_CORRUPT && key.size)) {
+        look->entry_count++;
+        if (err)
+            add_damage(look, tree, key);
+        err = kv_next(txn, tree, &key, &value);
     }
-    kv_abort(txn);
+    if (err == ERR_CORRUPT)
+        add_damage(look, tree, span_of(NULL, 0));
     return err == ERR_NOTFOUND || err == ERR_CORRUPT ? ERR_OK : err;
 }
 
-static void look_at(struct checkpoint_look *look, const char *dir, bool values)
+/* After damage of a tree LMDB refuses everything in the transaction: one for each. */
+static enum err walk(struct checkpoint_look *look, struct kv *kv)
 {
+    enum err err = ERR_OK;
+    for (int t = 0; t < KV_TREE_COUNT && !err; t++) {
+        struct kv_txn *txn;
+        look->phase = t;
+        if (look->is_lost[t]) {
+            add_damage(look, (enum kv_tree)t, span_of(NULL, 0));
+            continue;
+        }
+        err = kv_begin(kv, &txn, false);
+        if (err)
+            break;
+        err = walk_tree(look, txn, (enum kv_tree)t);
+        kv_abort(txn);
+    }
+    look->phase = KV_TREE_COUNT;
+    if (!err && !look->is_free_damaged) {
+        look->is_free_damaged = true; /* unless we live to say otherwise */
+        look->is_free_damaged = kv_lmdb_check_free(kv) != ERR_OK;
+    }
+    return err;
+}
+
+struct task {
+    struct checkpoint_look *look;
+    const char *dir;
+    bool values;
+};
+
+static void look_at(void *arg)
+{
+    const struct task *task = (const struct task *)arg;
+    struct checkpoint_look *look = task->look;
     struct kv *kv = NULL;
     struct checkpoint *checkpoint = NULL;
-    struct kv_lmdb_options options = {.dir = dir, .read_only = true};
+    struct kv_lmdb_options options = {.dir = task->dir, .read_only = true};
+    look->phase = -1;
+    look->entry_count = look->damage_count = look->damage_known = 0;
     look->err = kv_lmdb_open(&kv, &options, &look->why);
     if (!look->err)
         look->err = checkpoint_open(&checkpoint, kv, 0, &look->why);
     if (!look->err)
         look->state = checkpoint_state(checkpoint);
     checkpoint_free(checkpoint);
-    if (kv && values) {
+    if (!look->err && task->values) {
         enum err err = walk(look, kv);
-        if (err && !look->err)
-            look->err = err_set(&look->why, err, "%s: %s", dir, err_text(err));
+        if (err)
+            look->err = err_set(&look->why, err, "%s: %s", task->dir, err_text(err));
     }
     kv_close(kv);
+}
+
+enum err checkpoint_survive(void (*fn)(void *arg), void *arg, int *signal_out)
+{
+    static const int fatal[] = {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL};
+    int status = 0;
+    (void)fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) {
+        for (size_t i = 0; i < sizeof fatal / sizeof *fatal; i++)
+            (void)signal(fatal[i], SIG_DFL); /* whoever caught them before: here they are the answer */
+        (void)prctl(PR_SET_DUMPABLE, 0);     /* no core for an end that is expected */
+        fn(arg);
+        _exit(0);
+    }
+    if (child < 0 || waitpid(child, &status, 0) != child)
+        return ERR_NOMEM;
+    *signal_out = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+    return *signal_out || WEXITSTATUS(status) != 0 ? ERR_CORRUPT : ERR_OK;
 }
 
 enum err checkpoint_look(struct checkpoint_look **look_out, const char *dir, bool values, struct errmsg *msg)
@@ -73,26 +119,28 @@ enum err checkpoint_look(struct checkpoint_look **look_out, const char *dir, boo
         (struct checkpoint_look *)mmap(NULL, sizeof *look, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (look == MAP_FAILED)
         return err_set(msg, ERR_NOMEM, "%s: %s", dir, err_text(ERR_NOMEM));
+    struct task task = {look, dir, values};
     look->is_there = data_files_exist(dir, "data.mdb");
     *look_out = look;
     if (!look->is_there)
         return ERR_OK;
-    (void)fflush(NULL);
-    int status = 0;
-    pid_t child = fork();
-    if (child == 0) {
-        look_at(look, dir, values);
-        _exit(0);
+    for (;;) {
+        int signal = 0;
+        enum err err = checkpoint_survive(look_at, &task, &signal);
+        if (err == ERR_NOMEM) {
+            checkpoint_look_free(look);
+            *look_out = NULL;
+            return err_set(msg, err, "%s: cannot start a process to look at it", dir);
+        }
+        if (err && look->phase >= 0 && look->phase < KV_TREE_COUNT && !look->is_lost[look->phase]) {
+            look->is_lost[look->phase] = true; /* again, past it */
+            continue;
+        }
+        if (err && look->phase < 0)
+            look->err =
+                err_set(&look->why, ERR_CORRUPT, "%s: a page is damaged: the process that read it was ended by signal %d", dir, signal);
+        return ERR_OK;
     }
-    if (child < 0 || waitpid(child, &status, 0) != child) {
-        checkpoint_look_free(look);
-        *look_out = NULL;
-        return err_set(msg, ERR_NOMEM, "%s: cannot start a process to look at it", dir);
-    }
-    if (WIFSIGNALED(status))
-        look->err = err_set(&look->why, ERR_CORRUPT, "%s: a page is damaged: the process that read it was ended by signal %d", dir,
-                            WTERMSIG(status));
-    return ERR_OK;
 }
 
 void checkpoint_look_free(struct checkpoint_look *look)

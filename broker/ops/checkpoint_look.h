@@ -21,10 +21,17 @@ struct checkpoint_look {
     struct errmsg why;
     struct checkpoint_state state; /* err 0 */
     uint64_t entry_count;
-    uint64_t damage_count; /* also beyond CHECKPOINT_LOOK_MAX */
-    uint32_t damage_known; /* of `damage` */
+    bool is_lost[KV_TREE_COUNT]; /* walking this tree ended the process */
+    bool is_free_damaged;        /* the list of free pages: a writer would meet it */
+    uint64_t damage_count;       /* also beyond CHECKPOINT_LOOK_MAX */
+    uint32_t damage_known;       /* of `damage` */
+    int phase;                   /* of the process that looks: a tree's number, or before (-1) or behind them */
     struct checkpoint_damage damage[CHECKPOINT_LOOK_MAX];
 };
+
+/* Run fn(arg) in a process of its own, which shares with this one only memory that is shared. Returns 0, ERR_CORRUPT (it was ended by a
+ * signal, *signal_out), ERR_NOMEM (it cannot be started). */
+enum err checkpoint_survive(void (*fn)(void *arg), void *arg, int *signal_out) must_check;
 
 /* Look at the database in `dir`. values: walk all trees and check every value. look_out: returned, to be freed. Returns 0 (also when the
  * database is damaged: look->err), ERR_NOMEM, ERR_IO. */

@@ -6,8 +6,10 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
+#include "broker/durable/checkpoint_internal.h"
 #include "broker/durable/data_format.h"
 #include "broker/durable/kv_lmdb.h"
 #include "broker/ops/checkpoint_look.h"
@@ -133,6 +135,9 @@ static enum err tell_anew(struct repair *repair, const char *wrong, const struct
 
 struct salvage {
     struct repair *repair;
+    const struct checkpoint_look *look;
+    enum err err;
+    struct errmsg why;
     struct kv *from, *to;
     struct kv_txn *read, *write;
     uint64_t written_bytes; /* in this transaction */
@@ -148,18 +153,23 @@ static enum err salvage_commit(struct salvage *salvage)
     return err ? err : kv_begin(salvage->to, &salvage->write, true);
 }
 
-/* Who wants a message of which nothing is left wants nothing. Bodies come before all that names them. */
-static bool is_bodiless(struct salvage *salvage, enum kv_tree tree, struct span key)
+/* Who wants a message of which nothing is left wants nothing. Bodies come before all that names them. What else does not fit afterwards (by
+ * how many a body is held, wants of sessions that are gone) the next load puts right. */
+static bool is_bodiless(struct salvage *salvage, enum kv_tree tree, struct span key, struct span value)
 {
-    struct span ignored;
-    if ((tree != KV_RECIPIENTS && tree != KV_HOLDERS) || key.size < 8)
+    struct checkpoint_retained retained;
+    struct span ignored, body = span_of(key.data, key.size < 8 ? key.size : 8);
+    uint8_t bytes[8];
+    if (tree == KV_RETAINED && checkpoint_retained_decode(&retained, value) == ERR_OK && retained.sequence)
+        body = kv_key_u64(bytes, retained.sequence);
+    else if (tree != KV_RECIPIENTS && tree != KV_HOLDERS)
         return false;
-    return kv_get(salvage->write, KV_BODIES, span_of(key.data, 8), &ignored) == ERR_NOTFOUND;
+    return kv_get(salvage->write, KV_BODIES, body, &ignored) == ERR_NOTFOUND;
 }
 
 static enum err salvage_value(struct salvage *salvage, enum kv_tree tree, struct span key, struct span value)
 {
-    if (is_bodiless(salvage, tree, key)) {
+    if (is_bodiless(salvage, tree, key, value)) {
         salvage->without_body++;
         return ERR_OK;
     }
@@ -221,6 +231,8 @@ static enum err salvage_trees(struct salvage *salvage)
     for (int i = 0; i < KV_TREE_COUNT && !err; i++) {
         kv_abort(salvage->read);
         salvage->read = NULL;
+        if (salvage->look->is_lost[order[i]])
+            continue;
         err = kv_begin(salvage->from, &salvage->read, false);
         if (!err)
             err = salvage_tree(salvage, order[i]);
@@ -233,25 +245,55 @@ static enum err salvage_trees(struct salvage *salvage)
     return kv_commit(salvage->write);
 }
 
-static enum err carry_out_salvage(struct repair *repair)
+/* In a process of its own: where a tree ends early, nobody knows what is met next. */
+static void salvage_all(void *arg)
 {
-    struct salvage salvage = {.repair = repair};
-    struct kv_lmdb_options options = {.dir = repair->checkpoint, .read_only = true};
+    struct salvage *salvage = (struct salvage *)arg;
+    struct kv_lmdb_options options = {.dir = salvage->repair->checkpoint, .read_only = true};
     char path[FILE_PATH_MAX];
-    enum err err = kv_lmdb_open(&salvage.from, &options, repair->msg);
+    salvage->err = kv_lmdb_open(&salvage->from, &options, &salvage->why);
+    if (!salvage->err)
+        salvage->err = open_new(salvage->repair, &salvage->to, path);
+    if (!salvage->err)
+        salvage->err = salvage_trees(salvage);
+    kv_close(salvage->from);
+    kv_close(salvage->to);
+}
+
+static enum err finish_salvage(struct repair *repair, const struct salvage *salvage, enum err err)
+{
+    char path[FILE_PATH_MAX];
+    if (err == ERR_NOMEM)
+        return err_set(repair->msg, err, "%s: cannot start a process to copy it", repair->checkpoint);
+    if (!err && salvage->err)
+        return err_set(repair->msg, salvage->err, "%s: copying what can be read: %s %s", repair->checkpoint, err_text(salvage->err),
+                       salvage->why.text);
     if (!err)
-        err = open_new(repair, &salvage.to, path);
-    if (!err && (err = salvage_trees(&salvage)) != ERR_OK)
-        err_set(repair->msg, err, "%s: copying what can be read: %s", repair->checkpoint, err_text(err));
-    kv_close(salvage.from);
-    kv_close(salvage.to);
+        err = new_path(repair, path);
     if (!err)
         err = replace(repair, path);
     if (!err)
         fprintf(repair->options->out,
-                "   kept %" PRIu64 " values, left out %" PRIu64 ", and %" PRIu64 " that named messages without a body\n", salvage.kept,
-                salvage.left_out, salvage.without_body);
+                "   kept %" PRIu64 " values, left out %" PRIu64 ", and %" PRIu64 " that named messages without a body\n", salvage->kept,
+                salvage->left_out, salvage->without_body);
     return err;
+}
+
+static enum err carry_out_salvage(struct repair *repair, const struct checkpoint_look *look, const struct log_end *begin)
+{
+    int signal = 0;
+    struct salvage *salvage = (struct salvage *)mmap(NULL, sizeof *salvage, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (salvage == MAP_FAILED)
+        return err_set(repair->msg, ERR_NOMEM, "%s: %s", repair->checkpoint, err_text(ERR_NOMEM));
+    salvage->repair = repair;
+    salvage->look = look;
+    enum err err = finish_salvage(repair, salvage, checkpoint_survive(salvage_all, salvage, &signal));
+    (void)munmap(salvage, sizeof *salvage);
+    if (err != ERR_CORRUPT)
+        return err;
+    fprintf(repair->options->out, "   copying met more damage (signal %d): the new one begins with record %" PRIu64 " of the log\n", signal,
+            begin->position.sequence);
+    return begin_anew(repair, begin);
 }
 
 /* What is known of a session besides its value: how much of its queue lies in runs. */
@@ -283,7 +325,7 @@ static void tell_values(struct repair *repair, const struct checkpoint_look *loo
             snprintf(hex + 2 * k, 3, "%02x", damage->key[k]);
         checkpoint_damage_text(text, damage);
         fprintf(out, "   tree %s, key %s: %s", kv_tree_name((enum kv_tree)damage->tree), damage->key_size ? hex : "-", text);
-        if (damage->tree == KV_SESSIONS && damage->key_size >= 8 && txn)
+        if (damage->tree == KV_SESSIONS && damage->key_size >= 8 && txn && !look->is_lost[KV_RUNS])
             fprintf(out, "; %" PRIu64 " runs of %d messages wait for it", count_runs(txn, kv_key_read_u64(damage->key)), CHECKPOINT_RUN);
         fputc('\n', out);
     }
@@ -350,14 +392,14 @@ enum err repair_checkpoint(struct repair *repair, const struct checkpoint_look *
         print(wrong, "%s/data.mdb: is empty, and it was not (format %" PRIu32 ")", repair->checkpoint, format);
         return tell_anew(repair, wrong, begin);
     }
-    if (look->damage_count) {
-        print(wrong, "%s/data.mdb: %" PRIu64 " of %" PRIu64 " values are damaged", repair->checkpoint, look->damage_count,
-              look->entry_count);
+    if (look->damage_count || look->is_free_damaged) {
+        print(wrong, "%s/data.mdb: %" PRIu64 " of %" PRIu64 " values are damaged%s", repair->checkpoint, look->damage_count,
+              look->entry_count, look->is_free_damaged ? ", and so is the list of free pages, which every write needs" : "");
         bool yes =
             repair_find(repair, wrong, "copy all others into a new database; the old one goes aside",
                         "these values, and what depends on them: with a session its queue, with a body the message for all that want it");
         tell_values(repair, look);
-        return yes ? carry_out_salvage(repair) : ERR_OK;
+        return yes ? carry_out_salvage(repair, look, begin) : ERR_OK;
     }
     return repair_gap(repair, look, begin);
 }
