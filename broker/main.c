@@ -255,7 +255,7 @@ static int run_maintenance(const struct broker *broker, const struct command_lin
                                           .dir = line->dir,
                                           .yes = line->yes,
                                           .data_dir = broker->config.persistence_location,
-                                          .checkpoint_bytes_max = (uint64_t)1 << 40};
+                                          .checkpoint_bytes_max = (uint64_t)broker->config.checkpoint_max_bytes};
     return maintenance_run(&options);
 }
 

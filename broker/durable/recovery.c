@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "broker/core/msg.h"
 #include "broker/core/route_actor.h"
@@ -13,32 +14,53 @@
 #include "broker/route/topic_tree.h"
 #include "common/check.h"
 #include "common/crash_point.h"
+#include "common/log_segment.h"
 #include "common/logger.h"
 
 /* --- open ---------------------------------------------------------------------------------------------------------------------------- */
 
-/* Checkpoint and log must be of one broker; each alone is only half of the truth. */
-static enum err recovery_match(const struct durable *durable, const struct recovery_options *options, struct errmsg *msg)
+enum err recovery_match(const struct checkpoint_state *state, uint64_t log_broker_id, struct fs *fs, const char *data_dir,
+                        const char *log_dir, struct errmsg *msg)
 {
-    uint64_t of_checkpoint = checkpoint_state(durable->checkpoint).broker_id, of_log = log_writer_broker_id(durable->writer);
-    if (of_checkpoint == 0 || of_checkpoint == of_log)
+    struct log_segment_header header;
+    struct file *file = NULL;
+    uint64_t generation = state->cursor.place.generation;
+    if (state->broker_id == 0 || state->broker_id == log_broker_id)
+        return ERR_OK;
+    enum err err = log_segment_open(&file, &header, fs, log_dir, generation);
+    bool is_match = !err && header.broker_id == state->broker_id;
+    if (!err)
+        file_close(file);
+    else if (err == ERR_NOTFOUND || err == ERR_CORRUPT)
+        is_match = log_segment_find_next(&header, fs, log_dir, generation) == ERR_OK && header.is_repair;
+    else
+        return err_set(msg, err, "%s/%016" PRIx64 ".seg: %s", log_dir, generation, err_text(err));
+    if (is_match)
         return ERR_OK;
     return err_set(msg, ERR_CORRUPT,
                    "%s: checkpoint of broker %016" PRIx64 " beside a log of broker %016" PRIx64
                    ": they do not belong together; restore both from one backup",
-                   options->data_dir, of_checkpoint, of_log);
+                   data_dir, state->broker_id, log_broker_id);
+}
+
+static enum err recovery_match_log(const struct durable *durable, const struct recovery_options *options, struct errmsg *msg)
+{
+    struct checkpoint_state state = checkpoint_state(durable->checkpoint);
+    return recovery_match(&state, log_writer_broker_id(durable->writer), options->fs, options->data_dir, options->log.dir, msg);
 }
 
 static enum err recovery_open_checkpoint(struct durable *durable, const struct recovery_options *options, uint32_t version,
                                          struct errmsg *msg)
 {
     enum err err = options->open_kv(options->open_kv_arg, &durable->kv, msg);
-    if (!err)
-        err = checkpoint_open(&durable->checkpoint, durable->kv, options->random, msg);
+    if (!err && (err = checkpoint_open(&durable->checkpoint, durable->kv, options->random, msg)) != ERR_OK) {
+        struct errmsg why = *msg;
+        err_set(msg, err, "%s/checkpoint: %s", options->data_dir, why.text);
+    }
     if (!err && version >= DATA_FORMAT_CHECKPOINT && checkpoint_state(durable->checkpoint).broker_id == 0)
         err = err_set(msg, ERR_CORRUPT,
-                      "%s: the checkpoint is missing or empty, and there was one (format %" PRIu32
-                      "): sessions, queues and retained values older than the log are gone; see `repair`",
+                      "%s/checkpoint: missing or empty, and there was one (format %" PRIu32
+                      "); see `tidegate-broker repair`: sessions, queues and retained values older than the log are gone",
                       options->data_dir, version);
     return err;
 }
@@ -66,6 +88,14 @@ static enum err recovery_replay(struct durable *durable, const struct recovery_o
     return store_writer_replay(durable->checkpoint, options->fs, options->log.dir, options->delta_bytes_max, msg);
 }
 
+/* What is damaged is an operator's business; say where it is done, unless whoever found it has. */
+static void recovery_point_to_repair(enum err err, struct errmsg *msg)
+{
+    struct errmsg why = *msg;
+    if ((err == ERR_CORRUPT || err == ERR_GAP) && !strstr(why.text, "restore both") && !strstr(why.text, "tidegate-broker repair"))
+        err_set(msg, err, "%s; see `tidegate-broker repair`", why.text);
+}
+
 enum err recovery_open(struct durable *durable_out, struct recovery_options *options, struct errmsg *msg)
 {
     struct durable durable = {0};
@@ -80,7 +110,7 @@ enum err recovery_open(struct durable *durable_out, struct recovery_options *opt
         err = log_writer_open(&durable.writer, &options->log, &durable.log, msg);
     }
     if (!err)
-        err = recovery_match(&durable, options, msg);
+        err = recovery_match_log(&durable, options, msg);
     if (!err)
         err = recovery_replay(&durable, options, version, msg);
     if (!err) {
@@ -90,6 +120,7 @@ enum err recovery_open(struct durable *durable_out, struct recovery_options *opt
             err = data_format_write(options->fs, options->data_dir, DATA_FORMAT_CHECKPOINT, msg);
     }
     if (err) {
+        recovery_point_to_repair(err, msg);
         recovery_close(&durable);
         return err;
     }

@@ -41,6 +41,12 @@ struct durable {
 enum err recovery_open(struct durable *durable_out, struct recovery_options *options, struct errmsg *msg) must_check;
 void recovery_close(struct durable *durable);
 
+/* Checkpoint and log must be of one broker; each alone is only half of the truth. They are when the ids agree, or the checkpoint's is that
+ * of the segment in which it stands: a restored directory has a new id and keeps its segments (LOG 20); what a repair cut away cannot be
+ * asked any more. log_broker_id: of the identity. Returns 0, ERR_CORRUPT, ERR_IO. */
+enum err recovery_match(const struct checkpoint_state *state, uint64_t log_broker_id, struct fs *fs, const char *data_dir,
+                        const char *log_dir, struct errmsg *msg) must_check;
+
 struct recovery_target {
     struct shard **shards; /* in no turn, never run */
     uint16_t shard_count;

@@ -16,6 +16,7 @@
 #include "common/log_recovery.h"
 #include "common/log_segment.h"
 #include "common/log_state.h"
+#include "common/log_window.h"
 
 #define END_WAIT_NS (10 * NS_PER_S) /* for the state file to reach the checkpoint: it is written every 20 ms */
 #define END_POLL_NS (5 * NS_PER_MS)
@@ -235,6 +236,51 @@ static enum err find_end_alone(struct backup *backup)
     return err;
 }
 
+/* Blocks of one segment that go on from `end`. */
+static enum err extend_blocks(struct log_window *window, struct log_end *end, struct file *file, const struct log_segment_header *segment)
+{
+    uint64_t size;
+    enum err err = file_size(file, &size);
+    log_window_clear(window);
+    while (!err && end->place.offset < size) {
+        const uint8_t *at;
+        size_t got;
+        struct log_block_view view;
+        err = log_window_get(window, &at, &got, file, end->place.offset, LOG_BLOCK_SIZE_MAX, size);
+        if (err || log_block_view_parse(&view, at, got) != ERR_OK || !log_segment_holds(segment, &view.header, end->place.offset) ||
+            view.header.sequence != end->position.sequence)
+            break;
+        end->place.offset += view.header.size;
+        end->position.sequence += view.header.record_count;
+    }
+    return err;
+}
+
+/* The state file is up to 20 ms old, more on a slow disk, and what was acknowledged before the backup began must be in it. So read on as
+ * recovery would after a crash at this moment: block after block while they continue. */
+static enum err extend_end(struct backup *backup, struct log_end *end)
+{
+    struct log_window window;
+    struct log_segment_header header;
+    enum err err = log_window_init(&window);
+    for (bool goes_on = true; !err && goes_on;) {
+        struct file *file = NULL;
+        struct log_end next = *end;
+        err = log_segment_open(&file, &header, backup->fs, backup->log, end->place.generation);
+        if (!err)
+            err = extend_blocks(&window, &next, file, &header);
+        file_close(file);
+        *end = next;
+        goes_on = !err && log_segment_find_next(&header, backup->fs, backup->log, end->place.generation) == ERR_OK &&
+                  log_place_compare(header.predecessor, end->place) == 0 && header.first_sequence == end->position.sequence;
+        if (goes_on)
+            *end =
+                (struct log_end){.position = {header.epoch, header.first_sequence}, .place = {header.generation, LOG_SEGMENT_HEADER_SIZE}};
+    }
+    log_window_deinit(&window);
+    return err;
+}
+
 /* The durable end, read after the checkpoint was copied. */
 static enum err find_end(struct backup *backup)
 {
@@ -258,6 +304,8 @@ static enum err find_end(struct backup *backup)
             err = log_state_read(&state, &value);
             log_state_close(&state);
         }
+        if (!err && (err = extend_end(backup, &value.end)) != ERR_OK)
+            return err_set(backup->msg, err, "%s/%016" PRIx64 ".seg: %s", backup->log, value.end.place.generation, err_text(err));
         if (!err && is_end_enough(backup, &value.end)) {
             backup->list.end = value.end;
             return ERR_OK;

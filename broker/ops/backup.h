@@ -2,7 +2,8 @@
  * not.
  *
  * The checkpoint is copied first (one read transaction), then the log from where the checkpoint, and every consumer's cursor, still needs
- * it up to the durable end as it is after that (LOG 22). So the copy is what a crash at that moment would have left. A cursor of its own,
+ * it up to the end as it is after that (LOG 22), found block by block as recovery finds it: the state file lags behind what was
+ * acknowledged. So the copy is what a crash at that moment would have left. A cursor of its own,
  * `cursor.backup-PID`, holds the segments meanwhile and is the only thing that the broker notices; it goes at the end, whatever the end
  * is. Killed, it stays and holds the log until the next backup, which finds it unlocked and removes it.
  *

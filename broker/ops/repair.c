@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "broker/durable/data_format.h"
+#include "broker/durable/recovery.h"
 #include "broker/ops/backup.h"
 #include "broker/ops/checkpoint_look.h"
 #include "broker/ops/data_files.h"
@@ -500,6 +501,15 @@ static enum err repair_cursors(struct repair *repair, const struct survey *surve
 
 /* ---- all ---- */
 
+/* A checkpoint and a log that do not belong together are nobody's damage. */
+static enum err check_match(struct repair *repair, const struct survey *survey)
+{
+    struct log_identity identity;
+    if (!survey->look->is_there || survey->look->err || log_identity_read(&identity, repair->fs, repair->log) != ERR_OK)
+        return ERR_OK;
+    return recovery_match(&survey->look->state, identity.broker_id, repair->fs, repair->options->data_dir, repair->log, repair->msg);
+}
+
 /* Telling: everything at once. Carrying out: the log, then what is made from it, each seen anew in the next round. */
 static enum err repair_round(struct repair *repair)
 {
@@ -517,6 +527,9 @@ static enum err repair_round(struct repair *repair)
         err = repair_identity(repair, &survey);
     if (!err && !(yes && repair->found > before))
         err = repair_state(repair, &survey);
+    if (!err && !(yes && repair->found > before)) {
+        err = check_match(repair, &survey);
+    }
     if (!err && !(yes && repair->found > before)) {
         struct log_end begin = {.position = survey.recovery.oldest, .place = survey.recovery.oldest_place};
         err = repair_checkpoint(repair, survey.look, survey.format, &begin);
