@@ -377,6 +377,7 @@ const char *record_type_name(uint8_t type)
         [RECORD_RELEASED] = "released",
         [RECORD_BEGUN] = "begun",
         [RECORD_DEVICE] = "device",
+        [RECORD_RETAINED_REFUSED] = "retained_refused",
     };
     return type < sizeof names / sizeof *names && names[type] ? names[type] : "unknown";
 }

@@ -77,7 +77,8 @@ struct op {
         struct {
             struct msg *msg; /* shared (ref); payload of 0 bytes clears; NULL: a number was drawn for nothing */
             uint64_t hold;   /* the shard's own ticket, comes back in OP_ROUTE_RETAINED */
-        } retain;            /* OP_ROUTE_RETAIN, OP_ROUTE_RETAINED (msg NULL; flag: refused, the store of retained values is full) */
+        } retain;            /* OP_ROUTE_RETAIN, OP_ROUTE_RETAINED (flag: refused, the store of retained values is full: msg comes back;
+                                else NULL) */
         struct {
             struct msg *msg; /* shared (ref), NULL in OP_RETAINED_END */
             uint64_t request_id;

@@ -315,6 +315,8 @@ static void op_drop(const struct op *op)
         route_request_free(op->request);
     else if (op->type == OP_RETAINED_VALUE)
         msg_unref(op->retained.msg);
+    else if (op->type == OP_ROUTE_RETAINED)
+        msg_unref(op->retain.msg);
     else if (op->type == OP_STORE_READ)
         read_free(op->read);
 }
@@ -527,8 +529,11 @@ static void on_retain(struct route_actor *actor, const struct op *op)
     counter_add(&actor->stats.retained_removed, result == RETAINED_REMOVED);
     counter_add(&actor->stats.retained_superseded, result == RETAINED_SUPERSEDED);
     counter_add(&actor->stats.retained_refused, refused);
-    struct op reply = {.type = OP_ROUTE_RETAINED, .flag = refused, .from = ACTOR_ROUTE, .retain = {.hold = op->retain.hold}};
+    struct op reply = {
+        .type = OP_ROUTE_RETAINED, .flag = refused, .from = ACTOR_ROUTE, .retain = {.msg = refused ? msg : NULL, .hold = op->retain.hold}};
     op_backlog_post(&actor->backlog, post, actor, op->from, &reply);
+    if (refused)
+        return;
     if (result == RETAINED_STORED)
         give_to_jobs(actor, msg, op->from);
     msg_unref(msg);

@@ -196,3 +196,9 @@ void session_log_unsubscribe(struct shard *shard, uint64_t number, struct span f
 {
     session_log_put(shard, &(struct record){.type = RECORD_UNSUBSCRIBE, .session = number, .topic = filter});
 }
+
+void session_log_retained_refused(struct shard *shard, const struct msg *msg)
+{
+    session_log_put(shard,
+                    &(struct record){.type = RECORD_RETAINED_REFUSED, .topic = msg_topic(msg), .retained_number = msg->retained_number});
+}

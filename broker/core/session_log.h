@@ -45,5 +45,7 @@ void session_log_delete(struct shard *shard, uint64_t number);
 /* options: the byte of SUBSCRIBE. */
 void session_log_subscription(struct shard *shard, uint64_t number, struct span filter, uint8_t options, uint32_t subscription_id);
 void session_log_unsubscribe(struct shard *shard, uint64_t number, struct span filter);
+/* The message's record says that it is retained, and there was no room for its topic. */
+void session_log_retained_refused(struct shard *shard, const struct msg *msg);
 
 #endif

@@ -180,6 +180,7 @@ static enum err change_session(struct stored_session *session, const struct reco
     case RECORD_DROP:
     case RECORD_BEGUN:
     case RECORD_DEVICE:
+    case RECORD_RETAINED_REFUSED:
     case RECORD_TYPE_MUST_UNDERSTAND:
         break;
     }
@@ -383,6 +384,20 @@ static struct record body_of(const struct record *rec)
     return body;
 }
 
+/* It came too late for the index: a removal in its place. One that was replaced meanwhile is gone already. */
+static enum err apply_retained_refused(struct checkpoint *checkpoint, const struct record *rec)
+{
+    struct delta_retained *retained;
+    enum err err = touch_retained(checkpoint, &retained, rec->topic);
+    if (err || retained->number != rec->retained_number)
+        return err;
+    if (retained->sequence != 0 && retained->is_changed)
+        delta_end_retained(&checkpoint->delta, retained->sequence);
+    retained->sequence = 0;
+    retained->is_changed = true;
+    return ERR_OK;
+}
+
 static enum err apply_publish(struct checkpoint *checkpoint, const struct record *rec, uint64_t sequence)
 {
     uint32_t want_count;
@@ -443,6 +458,8 @@ static bool is_valid(const struct record *rec)
     case RECORD_DEVICE:
     case RECORD_TYPE_MUST_UNDERSTAND:
         return true;
+    case RECORD_RETAINED_REFUSED:
+        return rec->retained_number != 0 && rec->topic.size > 0 && rec->topic.size <= UINT16_MAX;
     }
     return true;
 }
@@ -470,6 +487,8 @@ static enum err apply(struct checkpoint *checkpoint, const struct record *rec, u
         return err ? err : end_wants(checkpoint, rec);
     case RECORD_DROP:
         return end_wants(checkpoint, rec);
+    case RECORD_RETAINED_REFUSED:
+        return apply_retained_refused(checkpoint, rec);
     case RECORD_PARTITIONS:
     case RECORD_BEGUN:
     case RECORD_DEVICE:

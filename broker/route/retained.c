@@ -428,6 +428,9 @@ static struct entry *retained_claim(struct retained *store, struct entry *entry,
 static bool retained_has_room(const struct retained *store, const struct entry *entry, uint32_t bytes)
 {
     bool is_replaced = entry != NULL && entry_is_live(entry);
+    /* What has a record replaces the value before it in the checkpoint, whatever is said here. */
+    if (is_replaced && store->callbacks.sequence != NULL)
+        return true;
     if (!is_replaced && store->messages >= store->limits.messages_max)
         return false;
     uint64_t bytes_others = store->bytes - (is_replaced ? entry->bytes : 0);

@@ -310,6 +310,7 @@ static void drop_op(struct rig *rig, actor_id to, const struct op *op)
         route_request_free(op->request);
         break;
     case OP_ROUTE_RETAIN:
+    case OP_ROUTE_RETAINED:
         msg_unref(op->retain.msg);
         break;
     case OP_RETAINED_VALUE:
@@ -332,7 +333,6 @@ static void drop_op(struct rig *rig, actor_id to, const struct op *op)
         store_read_free(op->read);
         break;
     case OP_NONE:
-    case OP_ROUTE_RETAINED:
     case OP_RETAINED_END:
     case OP_ROUTE_ASK:
     case OP_ROUTE_PASS:

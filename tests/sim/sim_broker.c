@@ -273,6 +273,7 @@ static void drop_op(const struct op *op)
         route_request_free(op->request);
         return;
     case OP_ROUTE_RETAIN:
+    case OP_ROUTE_RETAINED:
         msg_unref(op->retain.msg);
         return;
     case OP_RETAINED_VALUE:

@@ -648,6 +648,23 @@ static void the_greater_number_is_retained_whatever_comes_first(void **state)
     }
 }
 
+static void a_value_refused_after_its_record_is_no_value(void **state)
+{
+    struct bench *b = (struct bench *)*state;
+    for (int committed = 0; committed < 2; committed++) {
+        uint64_t number = 10 * (unsigned)committed + 5;
+        retain(b, "t", "refused", number);
+        if (committed)
+            commit(b);
+        apply(b, (struct record){.type = RECORD_RETAINED_REFUSED, .topic = span_of_string("t"), .retained_number = number - 1});
+        apply(b, (struct record){.type = RECORD_RETAINED_REFUSED, .topic = span_of_string("t"), .retained_number = number});
+        retain(b, "t", "older", number - 2);
+        commit(b);
+        assert_int_equal(entries(b, KV_BODIES), 0);
+        assert_loads(b, NULL, "");
+    }
+}
+
 static void a_removal_is_remembered_until_nothing_older_can_come(void **state)
 {
     struct bench *b = (struct bench *)*state;
@@ -1658,6 +1675,7 @@ int main(void)
         CASE(a_session_that_ended_takes_its_runs_along),
         CASE(a_long_queue_goes_over_several_commits_or_with_the_load),
         CASE(the_greater_number_is_retained_whatever_comes_first),
+        CASE(a_value_refused_after_its_record_is_no_value),
         CASE(a_removal_is_remembered_until_nothing_older_can_come),
         CASE(a_message_that_is_queued_and_retained_has_two_holders),
         CASE(an_expired_value_goes_when_the_load_refuses_it),

@@ -447,6 +447,9 @@ static void refused_value_frees_the_identifier_durably_first(void **state)
     struct record rec;
     assert_int_equal(records_of(rig, &rec, RECORD_RELEASED), 1);
     assert_int_equal(rec.packet_id, 2);
+    assert_int_equal(records_of(rig, &rec, RECORD_RETAINED_REFUSED), 1); /* or the next start would have it */
+    assert_true(span_equal(rec.topic, span_of_string("y")));
+    assert_int_equal(rec.retained_number, 2);
     rig_log_hold(rig, false);
     rig_settle(rig);
     expect_ack(pub, MQTT_PUBREC, 2, MQTT_REASON_QUOTA_EXCEEDED);
