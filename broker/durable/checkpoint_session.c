@@ -211,7 +211,7 @@ enum err stored_session_set(struct stored_session *session, const struct record 
     uint8_t *bytes = encode(&head, &size);
     if (!bytes)
         return ERR_NOMEM;
-    session->bytes += size - session->head_size;
+    session->bytes = session->bytes - session->head_size + size;
     free(session->head);
     session->head = bytes;
     session->head_size = size;
@@ -230,7 +230,7 @@ enum err stored_session_set_will(struct stored_session *session, const struct re
         if (!bytes)
             return ERR_NOMEM;
     }
-    session->bytes += size - session->will_size;
+    session->bytes = session->bytes - session->will_size + size;
     free(session->will);
     session->will = bytes;
     session->will_size = size;

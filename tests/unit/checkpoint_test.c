@@ -494,6 +494,20 @@ static void a_will_goes_when_it_is_published_or_discarded(void **state)
     }
 }
 
+/* Its size makes a commit due, so a will that goes must not make it huge. */
+static void the_delta_shrinks_with_what_goes(void **state)
+{
+    struct bench *b = (struct bench *)*state;
+    session(b, 7, false);
+    size_t before = checkpoint_delta_bytes(b->checkpoint);
+    apply(b, (struct record){.type = RECORD_WILL, .session = 7, .topic = S("will"), .payload = S("a last word")});
+    assert_true(checkpoint_delta_bytes(b->checkpoint) > before);
+    apply(b, (struct record){.type = RECORD_WILL_DELETE, .session = 7});
+    assert_int_equal(checkpoint_delta_bytes(b->checkpoint), before);
+    apply(b, (struct record){.type = RECORD_SESSION, .session = 7, .client_id = S("client")}); /* a shorter one */
+    assert_true(checkpoint_delta_bytes(b->checkpoint) < before);
+}
+
 static void a_session_value_is_written_only_when_it_differs(void **state)
 {
     struct bench *b = (struct bench *)*state;
@@ -1668,6 +1682,7 @@ int main(void)
         CASE(unknown_types_are_passed_over),
         CASE(a_session_comes_back_as_it_was),
         CASE(a_will_goes_when_it_is_published_or_discarded),
+        CASE(the_delta_shrinks_with_what_goes),
         CASE(a_session_value_is_written_only_when_it_differs),
         CASE(thousands_of_filters_of_one_session),
         CASE(names_of_the_greatest_length_are_kept),
