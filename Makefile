@@ -189,7 +189,7 @@ fuzz: $(FUZZ_BIN)
 
 $(B)/bench/%: $(B)/tests/bench/%.c.o $(ARCHIVES)
 	@mkdir -p $(@D)
-	$(CXX) $(LDFLAGS) -o $@ $^ $(SINK_LIBS) $(COMMON_LIBS)
+	$(CXX) $(LDFLAGS) -o $@ $^ $(BROKER_LIBS) $(SINK_LIBS) $(COMMON_LIBS)
 
 SEEDS ?= 300
 sim: $(B)/tidegate-sim

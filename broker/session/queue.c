@@ -230,7 +230,7 @@ static void let_head_go(struct queue_body *body, struct queue_shared *shared)
 {
     uint64_t sequences[2 * QUEUE_HEAD_MAX] = {0};
     uint32_t count = ring_count(head_of(body));
-    CHECK(count <= 2 * QUEUE_HEAD_MAX);
+    CHECK(count > 0 && count <= 2 * QUEUE_HEAD_MAX); /* an empty ring is NULL */
     for (uint32_t i = 0; i < count; i++) {
         struct queue_item *item = ring_at(head_of(body), i);
         if (!is_stored(item, shared))

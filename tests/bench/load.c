@@ -10,23 +10,13 @@
  * 60; with --filter one 30-byte filter each.
  *
  * A first span of a fifth of --seconds warms up and is not counted. Output: one line of `key=value`. */
-#include <arpa/inet.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include "common/clock.h"
 #include "common/histogram.h"
+#include "tests/bench/bench_mqtt.h"
 #include "tests/bench/bench_util.h"
 
 #define CONNECTIONS_MAX 19000
@@ -57,59 +47,6 @@ static struct histogram ack_latency;
 static uint64_t messages_done;
 static int epoll_fd;
 
-static void die(const char *what)
-{
-    fprintf(stderr, "load: %s: %s\n", what, strerror(errno));
-    exit(1);
-}
-
-static size_t put_length(uint8_t *at, size_t length)
-{
-    size_t size = 0;
-    do {
-        at[size] = (uint8_t)(length & 0x7f);
-        length >>= 7;
-        at[size++] |= length ? 0x80 : 0;
-    } while (length);
-    return size;
-}
-
-static size_t put_string(uint8_t *at, const char *text)
-{
-    size_t size = strlen(text);
-    at[0] = (uint8_t)(size >> 8);
-    at[1] = (uint8_t)size;
-    memcpy(at + 2, text, size);
-    return size + 2;
-}
-
-/* A telemetry object of exactly `size` bytes (or as short as it can be), different for each device. */
-static void make_payload(char *out, int size, int index)
-{
-    int used = snprintf(out, (size_t)size + 200, "{\"speed\":%d.%d,\"soc\":%d,\"temp\":%d.5", 40 + index % 60, index % 10, index % 100,
-                        index % 30);
-    for (int i = 0; used < size - 16; i++)
-        used += snprintf(out + used, 40, ",\"m%02d\":%d", i % 100, 1000 + (index * 7 + i) % 9000);
-    while (used < size - 1)
-        out[used++] = ' ';
-    out[used++] = '}';
-    out[used] = '\0';
-}
-
-static size_t put_publish(uint8_t *at, const char *topic, const char *payload, int qos, int id)
-{
-    size_t topic_size = strlen(topic), payload_size = strlen(payload), used = 0;
-    at[used++] = (uint8_t)(0x30 | qos << 1);
-    used += put_length(at + used, 2 + topic_size + (qos ? 2 : 0) + payload_size);
-    used += put_string(at + used, topic);
-    if (qos) {
-        at[used++] = (uint8_t)(id >> 8);
-        at[used++] = (uint8_t)id;
-    }
-    memcpy(at + used, payload, payload_size);
-    return used + payload_size;
-}
-
 static void link_prepare(struct link *link, int index)
 {
     char topic[1000], *payload = malloc((size_t)opt.payload + 300);
@@ -118,63 +55,22 @@ static void link_prepare(struct link *link, int index)
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
     snprintf(topic, sizeof topic, opt.topic, index);
 #pragma GCC diagnostic pop
-    make_payload(payload, opt.payload, index);
+    bench_make_payload(payload, opt.payload, index);
     for (int i = 0; i < opt.batch; i++)
-        link->packets_size += put_publish(link->packets + link->packets_size, topic, payload, opt.qos, i + 1);
+        link->packets_size += bench_put_publish(link->packets + link->packets_size, topic, payload, opt.qos, i + 1);
     link->sent = link->packets_size;
     free(payload);
-}
-
-static void read_exact(int fd, uint8_t *out, size_t size)
-{
-    for (size_t got = 0; got < size;) {
-        ssize_t n = recv(fd, out + got, size - got, 0);
-        if (n <= 0)
-            die("the server closed during the handshake");
-        got += (size_t)n;
-    }
 }
 
 /* Connect, CONNECT, CONNACK, and a SUBSCRIBE when a filter is given; blocking, one at a time. */
 static void link_open(struct link *link, int index)
 {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)opt.port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    uint8_t packet[200] = {0x10}, answer[5];
-    char id[40];
-    int on = 1;
-    link->fd = socket(AF_INET, SOCK_STREAM, 0);
-    if (link->fd < 0 || connect(link->fd, (struct sockaddr *)&address, sizeof address))
-        die("connect");
-    setsockopt(link->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    char id[40], filter[200];
     snprintf(id, sizeof id, "bench-client-%011d", index);
-    size_t used = 2;
-    used += put_string(packet + used, "MQTT");
-    packet[used++] = 4;
-    packet[used++] = 2; /* clean session */
-    packet[used++] = 0;
-    packet[used++] = 60;
-    used += put_string(packet + used, id);
-    packet[1] = (uint8_t)(used - 2);
-    if (send(link->fd, packet, used, MSG_NOSIGNAL) != (ssize_t)used)
-        die("CONNECT");
-    read_exact(link->fd, answer, 4);
-    if (answer[0] != 0x20 || answer[3] != 0) {
-        fprintf(stderr, "load: CONNACK refuses with code %d\n", answer[3]);
-        exit(1);
-    }
+    link->fd = bench_connect(opt.port, id, true, NULL);
     if (opt.filter) {
-        char filter[200];
         snprintf(filter, sizeof filter, "%s/%09d", opt.filter, index);
-        used = 4;
-        used += put_string(packet + used, filter);
-        packet[used++] = 0;
-        packet[0] = 0x82;
-        packet[1] = (uint8_t)(used - 2);
-        packet[2] = 0;
-        packet[3] = 1;
-        if (send(link->fd, packet, used, MSG_NOSIGNAL) != (ssize_t)used)
-            die("SUBSCRIBE");
-        read_exact(link->fd, answer, 5);
+        bench_subscribe(link->fd, filter, 0);
     }
     fcntl(link->fd, F_SETFL, O_NONBLOCK);
 }
@@ -187,7 +83,7 @@ static bool link_send(struct link *link)
         if (n < 0 && errno == EAGAIN)
             return false;
         if (n < 0)
-            die("send");
+            bench_die("send");
         link->sent += (size_t)n;
     }
     if (opt.qos == 0)
@@ -228,14 +124,14 @@ static void link_on_readable(struct link *link)
     if (n < 0 && errno == EAGAIN)
         return;
     if (n <= 0)
-        die("the server closed a connection");
+        bench_die("the server closed a connection");
     size_t size = (size_t)n + link->rest_size, at = 0, out_size = 0;
     for (; size - at >= 4; at += 4)
         out_size += link_on_ack(link, output + out_size, input + at);
     link->rest_size = size - at;
     memcpy(link->rest, input + at, link->rest_size);
     if (out_size && send(link->fd, output, out_size, MSG_NOSIGNAL) != (ssize_t)out_size)
-        die("PUBREL");
+        bench_die("PUBREL");
 }
 
 /* Take what acknowledgements there are, waiting at most `timeout_ms`; in the closed loop each finished batch begins the next. */
@@ -315,7 +211,7 @@ static int publish(void)
     watch_links();
     run_for(opt.seconds / 5);
     histogram_init(&ack_latency);
-    uint64_t messages = messages_done, cpu = bench_process_cpu_ns(opt.pid), own = bench_process_cpu_ns((int)getpid());
+    uint64_t warm_up = messages_done, messages = warm_up, cpu = bench_process_cpu_ns(opt.pid), own = bench_process_cpu_ns((int)getpid());
     mono_ns start = clock_mono();
     run_for(opt.seconds);
     double took = (double)(clock_mono() - start) / 1e9;
@@ -328,7 +224,7 @@ static int publish(void)
     if (opt.qos)
         printf(" ack_p50_us=%.0f ack_p99_us=%.0f ack_max_us=%.0f", (double)histogram_quantile(&ack_latency, 0.5) / 1e3,
                (double)histogram_quantile(&ack_latency, 0.99) / 1e3, (double)histogram_max(&ack_latency) / 1e3);
-    printf(" anon_mib=%.1f\n", (double)bench_process_anonymous(opt.pid) / 1048576);
+    printf(" all_messages=%lu anon_mib=%.1f\n", warm_up + messages, (double)bench_process_anonymous(opt.pid) / 1048576);
     return 0;
 }
 

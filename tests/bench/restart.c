@@ -1,0 +1,576 @@
+/* A start with very many sessions: how long until it serves, what a session that is away costs, and how soon a client that returns has what
+ * waited for it. Real objects, no sockets but those of the few that return.
+ *
+ *   restart fill  DATA --sessions N [--messages 10] [--shared] [--wildcard]
+ *        Writes the log of a broker that made N sessions (24-byte client id, one 30-byte filter, away for good) and took the messages for
+ * them, QoS 1, 100 bytes; then brings the checkpoint up to it, as a start does. Each session has messages of its own; with --shared a
+ * thousand sessions share each; --wildcard: each filter is `fleet/ID/.../+`, not a topic.
+ *   restart load  DATA
+ *        The load of a start alone, in this process: time, and anonymous memory by what it is for.
+ *   restart serve DATA --sessions N [--messages 10] --broker PROGRAM --config FILE [--returning 200]
+ *        Starts the program (whose configuration names DATA) and measures it from outside: until it says where it listens; its anonymous
+ * memory then and after it has settled; and, for clients picked all over, from connect() to the last of the messages. Stops it.
+ *
+ * Output: lines of `key=value`. DATA is removed by whoever made it. */
+#include <fcntl.h>
+#include <getopt.h>
+#include <signal.h>
+#include <sys/wait.h>
+
+#include "broker/core/route_actor.h"
+#include "broker/core/shard.h"
+#include "broker/core/shard_restore.h"
+#include "broker/durable/kv_lmdb.h"
+#include "broker/durable/recovery.h"
+#include "broker/route/topic_tree.h"
+#include "broker/session/session.h"
+#include "common/check.h"
+#include "common/clock.h"
+#include "common/histogram.h"
+#include "tests/bench/bench_mqtt.h"
+#include "tests/bench/bench_util.h"
+
+#define BLOCKS 64 /* of one write */
+#define SHARE 1000
+#define KEY 0x5eed
+
+struct options {
+    const char *data, *broker, *config;
+    uint64_t sessions;
+    int messages, returning;
+    bool is_shared, is_wildcard;
+};
+
+static struct options opt = {.messages = 10, .returning = 200};
+
+static void check(enum err err, const struct errmsg *msg)
+{
+    if (err == ERR_OK)
+        return;
+    fprintf(stderr, "restart: %s: %s\n", err_text(err), msg ? msg->text : "");
+    exit(1);
+}
+
+static double seconds_since(mono_ns begun) { return (double)(clock_mono() - begun) / 1e9; }
+
+/* --- names ---------------------------------------------------------------------------------------------------------------------------- */
+
+static struct span client_id_of(char text[32], uint64_t i)
+{
+    return span_of(text, (size_t)snprintf(text, 32, "device-%017lu", (unsigned long)i));
+}
+
+/* 30 bytes. */
+static struct span filter_of(char text[40], uint64_t i)
+{
+    return span_of(
+        text, (size_t)snprintf(text, 40, opt.is_wildcard ? "fleet/%09lu/command/set/+" : "fleet/%09lu/commands/all/set", (unsigned long)i));
+}
+
+static struct span topic_of(char text[40], uint64_t i)
+{
+    return span_of(
+        text, (size_t)snprintf(text, 40, opt.is_wildcard ? "fleet/%09lu/command/set/a" : "fleet/%09lu/commands/all/set", (unsigned long)i));
+}
+
+static uint64_t number_of(uint32_t epoch, uint64_t i) { return session_number_of(epoch, i + 1); }
+
+/* --- fill ------------------------------------------------------------------------------------------------------------------------------
+ */
+
+struct filler {
+    struct log_writer *writer;
+    struct log_block_pool pool;
+    struct log_block *block;
+    struct log_block *sealed[BLOCKS];
+    size_t sealed_count;
+    uint64_t records;
+};
+
+static void write_sealed(struct filler *filler)
+{
+    struct errmsg msg = {{0}};
+    if (filler->sealed_count == 0)
+        return;
+    log_writer_begin(filler->writer, filler->sealed, filler->sealed_count);
+    check(log_writer_write(filler->writer, &msg), &msg);
+    check(log_writer_finish(filler->writer, clock_mono()), NULL);
+    for (size_t i = 0; i < filler->sealed_count; i++)
+        log_block_pool_put(&filler->pool, filler->sealed[i]);
+    filler->sealed_count = 0;
+}
+
+static void seal(struct filler *filler)
+{
+    if (!filler->block)
+        return;
+    log_block_seal(&filler->pool, filler->block);
+    filler->sealed[filler->sealed_count++] = filler->block;
+    filler->block = NULL;
+    if (filler->sealed_count == BLOCKS)
+        write_sealed(filler);
+}
+
+static void put(struct filler *filler, const struct record *rec)
+{
+    for (;;) {
+        if (!filler->block)
+            filler->block = log_block_pool_get(&filler->pool);
+        CHECK(filler->block);
+        enum err err = log_block_append(filler->block, rec);
+        if (err == ERR_OK)
+            break;
+        CHECK(err == ERR_FULL);
+        seal(filler);
+    }
+    filler->records++;
+}
+
+static void put_sessions(struct filler *filler, uint32_t epoch, int64_t wall_ns)
+{
+    char id[32], filter[40];
+    for (uint64_t i = 0; i < opt.sessions; i++) {
+        struct record session = {
+            .type = RECORD_SESSION,
+            .session = number_of(epoch, i),
+            .client_id = client_id_of(id, i),
+            .received_ns = wall_ns,
+            .options = SESSION_NEVER_EXPIRES | UINT64_C(4) << RECORD_SESSION_PROTOCOL_SHIFT,
+        };
+        put(filler, &session);
+        struct record subscription = {.type = RECORD_SUBSCRIPTION, .session = session.session, .topic = filter_of(filter, i), .options = 1};
+        put(filler, &subscription);
+    }
+}
+
+/* Message by message over all sessions, so that two messages of a session are far apart in the log, as they are when devices are away. */
+static void put_messages(struct filler *filler, uint32_t epoch, int64_t wall_ns)
+{
+    static uint8_t recipients[SHARE * RECORD_RECIPIENT_SIZE_MAX];
+    char topic[40], payload[200];
+    uint64_t step = opt.is_shared ? SHARE : 1;
+    for (int k = 0; k < opt.messages; k++) {
+        for (uint64_t i = 0; i < opt.sessions; i += step) {
+            bench_make_payload(payload, 100, (int)(i % 1000));
+            size_t size = 0;
+            for (uint64_t j = i; j < i + step && j < opt.sessions; j++)
+                size += record_recipient_put(recipients + size, &(struct record_recipient){.session = number_of(epoch, j), .qos = 1});
+            struct record rec = {
+                .type = RECORD_PUBLISH,
+                .qos = 1,
+                .topic = topic_of(topic, i),
+                .payload = span_of_string(payload),
+                .received_ns = ++wall_ns,
+                .client_id = SPAN_LITERAL("backend"),
+                .recipients = span_of(recipients, size),
+            };
+            put(filler, &rec);
+        }
+    }
+}
+
+static enum err open_kv(void *arg, struct kv **kv_out, struct errmsg *msg)
+{
+    char dir[FILE_PATH_MAX];
+    (void)arg;
+    check(file_path(dir, opt.data, "checkpoint"), NULL);
+    struct kv_lmdb_options options = {.dir = dir, .map_bytes = UINT64_C(1) << 40, .reader_max = 16};
+    return kv_lmdb_open(kv_out, &options, msg);
+}
+
+static struct log_writer_options log_options(char dir_out[FILE_PATH_MAX])
+{
+    check(file_path(dir_out, opt.data, "log"), NULL);
+    return (struct log_writer_options){.fs = fs_posix(), .dir = dir_out, .log_bytes_max = UINT64_C(1) << 38, .wall_ns = clock_wall()};
+}
+
+static void open_durable(struct durable *durable)
+{
+    char dir[FILE_PATH_MAX];
+    struct errmsg msg = {{0}};
+    struct recovery_options options = {
+        .fs = fs_posix(), .data_dir = opt.data, .open_kv = open_kv, .log = log_options(dir), .delta_bytes_max = 256u << 20, .random = KEY};
+    check(recovery_open(durable, &options, &msg), &msg);
+}
+
+static void fill(void)
+{
+    char dir[FILE_PATH_MAX];
+    struct errmsg msg = {{0}};
+    struct filler filler = {0};
+    struct log_writer_options options = log_options(dir);
+    mono_ns begun = clock_mono();
+    check(log_writer_open(&filler.writer, &options, NULL, &msg), &msg);
+    check(log_block_pool_init(&filler.pool, 0, BLOCKS + 1, LOG_BLOCK_BODY_MAX, log_writer_alignment(filler.writer)), NULL);
+    uint32_t epoch = log_writer_epoch(filler.writer);
+    put_sessions(&filler, epoch, options.wall_ns);
+    put_messages(&filler, epoch, options.wall_ns);
+    seal(&filler);
+    write_sealed(&filler);
+    struct log_writer_stats stats;
+    log_writer_stats(filler.writer, &stats);
+    log_block_pool_deinit(&filler.pool);
+    log_writer_close(filler.writer);
+    double written = seconds_since(begun);
+    struct durable durable;
+    begun = clock_mono();
+    open_durable(&durable);
+    double replayed = seconds_since(begun);
+    struct kv_stats kv;
+    check(kv_get_stats(durable.kv, &kv), NULL);
+    recovery_close(&durable);
+    printf("sessions=%lu messages=%d records=%lu log_mib=%.0f write_s=%.1f replay_s=%.1f replay_records_per_s=%.0f\n",
+           (unsigned long)opt.sessions, opt.messages, (unsigned long)filler.records, (double)stats.byte_count / 1048576, written, replayed,
+           (double)filler.records / replayed);
+}
+
+/* --- load ------------------------------------------------------------------------------------------------------------------------------
+ */
+
+/* The allocator's own count of this thread, size classes included; not there with another allocator. */
+extern int mallctl(const char *name, void *old, size_t *old_size, void *fresh, size_t fresh_size) __attribute__((weak));
+
+static const uint64_t *allocator_count(const char *name)
+{
+    static const uint64_t zero;
+    const uint64_t *at = NULL;
+    size_t size = sizeof at;
+    return mallctl && mallctl(name, &at, &size, NULL, 0) == 0 ? at : &zero;
+}
+
+/* What a part of the load takes. */
+struct part {
+    int64_t bytes;
+    mono_ns time;
+};
+
+struct loader {
+    struct shard *shard;
+    struct topic_tree *tree;
+    struct part session, tree_part, wants, all;
+    uint64_t sessions, messages;
+    const uint64_t *allocated, *freed;
+};
+
+static struct part measure(const struct loader *loader)
+{
+    return (struct part){.bytes = (int64_t)(*loader->allocated - *loader->freed), .time = clock_mono()};
+}
+
+static void account(struct part *part, const struct part *from, const struct loader *loader)
+{
+    struct part now = measure(loader);
+    part->bytes += now.bytes - from->bytes;
+    part->time += now.time - from->time;
+}
+
+static enum err on_session(void *arg, const struct checkpoint_session *session)
+{
+    struct loader *loader = arg;
+    struct part begun = measure(loader);
+    enum err err = shard_restore_session(loader->shard, session);
+    account(&loader->session, &begun, loader);
+    struct span rest = session->subscriptions, bytes;
+    begun = measure(loader);
+    while (!err && record_next(&bytes, &rest) == ERR_OK) {
+        struct record rec;
+        struct subscriber subscriber;
+        err = record_decode(&rec, bytes);
+        if (!err) {
+            subscriber = shard_restore_subscriber(session->number, 0, rec.options);
+            err = topic_tree_add(loader->tree, NULL, rec.topic, &subscriber);
+        }
+    }
+    account(&loader->tree_part, &begun, loader);
+    loader->sessions++;
+    return err;
+}
+
+static enum err on_runs(void *arg, uint64_t session, uint64_t last_sequence)
+{
+    (void)arg, (void)session, (void)last_sequence;
+    return ERR_OK;
+}
+
+static enum err on_want(void *arg, uint64_t session, uint64_t sequence, const struct checkpoint_want *want, uint32_t cost, bool is_in_run)
+{
+    struct loader *loader = arg;
+    (void)want;
+    struct part begun = measure(loader);
+    enum err err = shard_restore_want(loader->shard, session, sequence, cost, is_in_run, 0);
+    account(&loader->wants, &begun, loader);
+    loader->messages++;
+    return err;
+}
+
+static enum err on_retained(void *arg, struct span topic, uint64_t number, uint64_t sequence, uint32_t cost, int64_t expiry)
+{
+    (void)arg, (void)topic, (void)number, (void)sequence, (void)cost, (void)expiry;
+    return ERR_OK;
+}
+
+static void on_corrupt(void *arg, enum kv_tree tree, struct span key)
+{
+    (void)arg, (void)key;
+    fprintf(stderr, "restart: a damaged value in %s\n", kv_tree_name(tree));
+    exit(1);
+}
+
+/* What a shard does with the outside while nothing is sent: nothing. */
+static ssize_t io_write(void *io, void *conn, const struct iovec *iov, int iov_count)
+{
+    (void)io, (void)conn, (void)iov, (void)iov_count;
+    return -1;
+}
+static void io_pause(void *io, void *conn, bool paused) { (void)io, (void)conn, (void)paused; }
+static void io_close(void *io, void *conn, uint32_t linger_ms) { (void)io, (void)conn, (void)linger_ms; }
+static bool io_post(void *io, actor_id to, const struct op *op, bool reserve)
+{
+    (void)io, (void)to, (void)op, (void)reserve;
+    return false;
+}
+static uint64_t io_random(void *io) { return (uint64_t)(uintptr_t)io + KEY; }
+
+static struct shard *make_shard(struct topic_tree *tree, struct log_block_pool *pool, uint32_t epoch)
+{
+    static const struct shard_io io = {.write = io_write, .read_pause = io_pause, .close = io_close, .post = io_post, .random = io_random};
+    static const struct shard_listener listener = {.allow_anonymous = true, .max_packet_size = 1u << 20, .receive_maximum = 100};
+    static _Atomic uint64_t retained_counter;
+    struct shard_config config = {
+        .shard_count = 1,
+        .hash_key = KEY,
+        .limits =
+            {
+                .session_queue_messages_max = 100000,
+                .session_queue_bytes_max = UINT64_MAX,
+                .inflight_max = 20,
+                .outbox_bytes_max = 1u << 20,
+                .outboxes_bytes_max = 1u << 26,
+                .partial_bytes_max = 1u << 26,
+                .connect_timeout_ms = 10000,
+                .session_expiry_max_s = UINT32_MAX,
+                .sessions_max = UINT32_MAX,
+                .record_bytes_max = RECORD_SIZE_MAX,
+                .publishes_per_turn_max = 64,
+            },
+        .listeners = &listener,
+        .listener_count = 1,
+        .retained_counter = &retained_counter,
+        .epoch = epoch,
+        .persistence = true,
+    };
+    struct shard *shard = shard_new(&config, tree, pool, &io, NULL);
+    CHECK(shard);
+    return shard;
+}
+
+static void print_part(const char *name, const struct part *part, const struct loader *loader)
+{
+    printf("  %-44s %8.1f B %8.2f s\n", name, (double)part->bytes / (double)loader->sessions, (double)part->time / 1e9);
+}
+
+static void load(void)
+{
+    struct durable durable;
+    struct errmsg msg = {{0}};
+    struct log_block_pool pool;
+    mono_ns begun = clock_mono();
+    open_durable(&durable);
+    double opened = seconds_since(begun);
+    check(log_block_pool_init(&pool, 0, 16, LOG_BLOCK_BODY_MAX, log_writer_alignment(durable.writer)), NULL);
+    struct loader loader = {.tree = topic_tree_new(KEY)};
+    CHECK(loader.tree);
+    loader.shard = make_shard(loader.tree, &pool, log_writer_epoch(durable.writer));
+    loader.allocated = allocator_count("thread.allocatedp");
+    loader.freed = allocator_count("thread.deallocatedp");
+    struct checkpoint_loader callbacks = {.on_session = on_session,
+                                          .on_runs = on_runs,
+                                          .on_want = on_want,
+                                          .on_retained = on_retained,
+                                          .on_corrupt = on_corrupt,
+                                          .arg = &loader};
+    uint64_t anonymous = bench_process_anonymous((int)getpid());
+    struct part from = measure(&loader);
+    shard_turn_begin(loader.shard, clock_mono(), clock_wall());
+    check(checkpoint_load(durable.checkpoint, &callbacks, &msg), &msg);
+    account(&loader.all, &from, &loader);
+    anonymous = bench_process_anonymous((int)getpid()) - anonymous;
+    printf("sessions=%lu messages=%lu open_s=%.2f load_s=%.2f anonymous_per_session=%.0f\n", (unsigned long)loader.sessions,
+           (unsigned long)loader.messages, opened, (double)loader.all.time / 1e9, (double)anonymous / (double)loader.sessions);
+    print_part("session, tables, filter's text, timer", &loader.session, &loader);
+    print_part("topic tree", &loader.tree_part, &loader);
+    print_part("queue: body and list of sequences", &loader.wants, &loader);
+    struct part rest = {.bytes = loader.all.bytes - loader.session.bytes - loader.tree_part.bytes - loader.wants.bytes,
+                        .time = loader.all.time - loader.session.time - loader.tree_part.time - loader.wants.time};
+    print_part("reading the checkpoint", &rest, &loader);
+    fflush(stdout);
+    _exit(0); /* the kernel is quicker than a million free() */
+}
+
+/* --- serve -----------------------------------------------------------------------------------------------------------------------------
+ */
+
+static pid_t start_broker(void)
+{
+    pid_t pid = fork();
+    if (pid < 0)
+        bench_die("fork");
+    if (pid == 0) {
+        char log[FILE_PATH_MAX];
+        int fd = file_path(log, opt.data, "broker.out") == ERR_OK ? open(log, O_CREAT | O_TRUNC | O_WRONLY, 0600) : -1;
+        if (fd >= 0) {
+            dup2(fd, 1);
+            dup2(fd, 2);
+        }
+        execl(opt.broker, opt.broker, "-c", opt.config, (char *)NULL);
+        _exit(127);
+    }
+    return pid;
+}
+
+/* Where it listens, once it says so. */
+static int await_port(pid_t pid, const char *path)
+{
+    char line[200];
+    for (;;) {
+        int port = 0;
+        FILE *file = fopen(path, "r");
+        while (file && port == 0 && fgets(line, sizeof line, file))
+            if (sscanf(line, "tcp %*s %d", &port) != 1)
+                port = 0;
+        if (file)
+            fclose(file);
+        if (port)
+            return port;
+        if (waitpid(pid, NULL, WNOHANG) != 0) {
+            fprintf(stderr, "restart: the broker ended; see %s/broker.out\n", opt.data);
+            exit(1);
+        }
+        usleep(2000);
+    }
+}
+
+static void read_packet(int fd, uint8_t *packet, size_t room)
+{
+    size_t size = 0;
+    while (bench_packet_size(packet, size) == 0) {
+        if (size == room)
+            bench_die("a packet that is too large");
+        bench_read_exact(fd, packet + size, 1);
+        size++;
+    }
+}
+
+/* Connect as a client that was away and take what waits; returns how long that took. */
+static mono_ns return_client(int port, uint64_t i)
+{
+    char id[32];
+    uint8_t packet[1000];
+    bool is_resumed = false;
+    client_id_of(id, i);
+    mono_ns begun = clock_mono();
+    int fd = bench_connect(port, id, false, &is_resumed);
+    if (!is_resumed)
+        bench_die("a session is lost");
+    for (int k = 0; k < opt.messages; k++) {
+        read_packet(fd, packet, sizeof packet);
+        const uint8_t *topic = packet + 1;
+        while (*topic++ & 0x80) {
+        }
+        const uint8_t *packet_id = topic + 2 + (topic[0] << 8 | topic[1]);
+        if ((packet[0] & 0xf0) != 0x30)
+            bench_die("not a PUBLISH");
+        bench_send(fd, (uint8_t[]){0x40, 2, packet_id[0], packet_id[1]}, 4);
+    }
+    mono_ns took = clock_mono() - begun;
+    bench_send(fd, (uint8_t[]){0xe0, 0}, 2);
+    close(fd);
+    return took;
+}
+
+static void serve(void)
+{
+    static struct histogram took;
+    char path[FILE_PATH_MAX];
+    check(file_path(path, opt.data, "listeners"), NULL);
+    unlink(path);
+    mono_ns begun = clock_mono();
+    pid_t pid = start_broker();
+    int port = await_port(pid, path);
+    double serving = seconds_since(begun);
+    uint64_t first = bench_process_anonymous(pid), cpu = bench_process_cpu_ns(pid);
+    histogram_init(&took);
+    mono_ns first_took = return_client(port, opt.sessions / 2);
+    for (int i = 0; i < opt.returning; i++)
+        histogram_record(&took, (uint64_t)return_client(port, (uint64_t)i * (opt.sessions / (uint64_t)opt.returning) + 1));
+    sleep(3);
+    uint64_t settled = bench_process_anonymous(pid);
+    printf("sessions=%lu serving_s=%.2f start_cpu_s=%.2f anonymous_at_start=%lu anonymous=%lu first_return_ms=%.1f return_p50_ms=%.2f "
+           "return_p99_ms=%.2f return_max_ms=%.2f\n",
+           (unsigned long)opt.sessions, serving, (double)cpu / 1e9, (unsigned long)first, (unsigned long)settled, (double)first_took / 1e6,
+           (double)histogram_quantile(&took, 0.5) / 1e6, (double)histogram_quantile(&took, 0.99) / 1e6, (double)histogram_max(&took) / 1e6);
+    begun = clock_mono();
+    kill(pid, SIGTERM);
+    int status = 0;
+    waitpid(pid, &status, 0);
+    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
+        fprintf(stderr, "restart: the broker did not stop cleanly; see %s/broker.out\n", opt.data);
+    fprintf(stderr, "restart: stopped after %.2f s\n", seconds_since(begun));
+}
+
+/* --- the command line ------------------------------------------------------------------------------------------------------------------
+ */
+
+static void parse(int argc, char **argv)
+{
+    static const struct option longs[] = {
+        {"sessions", 1, 0, 'n'}, {"messages", 1, 0, 'm'}, {"shared", 0, 0, 's'},    {"wildcard", 0, 0, 'w'},
+        {"broker", 1, 0, 'b'},   {"config", 1, 0, 'c'},   {"returning", 1, 0, 'r'}, {0},
+    };
+    int c;
+    while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
+        switch (c) {
+        case 'n':
+            opt.sessions = strtoull(optarg, NULL, 10);
+            break;
+        case 'm':
+            opt.messages = atoi(optarg);
+            break;
+        case 's':
+            opt.is_shared = true;
+            break;
+        case 'w':
+            opt.is_wildcard = true;
+            break;
+        case 'b':
+            opt.broker = optarg;
+            break;
+        case 'c':
+            opt.config = optarg;
+            break;
+        case 'r':
+            opt.returning = atoi(optarg);
+            break;
+        default:
+            exit(2);
+        }
+    }
+}
+
+int main(int argc, char **argv)
+{
+    parse(argc, argv);
+    const char *what = optind < argc ? argv[optind++] : "";
+    opt.data = optind < argc ? argv[optind] : NULL;
+    if (opt.data && !strcmp(what, "fill") && opt.sessions > 0)
+        fill();
+    else if (opt.data && !strcmp(what, "load"))
+        load();
+    else if (opt.data && !strcmp(what, "serve") && opt.sessions >= (uint64_t)opt.returning && opt.broker && opt.config && opt.returning > 0)
+        serve();
+    else {
+        fprintf(stderr, "usage: restart fill|load|serve DATA ... (see the head of restart.c)\n");
+        return 2;
+    }
+    return 0;
+}
