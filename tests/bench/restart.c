@@ -126,7 +126,7 @@ static void put(struct filler *filler, const struct record *rec)
     filler->records++;
 }
 
-static void put_sessions(struct filler *filler, uint32_t epoch, int64_t wall_ns)
+static void put_sessions(struct filler *filler, uint32_t epoch, int64_t now_wall_ns)
 {
     char id[32], filter[40];
     for (uint64_t i = 0; i < opt.sessions; i++) {
@@ -134,7 +134,7 @@ static void put_sessions(struct filler *filler, uint32_t epoch, int64_t wall_ns)
             .type = RECORD_SESSION,
             .session = number_of(epoch, i),
             .client_id = client_id_of(id, i),
-            .received_ns = wall_ns,
+            .received_ns = now_wall_ns,
             .options = SESSION_NEVER_EXPIRES | UINT64_C(4) << RECORD_SESSION_PROTOCOL_SHIFT,
         };
         put(filler, &session);
@@ -144,7 +144,7 @@ static void put_sessions(struct filler *filler, uint32_t epoch, int64_t wall_ns)
 }
 
 /* Message by message over all sessions, so that two messages of a session are far apart in the log, as they are when devices are away. */
-static void put_messages(struct filler *filler, uint32_t epoch, int64_t wall_ns)
+static void put_messages(struct filler *filler, uint32_t epoch, int64_t now_wall_ns)
 {
     static uint8_t recipients[SHARE * RECORD_RECIPIENT_SIZE_MAX];
     char topic[40], payload[200];
@@ -160,7 +160,7 @@ static void put_messages(struct filler *filler, uint32_t epoch, int64_t wall_ns)
                 .qos = 1,
                 .topic = topic_of(topic, i),
                 .payload = span_of_string(payload),
-                .received_ns = ++wall_ns,
+                .received_ns = ++now_wall_ns,
                 .client_id = SPAN_LITERAL("backend"),
                 .recipients = span_of(recipients, size),
             };
