@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 _Noreturn static inline void bench_die(const char *what)
@@ -109,6 +110,7 @@ static inline int bench_connect(int port, const char *id, bool clean_session, bo
     if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address))
         bench_die("connect");
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &(struct timeval){.tv_sec = 30}, sizeof(struct timeval));
     size_t used = 2;
     used += bench_put_string(packet + used, "MQTT");
     packet[used++] = 4;

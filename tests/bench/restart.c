@@ -15,6 +15,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 
 #include "broker/core/route_actor.h"
@@ -416,6 +417,7 @@ static pid_t start_broker(void)
     if (pid < 0)
         bench_die("fork");
     if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGTERM); /* whatever happens to us, it does not stay */
         char log[FILE_PATH_MAX];
         int fd = file_path(log, opt.data, "broker.out") == ERR_OK ? open(log, O_CREAT | O_TRUNC | O_WRONLY, 0600) : -1;
         if (fd >= 0) {
@@ -500,9 +502,11 @@ static void serve(void)
     double serving = seconds_since(begun);
     uint64_t first = bench_process_anonymous(pid), cpu = bench_process_cpu_ns(pid);
     histogram_init(&took);
-    mono_ns first_took = return_client(port, opt.sessions / 2);
-    for (int i = 0; i < opt.returning; i++)
-        histogram_record(&took, (uint64_t)return_client(port, (uint64_t)i * (opt.sessions / (uint64_t)opt.returning) + 1));
+    /* Others at each run: who has returned has nothing waiting any more. */
+    uint64_t stride = opt.sessions / (uint64_t)(opt.returning + 1), from = (uint64_t)begun / 1000 % stride;
+    mono_ns first_took = return_client(port, from);
+    for (int i = 1; i <= opt.returning; i++)
+        histogram_record(&took, (uint64_t)return_client(port, (uint64_t)i * stride + from));
     sleep(3);
     uint64_t settled = bench_process_anonymous(pid);
     printf("sessions=%lu serving_s=%.2f start_cpu_s=%.2f anonymous_at_start=%lu anonymous=%lu first_return_ms=%.1f return_p50_ms=%.2f "
@@ -566,7 +570,7 @@ int main(int argc, char **argv)
         fill();
     else if (opt.data && !strcmp(what, "load"))
         load();
-    else if (opt.data && !strcmp(what, "serve") && opt.sessions >= (uint64_t)opt.returning && opt.broker && opt.config && opt.returning > 0)
+    else if (opt.data && !strcmp(what, "serve") && opt.sessions > (uint64_t)opt.returning && opt.broker && opt.config && opt.returning > 0)
         serve();
     else {
         fprintf(stderr, "usage: restart fill|load|serve DATA ... (see the head of restart.c)\n");
