@@ -115,7 +115,10 @@ static enum err lmdb_begin(struct kv *kv, struct kv_txn **txn_out, bool is_write
     if (!txn)
         return ERR_NOMEM;
     atomic_fetch_add(&lmdb->open_count, 1);
-    int rc = mdb_txn_begin(lmdb->env, NULL, is_write ? 0 : MDB_RDONLY, &txn->txn);
+    /* A backup that was killed left its slot, which would hold back the reuse of pages from here on. */
+    int dead_readers, rc = is_write ? mdb_reader_check(lmdb->env, &dead_readers) : 0;
+    if (rc == 0)
+        rc = mdb_txn_begin(lmdb->env, NULL, is_write ? 0 : MDB_RDONLY, &txn->txn);
     if (rc && !is_write)
         rc = begin_again(lmdb, rc, &txn->txn);
     if (rc) {
@@ -628,7 +631,6 @@ static enum err open_to_read(struct kv_lmdb *lmdb, const struct kv_lmdb_options 
 enum err kv_lmdb_open(struct kv **kv_out, const struct kv_lmdb_options *options, struct errmsg *msg)
 {
     const char *dir = options->dir;
-    int dead_readers;
     enum err err = options->read_only ? ERR_OK : data_dir_make(dir, msg);
     if (err)
         return err;
@@ -645,11 +647,8 @@ enum err kv_lmdb_open(struct kv **kv_out, const struct kv_lmdb_options *options,
     lmdb->read_only = options->read_only;
     err = options->read_only ? open_to_read(lmdb, options, dir_fd, msg) : open_to_write(lmdb, options, dir_fd, msg);
     close(dir_fd);
-    if (!err) {
-        /* Slots of readers that were killed hold back the reuse of pages. */
-        (void)mdb_reader_check(lmdb->env, &dead_readers);
+    if (!err)
         err = open_trees(lmdb, dir, 0, msg);
-    }
     if (err) {
         if (lmdb->env)
             mdb_env_close(lmdb->env);
