@@ -182,31 +182,60 @@ static enum err read_item(struct store_reader *reader, struct kv_txn *txn, const
     return ERR_OK;
 }
 
-/* The run as the request's items. A damaged one keeps its place, so that the asker can go on behind it. */
+/* Those of the positions that the session still wants: what a run names may be done with since a home before the last start read it. */
+static enum err keep_wanted(struct kv_txn *txn, uint64_t session, uint64_t *sequences, uint32_t *count)
+{
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < *count; i++) {
+        struct checkpoint_want want;
+        enum err err = checkpoint_find_want(txn, &want, session, sequences[i]);
+        if (err && err != ERR_NOTFOUND && err != ERR_CORRUPT)
+            return err;
+        if (err != ERR_NOTFOUND)
+            sequences[kept++] = sequences[i];
+    }
+    *count = kept;
+    return ERR_OK;
+}
+
+/* Damage keeps its place, so that the asker can go on behind it. */
+static enum err on_damaged_run(struct store_reader *reader, struct kv_txn *txn, struct store_read *read)
+{
+    uint8_t from[16];
+    struct span key, value;
+    enum err err = kv_seek(txn, KV_RUNS, kv_key_u64_u64(from, read->session, read->run), &key, &value);
+    if (err && err != ERR_CORRUPT)
+        return err == ERR_NOTFOUND ? ERR_IO : err;
+    on_corrupt(reader, KV_RUNS, key);
+    read->run = key.size == 16 && kv_key_read_u64(key.data) == read->session ? kv_key_read_u64(key.data + 8) : 0;
+    return ERR_OK;
+}
+
+/* The run as the request's items. */
 static enum err read_run(struct store_reader *reader, struct kv_txn *txn, struct store_read *read)
 {
-    uint64_t sequences[CHECKPOINT_RUN];
+    uint64_t sequences[CHECKPOINT_RUN], first = 0;
     uint32_t count = 0;
     _Static_assert(CHECKPOINT_RUN <= STORE_READ_MAX, "a run fits one request");
-    enum err err = checkpoint_find_run(txn, sequences, &count, read->session, read->run);
+    enum err err = ERR_OK;
     read->count = 0;
+    while (!err && count == 0) {
+        err = checkpoint_find_run(txn, sequences, &count, read->session, read->run);
+        if (err)
+            break;
+        first = sequences[0];
+        read->run = first + 1; /* for the next, if nothing of this one is wanted */
+        err = keep_wanted(txn, read->session, sequences, &count);
+    }
     if (err == ERR_NOTFOUND) {
         read->run = 0;
         return ERR_OK;
     }
-    if (err == ERR_CORRUPT) {
-        uint8_t from[16];
-        struct span key, value;
-        err = kv_seek(txn, KV_RUNS, kv_key_u64_u64(from, read->session, read->run), &key, &value);
-        if (err && err != ERR_CORRUPT)
-            return err == ERR_NOTFOUND ? ERR_IO : err;
-        on_corrupt(reader, KV_RUNS, key);
-        read->run = key.size == 16 && kv_key_read_u64(key.data) == read->session ? kv_key_read_u64(key.data + 8) : 0;
-        return ERR_OK;
-    }
+    if (err == ERR_CORRUPT)
+        return on_damaged_run(reader, txn, read);
     if (err)
         return err;
-    read->run = sequences[0];
+    read->run = first;
     read->count = count;
     for (uint32_t i = 0; i < count; i++)
         read->items[i] = (struct store_read_item){.sequence = sequences[i], .state = STORE_ITEM_ASKED};

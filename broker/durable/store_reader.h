@@ -16,7 +16,8 @@
 
 enum store_read_kind {
     STORE_READ_QUEUE, /* the messages of these positions, as `session` wants them */
-    STORE_READ_RUN,   /* the session's first run at or after `run`: its positions, and the messages as far as STORE_READ_BYTES goes.
+    STORE_READ_RUN,   /* the session's first run at or after `run` of which it still wants anything: those positions, and the messages as
+                         far as STORE_READ_BYTES goes.
                          A damaged run has count 0 and `run` set: its messages cannot be found any more before the next start */
     STORE_READ_BODIES /* the messages alone: retained values */
 };

@@ -256,14 +256,24 @@ static void read_item(const struct memory_store *store, struct store_read_item *
     }
 }
 
+/* The positions of a run that the session still wants, as items. */
+static uint32_t run_wanted(const struct memory_store *store, const struct store_run *run, struct store_read *read)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < run->count; i++)
+        if (find_want(store, read->session, run->sequences[i]))
+            read->items[count++] = (struct store_read_item){.sequence = run->sequences[i], .state = STORE_ITEM_ASKED};
+    return count;
+}
+
 void memory_store_read(struct memory_store *store, struct store_read *read, uint32_t items_max)
 {
     if (read->kind == STORE_READ_RUN) {
-        const struct store_run *run = find_run(store, read->session, read->run);
+        const struct store_run *run = NULL;
+        for (uint64_t from = read->run; (run = find_run(store, read->session, from)) != NULL; from = run->sequences[0] + 1)
+            if ((read->count = run_wanted(store, run, read)) > 0)
+                break;
         read->run = run ? run->sequences[0] : 0;
-        read->count = run ? run->count : 0;
-        for (uint32_t i = 0; i < read->count; i++)
-            read->items[i] = (struct store_read_item){.sequence = run->sequences[i], .state = STORE_ITEM_ASKED};
     }
     for (uint32_t i = 0; i < read->count && (items_max == 0 || i < items_max); i++)
         read_item(store, &read->items[i], read->session);

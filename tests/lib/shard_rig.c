@@ -405,15 +405,17 @@ void rig_free(struct rig *rig)
     free(rig);
 }
 
+static uint64_t apply_durable(struct rig *rig);
+
 void rig_restart(struct rig *rig, uint16_t shard_count)
 {
     CHECK(!rig->is_log_held);
     rig_settle(rig);
-    if (rig->store)
-        rig_checkpoint(rig);
     stop(rig);
-    if (rig->store)
+    if (rig->store) {
         memory_store_crash(rig->store);
+        apply_durable(rig);
+    }
     rig->shard_count = shard_count;
     start(rig);
 }
@@ -599,14 +601,19 @@ void rig_record(const struct rig *rig, struct record *rec_out, size_t index)
     CHECK(record_decode(rec_out, span_of(rig->records[index].bytes, rig->records[index].size)) == ERR_OK);
 }
 
-void rig_checkpoint(struct rig *rig)
+static uint64_t apply_durable(struct rig *rig)
 {
     for (; rig->applied_count < rig->record_count && rig->records[rig->applied_count].is_durable; rig->applied_count++) {
         struct record rec;
         rig_record(rig, &rec, rig->applied_count);
         memory_store_apply(rig->store, &rec, rig->applied_count + 1);
     }
-    uint64_t sequence = memory_store_commit(rig->store);
+    return memory_store_commit(rig->store);
+}
+
+void rig_checkpoint(struct rig *rig)
+{
+    uint64_t sequence = apply_durable(rig);
     struct op op = {.type = OP_STORE_CHECKPOINT, .from = ACTOR_STORE, .checkpoint = {.sequence = sequence}};
     for (actor_id shard = 0; shard < rig->shard_count; shard++)
         CHECK(ring_post(rig, ACTOR_STORE, shard, &op));

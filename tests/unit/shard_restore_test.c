@@ -202,6 +202,55 @@ static void what_it_wanted_is_sent_in_order(void **state)
     rig_free(rig);
 }
 
+/* A run is read and half of it acknowledged; the broker dies before the checkpoint commits that the run is consumed. */
+static void what_is_left_of_a_run_comes_back(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(.has_store = true, .limits.inflight_max = 3, .limits.session_queue_messages_max = 1000);
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false);
+    rig_subscribe(car, 1, "x", 1);
+    rig_break(car);
+    rig_settle(rig);
+    char payload[8];
+    for (unsigned i = 0; i < 100; i++) {
+        snprintf(payload, sizeof payload, "%u", i);
+        rig_publish(pub, "x", payload, 1, (uint16_t)(i + 1));
+        rig_settle(rig);
+        if (i % 25 == 24)
+            rig_checkpoint(rig);
+    }
+    struct record rec;
+    assert_true(count_records(rig, RECORD_SESSION, &rec) > 0);
+    struct bytes filters = {0};
+    put_record(&filters, &(struct record){.type = RECORD_SUBSCRIPTION, .topic = SPAN_LITERAL("x"), .options = 1});
+    struct checkpoint_session from = session(rig, "car", 1, 3600, CONNECTED);
+    from.number = rec.session;
+    from.subscriptions = of(&filters);
+    rig_checkpoint(rig);
+    assert_true(memory_store_run_count(rig_store(rig), from.number) > 2);
+    car = come_back(rig, "car", false, true);
+    unsigned next = 0;
+    for (; next < 7; next++) {
+        rig_send_ack(car, MQTT_PUBACK, expect(car, MQTT_PUBLISH)->publish.packet_id);
+        rig_settle(rig);
+    }
+    rig_restart(rig, 1);
+    rig_restore(rig, &from, 1);
+    assert_int_equal(RIG_COUNTER(rig, copies_restored), 93);
+    car = come_back(rig, "car", false, true);
+    for (; next < 100; next++) {
+        const struct packet *packet = expect(car, MQTT_PUBLISH);
+        snprintf(payload, sizeof payload, "%u", next);
+        assert_true(span_equal(packet->publish.payload, span_of_string(payload)));
+        rig_send_ack(car, MQTT_PUBACK, packet->publish.packet_id);
+        rig_settle(rig);
+    }
+    expect_nothing(car);
+    rig_checkpoint(rig);
+    assert_int_equal(memory_store_want_count(rig_store(rig), from.number), 0);
+    rig_free(rig);
+}
+
 static void name_that_comes_twice_is_the_later_session(void **state)
 {
     struct rig *rig = RIG();
@@ -461,6 +510,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         CASE(subscriptions_and_identifiers_come_back),
         CASE(what_it_wanted_is_sent_in_order),
+        CASE(what_is_left_of_a_run_comes_back),
         CASE(name_that_comes_twice_is_the_later_session),
         CASE(what_no_broker_writes_is_refused),
         CASE(clock_of_one_that_was_away_has_gone_on),
