@@ -7,14 +7,25 @@
 
 #include <stdlib.h>
 
-#define CAPACITY_MIN 16u
+#define BLOCK_MIN 32u
 
+/* How much is allocated follows from `size` (block_size), which saves a field in millions of short lists. */
 struct position_list {
     uint64_t last; /* the newest */
     uint32_t count;
-    uint32_t first, size, capacity; /* bytes */
+    uint32_t first, size; /* bytes */
     uint8_t bytes[];
 };
+
+/* Bytes of the block of a list of `size` bytes: in steps of 16, or of a quarter of the power of two below, as allocators have them. Where
+ * bytes were taken back in front, the block is larger than this says. */
+static size_t block_size(uint32_t size)
+{
+    size_t whole = offsetof(struct position_list, bytes) + size, step = 16;
+    while (whole > 8 * step)
+        step *= 2;
+    return whole <= BLOCK_MIN ? BLOCK_MIN : (whole + step - 1) / step * step;
+}
 
 size_t position_list_put(uint8_t *at, uint64_t *last, uint64_t sequence)
 {
@@ -40,7 +51,7 @@ enum err position_list_next(struct span bytes, size_t *offset, uint64_t *sequenc
 static enum err make_room(struct position_list **place, uint32_t size)
 {
     struct position_list *list = *place;
-    if (list && list->capacity - list->size >= size)
+    if (list && block_size(list->size + size) == block_size(list->size))
         return ERR_OK;
     uint32_t used = list ? list->size - list->first : 0;
     if (list && list->first >= size && list->first >= used / 4) {
@@ -51,13 +62,11 @@ static enum err make_room(struct position_list **place, uint32_t size)
     }
     if (list && list->size > UINT32_MAX / 2)
         return ERR_NOMEM;
-    uint32_t capacity = list ? list->size + size + list->size / 4 : CAPACITY_MIN;
-    struct position_list *grown = (struct position_list *)realloc(list, sizeof *grown + capacity);
+    struct position_list *grown = (struct position_list *)realloc(list, block_size((list ? list->size : 0) + size));
     if (!grown)
         return ERR_NOMEM;
     if (!list)
-        *grown = (struct position_list){.capacity = capacity};
-    grown->capacity = capacity;
+        *grown = (struct position_list){0};
     *place = grown;
     return ERR_OK;
 }

@@ -156,6 +156,17 @@ enum err proc_read_threads(pid_t pid, struct proc_thread *threads, size_t capaci
     return ERR_OK;
 }
 
+/* jemalloc's; not there with another allocator. */
+extern int mallctl(const char *name, void *old, size_t *old_size, void *fresh, size_t fresh_size) __attribute__((weak));
+
+void proc_trim_memory(void)
+{
+    if (!mallctl)
+        return;
+    (void)mallctl("thread.tcache.flush", NULL, NULL, NULL, 0);
+    (void)mallctl("arena.4096.purge", NULL, NULL, NULL, 0); /* 4096: MALLCTL_ARENAS_ALL */
+}
+
 uint64_t proc_raise_fd_limit(void)
 {
     struct rlimit limit;

@@ -33,6 +33,9 @@ struct proc_thread {
 /* Fill up to `capacity` threads; `*count_out` is how many were written. */
 enum err proc_read_threads(pid_t pid, struct proc_thread *threads, size_t capacity, size_t *count_out) must_check;
 
+/* Give memory that is free back to the system, where the allocator knows how: after a start that needed much in passing. */
+void proc_trim_memory(void);
+
 /* Raise the soft limit of open descriptors to the hard one; returns the limit in effect. */
 uint64_t proc_raise_fd_limit(void);
 

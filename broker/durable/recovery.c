@@ -16,6 +16,7 @@
 #include "common/crash_point.h"
 #include "common/log_segment.h"
 #include "common/logger.h"
+#include "common/proc.h"
 
 /* --- open ---------------------------------------------------------------------------------------------------------------------------- */
 
@@ -289,8 +290,12 @@ enum err recovery_load(struct recovery_loaded *loaded_out, struct durable *durab
     enum err err = checkpoint_load(durable->checkpoint, &loader, msg);
     for (uint16_t i = 0; i < target->shard_count; i++)
         shard_turn_end(target->shards[i]);
+    /* What the tree replaced while it grew: the turns were its readers. Two rounds of them must have passed. */
+    for (int i = 0; i < 8 && topic_tree_poll(target->tree); i++) {
+    }
     free(load.numbers);
     free(load.run_lasts);
     free(load.homes);
+    proc_trim_memory();
     return err;
 }

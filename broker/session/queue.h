@@ -31,8 +31,8 @@
 #include "common/metrics.h"
 
 #define QUEUE_HEAD_MAX STORE_READ_MAX /* messages read ahead; a run may bring as many beyond half of it */
-#define QUEUE_TAIL_MAX 19             /* sequences in memory; at one more the oldest QUEUE_RUN become a run */
-#define QUEUE_RUN 16                  /* at three bytes a sequence the list takes 87 bytes, one size class of the allocator */
+#define QUEUE_TAIL_MAX 13             /* sequences in memory; at one more the oldest QUEUE_RUN become a run */
+#define QUEUE_RUN 12                  /* at three bytes a sequence the list takes 64 bytes, one size class of the allocator */
 #define QUEUE_RUN_MISSES_MAX 100      /* checkpoints in a row without the run that must be there: it is given up, counted */
 
 /* What stands beside a message for one recipient, in 32 bits:

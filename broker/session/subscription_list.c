@@ -7,6 +7,7 @@
 
 #define HEAD_SIZE 2u    /* bytes of a text's size */
 #define NONE UINT32_MAX /* no offset */
+#define SIZE_MASK 0xffffffu /* of the list's size fields, which hold every size there is */
 
 /* Open addressing, at most three quarters full; a cell is an offset + 1, 0 = free. */
 struct subscription_index {
@@ -79,7 +80,7 @@ static void squeeze(struct subscription_list *list)
         memmove(list->bytes + kept, list->bytes + offset - size, size);
         kept += size;
     }
-    list->size = kept;
+    list->size = kept & SIZE_MASK;
 }
 
 /* A new table of the list's filters, without gaps; none when they are few or memory is short. */
@@ -123,13 +124,13 @@ enum err subscription_list_add(struct subscription_list **place, struct span fil
             return ERR_NOMEM;
         if (!list)
             *grown = (struct subscription_list){0};
-        grown->capacity = capacity;
+        grown->capacity = capacity & SIZE_MASK;
         *place = list = grown;
     }
     uint32_t offset = list->size;
     store_le16(list->bytes + offset, (uint16_t)filter.size);
     memcpy(list->bytes + offset + HEAD_SIZE, filter.data, filter.size);
-    list->size = need;
+    list->size = need & SIZE_MASK;
     list->count++;
     if (list->index && list->count * 4 <= list->index->cell_count * 3)
         list->index->cells[index_find(list, filter)] = offset + 1;

@@ -24,11 +24,14 @@ struct subscription_index;
 
 /* NULL = no filters. */
 struct subscription_list {
-    struct subscription_index *index; /* NULL = search in order */
-    uint32_t count;                   /* filters */
-    uint32_t size, capacity;          /* bytes in use, gaps included; allocated */
+    struct subscription_index *index;  /* NULL = search in order */
+    uint64_t count : 16;               /* filters */
+    uint64_t size : 24, capacity : 24; /* bytes in use, gaps included; allocated */
     uint8_t bytes[];
 };
+_Static_assert(sizeof(struct subscription_list) == 16, "with one filter of 30 bytes: 48, one size class of the allocator");
+_Static_assert(SUBSCRIPTION_LIST_FILTERS_MAX < 1 << 16 && SUBSCRIPTION_LIST_BYTES_MAX < 1 << 23,
+               "what the fields hold; capacity is at most half more");
 
 /* Remember a filter (1..65535 bytes, no 0 in front); fine when it is there. hash_key: the peer must not know it; the same at every call.
  * Returns 0, ERR_FULL (a bound), ERR_NOMEM. */

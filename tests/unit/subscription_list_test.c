@@ -89,7 +89,7 @@ static void bytes_are_bounded(void **state)
     } while (err == ERR_OK);
     assert_int_equal(err, ERR_FULL);
     assert_true(list->size <= SUBSCRIPTION_LIST_BYTES_MAX);
-    assert_true(list->size + UINT16_MAX + 2 > SUBSCRIPTION_LIST_BYTES_MAX);
+    assert_true((uint32_t)list->size + UINT16_MAX + 2 > SUBSCRIPTION_LIST_BYTES_MAX);
     subscription_list_free(list);
     free(text);
 }
