@@ -554,6 +554,7 @@ static bool attach(struct shard *shard, struct client *client, struct session *s
     }
     timer_wheel_remove(&shard->session_timers, &sess->timer);
     sess->expiry_interval_s = expiry_in_force(shard, expiry_asked(connect));
+    sess->is_named |= session_is_persistent(sess);
     sess->connection++;
     sess->client = client;
     client->session = sess;

@@ -107,7 +107,7 @@ enum err shard_restore_session(struct shard *shard, const struct checkpoint_sess
     if (!sess)
         return ERR_NOMEM;
     gauge_add(&shard->stats.sessions, 1);
-    sess->is_logged = true;
+    sess->is_logged = sess->is_named = true;
     enum err err = restore_will(shard, sess, from);
     if (!err)
         err = restore_inbound(sess, from);

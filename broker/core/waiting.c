@@ -38,7 +38,7 @@ void waiting_deinit(struct waiting *waiting)
     *waiting = (struct waiting){0};
 }
 
-bool waiting_is_logged(const struct shard *shard, const struct session *sess) { return shard->log.pool && session_is_persistent(sess); }
+bool waiting_is_logged(const struct shard *shard, const struct session *sess) { return shard->log.pool && sess->is_named; }
 
 /* The counts of a session's queue as they were, to bring shard and process up to date after a change. */
 struct queue_before {

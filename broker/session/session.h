@@ -88,6 +88,7 @@ struct session {
     uint32_t hash;                           /* of the client id, session_table's */
     uint16_t client_id_size;                 /* bytes */
     bool is_logged;                          /* a SESSION record says that there is one */
+    bool is_named;                           /* records of messages name it (SUBSCRIBER_PERSISTENT): once persistent, to its end */
     uint8_t client_id[];
 };
 

@@ -525,6 +525,36 @@ static void receive(struct receiver *to)
     }
 }
 
+/* Its subscriptions are in the tree as those of a session that stays, so records name it to its end. */
+static void a_session_that_comes_back_for_the_last_time_says_what_it_has(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG();
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *sub = away_subscriber(rig, "s", "t", 2);
+    publish_range(rig, pub, "t", 1, 2);
+    uint64_t number = named_session(rig);
+    struct packet connect = rig_connect_packet("s", MQTT_V5, false);
+    connect.connect.properties.session_expiry_interval_s = 0;
+    sub = rig_connect_with(rig, &connect);
+    assert_true(rig_next(sub)->connack.session_present);
+    assert_int_equal(take_all(rig, sub, 1), 2);
+    publish_range(rig, pub, "t", 3, 4);
+    assert_int_equal(take_all(rig, sub, 3), 4);
+    publish_number(pub, "t", 5, 2, 9);
+    rig_settle(rig);
+    const struct packet *packet = rig_next(sub);
+    assert_int_equal(packet->publish.qos, 2);
+    rig_send_ack(sub, MQTT_PUBREC, packet->publish.packet_id);
+    rig_settle(rig);
+    packet = rig_next(sub);
+    assert_int_equal(packet->type, MQTT_PUBREL);
+    rig_send_ack(sub, MQTT_PUBCOMP, packet->ack.packet_id);
+    rig_settle(rig);
+    rig_checkpoint(rig);
+    assert_int_equal(memory_store_want_count(rig_store(rig), number), 0);
+    rig_free(rig);
+}
+
 static void random_sessions_lose_nothing(void **state)
 {
     (void)state;
@@ -630,6 +660,7 @@ int main(void)
         cmocka_unit_test(all_queues_together_are_bounded),
         cmocka_unit_test(what_waited_too_long_is_dropped),
         cmocka_unit_test(a_damaged_message_does_not_hold_the_others),
+        cmocka_unit_test(a_session_that_comes_back_for_the_last_time_says_what_it_has),
         cmocka_unit_test(a_message_for_a_session_that_ended_is_dropped_by_name),
         cmocka_unit_test(random_sessions_lose_nothing),
     };
