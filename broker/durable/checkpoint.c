@@ -447,8 +447,8 @@ static bool is_valid(const struct record *rec)
     case RECORD_ACK:
     case RECORD_DROP:
         return rec->session != 0 && are_positions_valid(rec->positions);
-    case RECORD_SENT:
-        return rec->session != 0 && rec->packet_id != 0 && rec->subject_sequence != 0;
+    case RECORD_SENT: /* a message without a name, a retained one that was not durable yet: the identifier is in use all the same */
+        return rec->session != 0 && rec->packet_id != 0;
     case RECORD_RECEIVED:
         return rec->session != 0 && rec->packet_id != 0 && are_positions_valid(rec->positions);
     case RECORD_RELEASED:

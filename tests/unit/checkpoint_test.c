@@ -430,7 +430,7 @@ static void records_that_no_broker_writes_change_nothing(void **state)
         {.type = RECORD_SESSION},
         {.type = RECORD_SUBSCRIPTION, .session = 1},
         {.type = RECORD_DROP, .session = 1, .positions = span_of(half, 1)},
-        {.type = RECORD_SENT, .session = 1, .packet_id = 1},
+        {.type = RECORD_SENT, .session = 1, .subject_sequence = 1},
         {.type = RECORD_RELEASED, .session = 1},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
@@ -572,6 +572,19 @@ static void many_identifiers_of_outgoing_qos_2_keep_their_order(void **state)
     apply(b, (struct record){.type = RECORD_SENT, .session = 7, .packet_id = 50, .subject_sequence = 7000});
     apply(b, (struct record){.type = RECORD_RECEIVED, .session = 7, .packet_id = 150, .subject_sequence = 150});
     assert_loads(b, NULL, "session 7 client expiry 60 connected 5000 v5 sent 100:100 received 150:150 sent 200:200 sent 50:7000\n");
+}
+
+static void an_identifier_is_in_use_also_for_a_message_without_a_name(void **state)
+{
+    struct bench *b = (struct bench *)*state;
+    session(b, 7, true);
+    apply(b, (struct record){.type = RECORD_SENT, .session = 7, .packet_id = 1});
+    apply(b, (struct record){.type = RECORD_SENT, .session = 7, .packet_id = 2});
+    commit(b);
+    apply(b, (struct record){.type = RECORD_RECEIVED, .session = 7, .packet_id = 2});
+    assert_loads(b, NULL, "session 7 client expiry 60 connected 5000 v5 sent 1:0 received 2:0\n");
+    apply(b, (struct record){.type = RECORD_ACK, .session = 7, .packet_id = 1});
+    assert_loads(b, NULL, "session 7 client expiry 60 connected 5000 v5 received 2:0\n");
 }
 
 static void a_session_that_ended_takes_its_runs_along(void **state)
@@ -1687,6 +1700,7 @@ int main(void)
         CASE(thousands_of_filters_of_one_session),
         CASE(names_of_the_greatest_length_are_kept),
         CASE(many_identifiers_of_outgoing_qos_2_keep_their_order),
+        CASE(an_identifier_is_in_use_also_for_a_message_without_a_name),
         CASE(a_session_that_ended_takes_its_runs_along),
         CASE(a_long_queue_goes_over_several_commits_or_with_the_load),
         CASE(the_greater_number_is_retained_whatever_comes_first),
