@@ -253,6 +253,7 @@ static void batch_on_item(struct route_actor *actor, struct batch_item *item, st
     counter_add(&actor->stats.retained_read, answer->state != STORE_ITEM_ASKED);
     switch ((enum store_item_state)answer->state) {
     case STORE_ITEM_ASKED:
+    case STORE_ITEM_KNOWN:
         return;
     case STORE_ITEM_FOUND:
         CHECK(answer->msg);

@@ -27,6 +27,7 @@ enum store_item_state {
     STORE_ITEM_FOUND,   /* msg is set */
     STORE_ITEM_GONE,    /* nobody wants it any more, or it was never there */
     STORE_ITEM_CORRUPT, /* damaged: counted and reported with its key */
+    STORE_ITEM_KNOWN,   /* never an answer; set by the asker: it has or had the message elsewhere */
 };
 
 struct store_read_item {

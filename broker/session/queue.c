@@ -352,9 +352,12 @@ bool queue_next_read(struct queue *queue, struct store_read *read, uint32_t max)
 static bool on_run(struct queue *queue, const struct store_read *read, uint32_t *lost_out)
 {
     struct queue_body *body = queue->body;
-    if (read->run >= body->run_next && read->run != 0 && read->count > 0 && read->count <= body->run_count) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < read->count; i++)
+        count += read->items[i].state != STORE_ITEM_KNOWN;
+    if (read->run >= body->run_next && read->run != 0 && read->count > 0 && count <= body->run_count) {
         body->run_next = read->run + 1;
-        body->run_count -= read->count;
+        body->run_count -= count;
         body->run_misses = 0;
         return true;
     }
@@ -385,6 +388,8 @@ uint64_t queue_on_read(struct queue *queue, struct queue_shared *shared, struct 
     uint32_t unread_count = 0, gone = 0;
     for (uint32_t i = 0; i < read->count; i++) {
         struct store_read_item *item = &read->items[i];
+        if (item->state == STORE_ITEM_KNOWN)
+            continue;
         if (item->state == STORE_ITEM_GONE || item->state == STORE_ITEM_CORRUPT) {
             gone++;
             continue;

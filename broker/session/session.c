@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "common/check.h"
+#include "common/position_list.h"
 
 static void pending_free_all(struct session_rare *rare)
 {
@@ -39,6 +40,7 @@ void session_deinit(struct session *sess)
         return;
     will_free(sess->rare->will);
     inbound_ids_deinit(&sess->rare->inbound);
+    position_list_free(sess->rare->sent_in_runs);
     pending_free_all(sess->rare);
     newer_free(sess->rare);
     id_sets_free(sess->rare);
@@ -62,7 +64,7 @@ void session_rare_trim(struct session *sess)
         id_sets_free(rare); /* no meta refers to a set any more */
     if (!rare->pending)
         newer_free(rare);
-    if (rare->will || rare->inbound.count > 0 || rare->pending || rare->id_set_count > 0)
+    if (rare->will || rare->inbound.count > 0 || rare->pending || rare->id_set_count > 0 || rare->sent_in_runs)
         return;
     free(rare);
     sess->rare = NULL;

@@ -33,6 +33,7 @@
 #define SESSION_NEWER_MAX 4096   /* topics remembered while retained values are on their way */
 
 struct client;
+struct position_list;
 
 /* One filter of a SUBSCRIBE that is at the route actor, or whose retained values are still coming. */
 struct pending_filter {
@@ -64,10 +65,11 @@ struct id_set {
 
 struct session_rare {
     struct will *will;
-    int64_t will_at_ms;              /* mono; 0 = no delay running */
-    struct inbound_ids inbound;      /* QoS 2 */
-    struct pending_request *pending; /* newest first */
-    struct newer_topic *newer;       /* open addressing */
+    int64_t will_at_ms;                 /* mono; 0 = no delay running */
+    struct inbound_ids inbound;         /* QoS 2 */
+    struct position_list *sent_in_runs; /* outgoing QoS 2 of an earlier start that runs may name as if it had not been sent */
+    struct pending_request *pending;    /* newest first */
+    struct newer_topic *newer;          /* open addressing */
     uint32_t newer_count, newer_capacity;
     struct id_set *id_sets;
     uint32_t id_set_count, id_set_capacity;
