@@ -317,9 +317,7 @@ static void send_new(struct shard *shard, struct client *client, const struct qu
     }
     msg_ref(item->msg);
     entry->is_wanted = item->is_wanted;
-    entry->is_dup = qos == 1 && sess->queue.dup_left > 0;
-    if (sess->queue.dup_left > 0)
-        sess->queue.dup_left--;
+    entry->is_dup = qos == 1 && item->is_wanted && waiting_is_restored(shard, msg_sequence(item->msg));
     entry->holds_quota = true;
     client->send_quota--;
     gauge_add(&shard->stats.inflight, 1);
@@ -381,7 +379,8 @@ void deliver_to_session(struct shard *shard, struct session *sess, struct msg *m
         return;
     }
     struct queue_item item = {.msg = msg, .meta = session_pack_meta(sess, qos, retain, ids, id_count), .is_wanted = is_wanted};
-    bool is_first = qos == 0 ? !is_wanted || queue_count(&sess->queue) == 0 : queue_count(&sess->queue) == 0;
+    /* Where QoS 0 waits, it does so in order [MQTT-4.6.0-6]; elsewhere it has nothing to stand behind. */
+    bool is_first = queue_count(&sess->queue) == 0 || (qos == 0 && !shard->config.limits.queue_qos0_messages);
     if (!client || !is_first || !may_send(shard, client, qos, is_wanted))
         waiting_add(shard, sess, msg, item.meta, is_wanted);
     else if (qos == 0)

@@ -145,13 +145,8 @@ enum err shard_restore_want(struct shard *shard, uint64_t number, uint64_t seque
     if (!sess)
         return ERR_NOTFOUND;
     if (sess->inflight.count > 0 && inflight_find_sequence(&sess->inflight, sequence))
-        return ERR_OK;
-    if (!waiting_restore(shard, sess, sequence, cost, is_in_run, run_last))
-        return ERR_NOMEM;
-    /* The oldest may have been sent on an earlier connection, no record says which [MQTT-3.3.1-1]. */
-    if (sess->queue.dup_left < shard->config.limits.inflight_max)
-        sess->queue.dup_left++;
-    return ERR_OK;
+        return !is_in_run || waiting_restore_sent_in_run(sess, sequence) ? ERR_OK : ERR_NOMEM;
+    return waiting_restore(shard, sess, sequence, cost, is_in_run, run_last) ? ERR_OK : ERR_NOMEM;
 }
 
 /* A few each turn: a million of them take the log some seconds, beside everything else. */

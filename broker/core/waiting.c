@@ -40,6 +40,8 @@ void waiting_deinit(struct waiting *waiting)
 
 bool waiting_is_logged(const struct shard *shard, const struct session *sess) { return shard->log.pool && sess->is_named; }
 
+bool waiting_is_restored(const struct shard *shard, uint64_t sequence) { return sequence <= shard->waiting.restored_last; }
+
 /* The counts of a session's queue as they were, to bring shard and process up to date after a change. */
 struct queue_before {
     uint32_t count;
@@ -305,12 +307,25 @@ static void on_read_inflight(struct shard *shard, struct session *sess, struct s
     }
 }
 
+/* Runs may name what was sent with QoS 2 before a crash, and is in flight since the start, or was: the checkpoint may not know yet. */
+static bool was_sent_before(const struct session *sess, uint64_t sequence)
+{
+    struct span bytes = sess->rare ? position_list_bytes(sess->rare->sent_in_runs) : (struct span){0};
+    uint64_t sent = 0;
+    for (size_t offset = 0; position_list_next(bytes, &offset, &sent) == ERR_OK && sent <= sequence;)
+        if (sent == sequence)
+            return true;
+    return false;
+}
+
 static void on_read_queue(struct shard *shard, struct session *sess, struct store_read *read)
 {
     uint32_t metas[STORE_READ_MAX] = {0};
     for (uint32_t i = 0; i < read->count; i++) {
-        const struct store_read_item *item = &read->items[i];
-        if (item->state == STORE_ITEM_FOUND)
+        struct store_read_item *item = &read->items[i];
+        if (read->kind == STORE_READ_RUN && was_sent_before(sess, item->sequence))
+            item->state = STORE_ITEM_KNOWN;
+        else if (item->state == STORE_ITEM_FOUND)
             metas[i] = meta_of(sess, item);
         else if (item->state == STORE_ITEM_GONE)
             counter_inc(&shard->stats.dropped_not_wanted);
@@ -490,9 +505,17 @@ bool waiting_restore(struct shard *shard, struct session *sess, uint64_t sequenc
     if (!queue_restore(&sess->queue, sequence, cost, is_in_run, run_last))
         return false;
     note_change(shard, sess, was);
+    if (shard->waiting.restored_last < sequence)
+        shard->waiting.restored_last = sequence;
     counter_inc(&shard->stats.copies_restored);
     post_runs(shard, sess);
     return true;
+}
+
+bool waiting_restore_sent_in_run(struct session *sess, uint64_t sequence)
+{
+    struct session_rare *rare = session_rare_get(sess);
+    return rare && position_list_push(&rare->sent_in_runs, sequence) == ERR_OK;
 }
 
 bool waiting_restore_sent(struct shard *shard, struct session *sess, uint64_t sequence, uint16_t packet_id, bool is_received)

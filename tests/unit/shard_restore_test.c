@@ -152,7 +152,7 @@ static void subscriptions_and_identifiers_come_back(void **state)
 }
 
 /* A session leaves with messages in flight and waiting, the broker stops, and what it wanted is sent in order: first what may have been
- * sent before, as duplicates; then new ones. */
+ * sent before, as duplicates, since no record says what was; then new ones. */
 static void what_it_wanted_is_sent_in_order(void **state)
 {
     struct rig *rig = RIG(.has_store = true, .limits.inflight_max = 3, .limits.session_queue_messages_max = 1000);
@@ -190,7 +190,7 @@ static void what_it_wanted_is_sent_in_order(void **state)
         const struct packet *packet = expect(car, MQTT_PUBLISH);
         if (!span_equal(packet->publish.payload, i < 200 ? span_of_string(payload) : SPAN_LITERAL("new")))
             fail_msg("%u: \"%.*s\"", i, (int)packet->publish.payload.size, (const char *)packet->publish.payload.data);
-        assert_int_equal(packet->publish.dup, i < 3);
+        assert_int_equal(packet->publish.dup, i < 200);
         rig_send_ack(car, MQTT_PUBACK, packet->publish.packet_id);
         rig_settle(rig);
         if (i % 20 == 0)
