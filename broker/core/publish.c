@@ -180,8 +180,8 @@ static bool put_recipient(struct shard *shard, const struct publish_in *in, uint
         return true;
     }
     bool is_persistent = (options & SUBSCRIBER_PERSISTENT) != 0;
-    /* LOG 9. Without a record it still keeps its place behind what waits. */
-    bool is_held = shard->log.pool && (is_persistent || in->source.qos == 2);
+    /* LOG 9. Without a record it still keeps its place behind what waits. A will that was said and is not durable would be said again. */
+    bool is_held = shard->log.pool && (is_persistent || in->source.qos == 2 || in->is_will);
     struct publish_bytes *bytes = is_held ? &scratch->held : &scratch->now;
     size_t size = recipient_size(id_count);
     struct recipient *recipient = (struct recipient *)(void *)bytes_reserve(bytes, size);

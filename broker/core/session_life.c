@@ -37,10 +37,14 @@ static void will_is_done(struct shard *shard, struct will *will)
     will_free(will);
 }
 
+/* Not before what is late about its session: the log would say that there is a will behind saying that it was published, and a crash would
+ * have it published again. */
+static bool try_will(struct shard *shard, struct will *will) { return !shard->session_log.first && publish_will(shard, will); }
+
 void session_publish_will(struct shard *shard, struct will *will)
 {
     /* Behind those that wait already. */
-    if (!shard->wills_first && publish_will(shard, will)) {
+    if (!shard->wills_first && try_will(shard, will)) {
         will_is_done(shard, will);
         return;
     }
@@ -55,7 +59,7 @@ void session_publish_will(struct shard *shard, struct will *will)
 
 void session_retry_wills(struct shard *shard)
 {
-    while (shard->wills_first && publish_will(shard, shard->wills_first)) {
+    while (shard->wills_first && try_will(shard, shard->wills_first)) {
         struct will *will = shard->wills_first;
         shard->wills_first = will->next;
         queue_stats_pop(&shard->stats.wills_due, will->topic.size + will->payload.size, shard->stats.wills_due.oldest_ns);
