@@ -145,11 +145,13 @@ struct load {
     struct recovery_loaded *loaded;
     uint64_t *numbers;
     uint64_t *run_lasts; /* the newest position that stands in a run of the session; 0 = none */
-    uint8_t *homes;
+    uint8_t *homes; /* and WAS_CONNECTED */
     size_t count, capacity;
 };
 
 #define NOT_LOADED SIZE_MAX
+#define WAS_CONNECTED 0x80u
+_Static_assert(ACTOR_SHARDS_MAX <= WAS_CONNECTED, "a home and a bit in a byte");
 
 static bool load_grow(struct load *load)
 {
@@ -166,7 +168,7 @@ static bool load_grow(struct load *load)
     return true;
 }
 
-static enum err load_remember(struct load *load, uint64_t number, actor_id home)
+static enum err load_remember(struct load *load, uint64_t number, actor_id home, bool was_connected)
 {
     if (load->count == load->capacity && !load_grow(load))
         return ERR_NOMEM;
@@ -174,7 +176,7 @@ static enum err load_remember(struct load *load, uint64_t number, actor_id home)
         return ERR_CORRUPT;
     load->numbers[load->count] = number;
     load->run_lasts[load->count] = 0;
-    load->homes[load->count++] = (uint8_t)home;
+    load->homes[load->count++] = (uint8_t)(home | (was_connected ? WAS_CONNECTED : 0));
     return ERR_OK;
 }
 
@@ -219,7 +221,7 @@ static enum err load_session(void *arg, const struct checkpoint_session *session
         return ERR_OK;
     }
     if (!err)
-        err = load_remember(load, session->number, home);
+        err = load_remember(load, session->number, home, session->was_connected);
     if (!err)
         err = load_subscriptions(load, session, home);
     load->loaded->sessions += err == ERR_OK;
@@ -237,12 +239,14 @@ static enum err load_runs(void *arg, uint64_t number, uint64_t last_sequence)
 
 static enum err load_want(void *arg, uint64_t number, uint64_t sequence, const struct checkpoint_want *want, uint32_t cost, bool is_in_run)
 {
-    (void)want; /* comes again with the message when it is read */
     struct load *load = arg;
     size_t index = load_find(load, number);
     if (index == NOT_LOADED)
         return ERR_NOTFOUND;
-    struct shard *shard = load->target->shards[load->homes[index]];
+    /* Perhaps sent, and that it was is not durable; at QoS 0 nothing is sent twice [MQTT-4.3.1-1]. One that was away has not got it. */
+    if (want->qos == 0 && (load->homes[index] & WAS_CONNECTED))
+        return ERR_NOTFOUND;
+    struct shard *shard = load->target->shards[load->homes[index] & ~WAS_CONNECTED];
     enum err err = shard_restore_want(shard, number, sequence, cost, is_in_run, load->run_lasts[index]);
     load->loaded->messages += err == ERR_OK;
     return err;
