@@ -9,11 +9,16 @@
  * wills, lose connections, or leave the old one open and come back over it; strangers send garbage. Rings are small and one of them may
  * stand still for long; the log is small and the sink may be away until it is full.
  *
+ * The broker has many lives. What a life leaves is its log (sim_fs) and its database (tests/lib/sim_kv.h), which end with the process or
+ * with the power, with commits that fail for space or for good; the next one begins with broker/durable/recovery.h, with another number of
+ * shards and another hash key. The store's writer and reader are actors like the others, and checkpoints come every few messages.
+ *
  * A ledger notes what clients were promised. Checked at every step: what a subscriber may not see twice, order per (publishing client,
- * device, QoS), a retained value that is not the newest, an old connection that outlives its takeover; the books, whenever the rings are
- * empty. Checked at the end, after all faults have ended and everything came to rest: each acknowledged telemetry message is in the sink
- * exactly once, with the value written last; nothing is there that nobody sent; persistent subscribers got what was acknowledged; the books
- * balance.
+ * device, QoS), a retained value that is not the newest, a session that is gone, a subscription that was given up, an old connection that
+ * outlives its takeover; the books, whenever the rings are empty. Checked at the end, after all faults have ended, everything came to rest
+ * and all subscribed once more: each acknowledged telemetry message is in the sink exactly once, with the value written last; nothing is
+ * there that nobody sent; subscribers got what was acknowledged while they had a session, but for what the bounds of queues explain;
+ * wills of clients that did not come back were said; the database holds nothing that nobody wants; the books balance.
  *
  * A finding ends the process with the seed and the step. Thread: one. */
 #ifndef TIDEGATE_TESTS_SIM_SIM_H
@@ -28,13 +33,15 @@
 #include "common/log_block.h"
 #include "tests/lib/check_random.h"
 #include "tests/lib/sim_fs.h"
+#include "tests/lib/sim_kv.h"
 
 #define SIM_SHARDS_MAX 3
 #define SIM_CLIENTS_MAX 8
 #define SIM_DEVICES_MAX 8
 #define SIM_MESSAGES_MAX 8192
 #define SIM_PARTITIONS_MAX 3
-#define SIM_NODES (SIM_SHARDS_MAX + 3) /* shards, route, log, store */
+#define SIM_NODES (SIM_SHARDS_MAX + 4) /* shards, route, log, store, reader */
+#define SIM_NOBODY UINT32_MAX
 #define SIM_RINGS (SIM_NODES * SIM_NODES)
 #define SIM_PADDING_MAX 24000
 #define SIM_PACKET_MAX (SIM_PADDING_MAX + 512)
@@ -68,7 +75,7 @@ struct sim_conn {
 
 enum sim_kind {
     SIM_TELEMETRY, /* fleet/DEVICE/telemetry: logged */
-    SIM_COMMAND,   /* cmd/DEVICE: not logged, lost with the broker */
+    SIM_COMMAND,   /* cmd/DEVICE: logged if somebody's session wants it */
     SIM_KINDS,
 };
 
@@ -77,12 +84,15 @@ struct sim_message {
     uint32_t id; /* index; the value that is published */
     enum sim_kind kind;
     bool will, retain;
-    bool unordered;      /* at QoS 0 a large record may come behind what its client's next session publishes */
-    bool cancelled;      /* a will, and the broker has closed behind DISCONNECT */
-    bool given;          /* somebody received it whom it may reach only when durable (LOG.md 9) */
-    uint32_t padding;    /* bytes of blanks in the payload */
-    uint32_t expiry_s;   /* 0: none */
-    uint32_t acked_life; /* incarnation of the broker that acknowledged it */
+    bool clears;            /* a retained one without payload */
+    bool is_lasting;        /* its tier was `log`, or all was durable since it was acknowledged: no crash takes it back */
+    bool unordered;         /* at QoS 0 a large record may come behind what its client's next session publishes */
+    bool cancelled;         /* a will, and the broker has closed behind DISCONNECT */
+    bool is_cancel_lasting; /* and that is durable */
+    bool given;             /* somebody received it whom it may reach only when durable (LOG.md 9) */
+    uint32_t padding;       /* bytes of blanks in the payload */
+    uint32_t expiry_s;      /* 0: none */
+    uint32_t acked_life;    /* incarnation of the broker that acknowledged it */
     uint8_t qos;
     uint8_t client, device;
     bool acked;        /* PUBACK, or PUBREC: the broker has taken it */
@@ -97,6 +107,7 @@ struct sim_flow {
     uint32_t message;
     uint16_t packet_id;
     uint32_t incarnation; /* of the broker that the PUBLISH went to last */
+    bool was_kept;        /* the session that it went to outlives the broker */
     bool sent, received;  /* received: PUBREC came, PUBREL is out */
 };
 
@@ -108,8 +119,19 @@ struct sim_client {
     char id[16];
     enum mqtt_version version;
     bool clean, publishes, subscribes, has_keep_alive;
-    uint32_t will; /* message id + 1 of this connection's will */
+    uint32_t will;         /* message id + 1 of this connection's will */
+    uint64_t will_step;    /* when it was sent */
+    uint32_t will_pending; /* message id + 1: of a connection that was lost, and no CONNECT since */
+    uint32_t will_life;    /* the broker's that has it */
     uint8_t subscribe_qos;
+    uint32_t expiry_s;        /* of its sessions; 0: they end with the connection, UINT32_MAX: never */
+    bool wants_clean;         /* the next session is to be a new one; until CONNACK says so */
+    bool is_persistent;       /* its present session is */
+    bool is_session_promised; /* a CONNACK said so: there must be one at the next, unless it has expired */
+    int64_t seen_online_mono; /* when it was last certainly connected */
+    int64_t seen_online_ahead;
+    uint64_t away_until; /* step */
+    bool is_gone;        /* never comes back */
     struct sim_conn *conn;
     bool online;                          /* CONNACK was success */
     bool closing;                         /* said DISCONNECT */
@@ -120,16 +142,19 @@ struct sim_client {
     uint32_t receive_maximum;
     uint32_t session_life;   /* of the broker that made the session the client knows of */
     uint32_t session_number; /* counts sessions: changes when CONNACK says none was there */
-    bool subscribed;         /* SUBACK in this session */
-    uint64_t subscribed_step;
-    uint64_t subscribe_sent_step;           /* the first of this session */
+    struct sim_subscription {
+        enum { SUB_NONE, SUB_ASKED, SUB_YES, SUB_LEAVING } state; /* ASKED, LEAVING: perhaps */
+        bool is_wanted, is_pending;                               /* pending: the answer is to come on this connection */
+        uint64_t since_step;                                      /* SUBACK; or UNSUBACK */
+        uint64_t sent_step;                                       /* the first SUBSCRIBE since there was none */
+    } subscriptions[SIM_KINDS];
     bool heard[SIM_DEVICES_MAX][SIM_KINDS]; /* something of that topic came in this session */
-    uint32_t subscribed_incarnation;
-    bool subscribe_sent;
-    uint8_t inbound[8192]; /* bitmap of QoS 2 packet ids received and not released */
-    uint8_t *seen;         /* per message: how often it was received anew */
-    uint8_t *fresh;        /* per message: how often it was received without DUP */
-    uint32_t *order;       /* newest message first received, per [client][device][qos][kind] */
+    uint8_t *owed;                          /* per message: it was acknowledged while the session was subscribed */
+    uint32_t *inbound;                      /* per packet id: message + 1 that was received with QoS 2 under it and not released */
+    enum { RESUMES = 1, RESUMES_PRESENT = 2, RESUMES_DOUBTFUL = 4 } resumes; /* flows are to be resumed on this connection */
+    uint8_t *seen;                                                           /* per message: how often it was received anew */
+    uint8_t *fresh;                                                          /* per message: how often it was received without DUP */
+    uint32_t *order; /* newest message first received, per [client][device][qos][kind] */
     uint64_t packets;
 };
 
@@ -149,8 +174,22 @@ struct sim_config {
     uint32_t padding_max;
     uint32_t sink_rest; /* a sink that is down comes back in one of so many steps */
     uint32_t steps;
+    uint32_t away_steps; /* a subscriber that leaves may stay away so long */
+    uint32_t burst;      /* messages published at a time */
     uint32_t alignment;
-    bool disk_faults, power_faults;
+    bool disk_faults, power_faults, store_faults, wall_faults;
+    bool persistence, queue_qos0;
+    bool is_bounded; /* queues may overflow */
+    bool has_memory_tier;
+    bool store_asks_file; /* the store's writer reads the durable end from the state file */
+    uint8_t queue_policy;
+    uint16_t inflight_max;
+    uint32_t queue_messages_max, totals_messages_max;
+    uint64_t queue_bytes_max;
+    int64_t queue_age_max_ns;
+    uint32_t expiry_max_s, grace_ms, wills_per_s;
+    int64_t checkpoint_ns, lag_ns;
+    uint64_t lag_bytes, delta_bytes;
 };
 
 struct sim {
@@ -158,9 +197,15 @@ struct sim {
     struct check_random random;
     struct sim_config config;
     int64_t mono, wall;
-    bool calm; /* no more faults and no new messages: come to rest */
+    int64_t wall_ahead; /* by how much the wall clock was set forward, all together */
+    int64_t calm_mono;
+    bool calm;    /* no more faults and no new messages: come to rest */
+    bool hurries; /* nothing happens any more: let time pass */
     bool trace;
     struct sim_fs *fs;
+    struct sim_kv *kv;
+    uint16_t shard_count;      /* of this life of the broker */
+    uint64_t drops[2];         /* of all lives, what bounds explain, and what nothing does */
     struct sim_broker *broker; /* NULL: down */
     struct sim_sink *sink;     /* NULL: down */
     uint32_t incarnation;      /* of the broker */
@@ -197,7 +242,12 @@ bool sim_broker_step(struct sim *sim); /* one thing that could happen inside; fa
 bool sim_broker_is_quiet(struct sim *sim);
 void sim_broker_describe(struct sim *sim); /* what it holds, for a run that is stuck */
 void sim_broker_check_books(struct sim *sim);
-bool sim_broker_failed(struct sim *sim); /* the log failed: it must be restarted */
+bool sim_broker_failed(struct sim *sim);      /* log or store failed: it must be restarted */
+bool sim_broker_is_drained(struct sim *sim);  /* no message waits for anybody */
+void sim_broker_check_store(struct sim *sim); /* at rest: the database holds nothing that nobody wants */
+void sim_store_fault(struct sim *sim);
+void sim_broker_count_drops(struct sim *sim); /* of this life, into sim->drops */
+bool sim_topic_is_memory(const struct sim *sim, enum sim_kind kind, uint8_t device);
 
 /* sim_client.c */
 void sim_client_init(struct sim *sim, uint8_t index);
@@ -206,6 +256,10 @@ void sim_client_act(struct sim *sim, struct sim_client *client);
 void sim_client_read(struct sim *sim, struct sim_client *client); /* some bytes from its connection */
 void sim_client_lost(struct sim *sim, struct sim_client *client); /* its connection is gone */
 bool sim_client_is_done(struct sim *sim, const struct sim_client *client);
+bool sim_client_is_subscribed(const struct sim_client *client);
+void sim_client_subscribe_again(struct sim *sim, struct sim_client *client); /* to everything, and get all that is retained */
+void sim_client_go(struct sim *sim, struct sim_client *client);              /* for good, without DISCONNECT */
+void sim_clients_note_online(struct sim *sim);
 
 /* sim_sink.c */
 bool sim_sink_start(struct sim *sim);
@@ -222,6 +276,9 @@ size_t sim_ledger_topic(const struct sim_message *message, char *out, size_t siz
 size_t sim_ledger_payload(const struct sim_message *message, char *out, size_t size);
 bool sim_ledger_parse(uint32_t *id_out, struct span payload);
 void sim_ledger_on_acked(struct sim *sim, uint32_t id);
+void sim_ledger_on_all_durable(struct sim *sim); /* everything that the broker was told so far survives it */
+void sim_ledger_on_broker_end(struct sim *sim);
+void sim_ledger_forgive(struct sim_client *client); /* its session was replaced: it is owed nothing */
 void sim_ledger_on_delivered(struct sim *sim, struct sim_client *subscriber, uint32_t id, uint8_t qos, bool dup);
 void sim_ledger_on_retained(struct sim *sim, struct sim_client *subscriber, uint32_t id);
 void sim_ledger_on_record(struct sim *sim, uint32_t id, bool replayed);

@@ -1,4 +1,4 @@
-/* One life of the broker: shards, the route actor and the log thread, as actors that meet over bounded rings.
+/* One life of the broker: shards, the route actor, the log thread and the store, as actors that meet over bounded rings.
  *
  * Each ring is FIFO and bounded; which ring is served next is drawn. The log thread's write has two steps, so that a crash may fall between
  * the write and its completion. */
@@ -8,83 +8,54 @@
 
 #include "broker/core/deliver.h"
 #include "broker/core/msg.h"
-#include "broker/core/route_actor.h"
-#include "broker/core/shard.h"
 #include "broker/core/shard_stats.h"
 #include "broker/route/topic_tree.h"
-#include "broker/telemetry/rule.h"
 #include "common/check.h"
-#include "common/log_writer.h"
-#include "tests/sim/sim.h"
+#include "tests/sim/sim_broker.h"
 
-#define SIM_LOG_DIR "log"
-#define RING_CAPACITY_MAX 64
-#define BATCH_MAX 32
 #define ROOM_LOW(config) ((config)->segment_size / 3) /* bytes of log room below which publishers are told to wait */
 
-struct sim_ring {
-    struct op ops[RING_CAPACITY_MAX];
-    uint32_t first, count;
-};
-
-struct sim_broker {
-    struct sim *sim;
-    struct topic_tree *tree;
-    struct rule_table rules;
-    struct shard *shards[SIM_SHARDS_MAX];
-    struct log_block_pool pools[SIM_SHARDS_MAX];
-    bool pool_open[SIM_SHARDS_MAX];
-    struct route_actor *route;
-    struct log_writer *writer;
-    struct sim_ring *rings; /* [from][to] of node numbers */
-    struct shard_listener listener;
-    _Atomic uint64_t retained_counter;
-    struct log_block *collected[BATCH_MAX * 4];
-    size_t collected_count;
-    size_t writing;                                                /* blocks of the batch that is under way: the first ones of collected */
-    enum { LOG_IDLE, LOG_BEGUN, LOG_WRITTEN, LOG_FINISHED } stage; /* BEGUN: the disk was full, to be written again */
-    bool room_said;                                                /* what the shards were told last */
-    bool log_failed;
-    struct route_io route_io;
-};
-
-/* Shards, route, log, store: small numbers for the ring table. */
-#define NODE_ROUTE SIM_SHARDS_MAX
-#define NODE_LOG (SIM_SHARDS_MAX + 1)
-#define NODE_STORE (SIM_SHARDS_MAX + 2)
-#define NODE_COUNT SIM_NODES
-
-static unsigned node_of(actor_id id)
+unsigned sim_node_of(actor_id id)
 {
-    if (id == ACTOR_ROUTE)
+    switch (id) {
+    case ACTOR_ROUTE:
         return NODE_ROUTE;
-    if (id == ACTOR_LOG)
+    case ACTOR_LOG:
         return NODE_LOG;
-    if (id == ACTOR_STORE)
+    case ACTOR_STORE:
         return NODE_STORE;
-    CHECK(id < SIM_SHARDS_MAX);
-    return id;
+    case ACTOR_READER:
+        return NODE_READER;
+    default:
+        CHECK(id < SIM_SHARDS_MAX);
+        return id;
+    }
 }
 
-static struct sim_ring *ring_of(struct sim_broker *broker, unsigned from, unsigned to) { return &broker->rings[from * NODE_COUNT + to]; }
+struct sim_ring *sim_ring_of(struct sim_broker *broker, unsigned from, unsigned to) { return &broker->rings[from * NODE_COUNT + to]; }
 
-static bool ring_push(struct sim_broker *broker, unsigned from, unsigned to, const struct op *op, bool reserve)
+bool sim_ring_push(struct sim_broker *broker, unsigned from, unsigned to, const struct op *op, bool reserve)
 {
-    struct sim_ring *ring = ring_of(broker, from, to);
+    struct sim_ring *ring = sim_ring_of(broker, from, to);
     uint32_t capacity = broker->sim->config.ring_capacity;
     if (ring->count >= (reserve ? capacity : capacity - capacity / 4))
         return false;
-    ring->ops[(ring->first + ring->count++) % RING_CAPACITY_MAX] = *op;
+    ring->ops[(ring->first + ring->count++) % SIM_RING_CAPACITY_MAX] = *op;
     broker->sim->progress++;
     return true;
 }
 
-static struct op ring_pop(struct sim_ring *ring)
+struct op sim_ring_pop(struct sim_ring *ring)
 {
     struct op op = ring->ops[ring->first];
-    ring->first = (ring->first + 1) % RING_CAPACITY_MAX;
+    ring->first = (ring->first + 1) % SIM_RING_CAPACITY_MAX;
     ring->count--;
     return op;
+}
+
+bool sim_ring_is_starved(const struct sim_broker *broker, unsigned from, unsigned to)
+{
+    return broker->sim->starved == from * NODE_COUNT + to;
 }
 
 /* --- what a shard asks of its surroundings
@@ -124,8 +95,9 @@ static void on_close(void *io, void *arg, uint32_t linger_ms)
     struct sim *sim = io;
     struct sim_conn *conn = arg;
     (void)linger_ms;
-    /* Nothing else ends a connection that has said DISCONNECT, is heard, keeps within its quota, and whose log works. */
+    /* Nothing else ends a connection that has said DISCONNECT, is heard, keeps within its quota, has nothing refused, and whose log works. */
     if (conn->client && conn->client->closing && conn->client->will && !conn->client->has_keep_alive && !sim->broker->log_failed &&
+        !(sim->config.is_bounded && sim->config.queue_policy == QUEUE_REFUSE) &&
         (conn->client->version < MQTT_V5 || conn->client->flow_count <= sim->broker->listener.receive_maximum))
         sim->ledger.messages[conn->client->will - 1].cancelled = true;
     conn->core = NULL;
@@ -136,7 +108,7 @@ static void on_close(void *io, void *arg, uint32_t linger_ms)
 static bool on_post(void *io, actor_id to, const struct op *op, bool reserve)
 {
     struct sim *sim = io;
-    return ring_push(sim->broker, node_of(op->from), node_of(to), op, reserve);
+    return sim_ring_push(sim->broker, sim_node_of(op->from), sim_node_of(to), op, reserve);
 }
 
 static uint64_t on_random(void *io)
@@ -151,89 +123,100 @@ static const struct shard_io shard_io = {
 static bool route_post(void *io, actor_id to, const struct op *op)
 {
     struct sim_broker *broker = io;
-    return ring_push(broker, NODE_ROUTE, node_of(to), op, true);
+    return sim_ring_push(broker, NODE_ROUTE, sim_node_of(to), op, true);
 }
 
 /* --- life
  * --------------------------------------------------------------------------------------------------------------------------------- */
 
-static bool open_log(struct sim *sim, struct sim_broker *broker)
-{
-    struct errmsg msg = {""};
-    struct log_recovery recovery;
-    struct log_writer_options options = {
-        .fs = sim_fs_fs(sim->fs),
-        .dir = SIM_LOG_DIR,
-        .segment_size = sim->config.segment_size,
-        .log_bytes_max = 4 * (uint64_t)sim->config.segment_size,
-        .alignment = sim->config.alignment,
-        .wall_ns = sim->wall,
-    };
-    sim_fs_set_process(sim->fs, 1);
-    /* A start whose first sync fails, a start, a power loss: what the second accepted must be there. */
-    if (!sim->calm && sim->config.disk_faults && sim->config.power_faults && sim_chance(sim, 1, 4)) {
-        sim_fs_fail(sim->fs, SIM_FS_SYNC, 1, ERR_IO, false);
-        sim->power_loss_step = sim->step + 1 + sim_below(sim, 300);
-    }
-    enum err err = log_writer_open(&broker->writer, &options, &recovery, &msg);
-    if (!err)
-        err = log_writer_ensure_cursor(broker->writer, "sink", &msg);
-    if (err && sim->calm)
-        sim_found(sim, "the broker does not start on a healthy disk: %s: %s", err_text(err), msg.text);
-    if (err == ERR_CORRUPT || err == ERR_VERSION)
-        sim_found(sim, "the log is taken for damaged, and only crashes happened: %s: %s", err_text(err), msg.text);
-    sim_trace(sim, "the log opens: %s %s", err_text(err), msg.text);
-    return err == ERR_OK;
-}
-
 static void set_config(struct sim *sim, struct sim_broker *broker, struct shard_config *config, uint16_t index)
 {
+    const struct sim_config *drawn = &sim->config;
     *config = (struct shard_config){
         .index = index,
-        .shard_count = sim->config.shard_count,
-        .hash_key = sim->seed * 0x9e3779b97f4a7c15,
-        .limits = {.session_queue_messages_max = 100000,
-                   .session_queue_bytes_max = 1 << 30,
-                   .inflight_max = 5,
+        .shard_count = sim->shard_count,
+        .hash_key = broker->hash_key,
+        .limits = {.session_queue_messages_max = drawn->queue_messages_max,
+                   .session_queue_bytes_max = drawn->queue_bytes_max,
+                   .queue_age_max_ns = drawn->queue_age_max_ns,
+                   .queue_policy = drawn->queue_policy,
+                   .inflight_max = drawn->inflight_max,
                    .outbox_bytes_max = 1 << 20,
                    .outboxes_bytes_max = 1 << 24,
                    .record_bytes_max = RECORD_SIZE_MAX,
                    .partial_bytes_max = 1 << 20,
                    .connect_timeout_ms = 10000,
-                   .session_expiry_max_s = UINT32_MAX,
+                   .session_expiry_max_s = drawn->expiry_max_s,
                    .sessions_max = 1000,
+                   .wills_per_s = drawn->wills_per_s,
+                   .will_restart_grace_ms = drawn->grace_ms,
                    .publishes_per_turn_max = 4,
+                   .queue_qos0_messages = drawn->queue_qos0,
                    .allow_zero_length_clientid = true,
                    .receive_maximum_strict = true},
         .listeners = &broker->listener,
         .listener_count = 1,
-        .rules = &broker->rules,
+        .rules = drawn->persistence ? &broker->rules : NULL,
+        .tiers = &broker->tiers,
+        .queue_totals = &broker->totals,
         .retained_counter = &broker->retained_counter,
-        .epoch = log_writer_epoch(broker->writer),
-        .persistence = true,
+        .epoch = drawn->persistence ? log_writer_epoch(broker->writer) : 0,
+        .persistence = drawn->persistence,
     };
 }
 
-static bool make_actors(struct sim *sim, struct sim_broker *broker)
+static struct shard *make_shard(struct sim *sim, struct sim_broker *broker, uint16_t index)
 {
-    struct route_limits limits = {.retained_messages_max = 1000, .retained_bytes_max = 1 << 20, .tree_bytes_max = 1 << 30, .scan_slice = 2};
+    struct shard_config config;
+    struct log_block_pool *pool = sim->config.persistence ? &broker->pools[index] : NULL;
+    set_config(sim, broker, &config, index);
+    if (pool) {
+        enum err err =
+            log_block_pool_init(pool, index, sim->config.block_count, sim->config.block_body, log_writer_alignment(broker->writer));
+        CHECK(err == ERR_OK);
+        broker->pool_open[index] = true;
+    }
+    return shard_new(&config, broker->tree, pool, &shard_io, sim);
+}
+
+static void make_actors(struct sim *sim, struct sim_broker *broker)
+{
+    struct route_limits limits = {.retained_messages_max = 1000,
+                                  .retained_bytes_max = 1 << 20,
+                                  .retained_on_disk = sim->config.persistence,
+                                  .retained_cache_bytes_max = sim_below(sim, 4096),
+                                  .tree_bytes_max = 1 << 30,
+                                  .scan_slice = 2};
+    if (sim->config.persistence)
+        broker->retained_counter = checkpoint_state(broker->durable.checkpoint).retained_number_max;
     broker->route_io.post = route_post;
-    broker->tree = topic_tree_new(sim->seed);
+    broker->tree = topic_tree_new(broker->hash_key);
     CHECK(broker->tree);
     broker->route =
-        route_actor_new(broker->tree, &broker->retained_counter, sim->seed, sim->config.shard_count, &limits, &broker->route_io, broker);
+        route_actor_new(broker->tree, &broker->retained_counter, broker->hash_key, sim->shard_count, &limits, &broker->route_io, broker);
     CHECK(broker->route);
-    for (uint16_t i = 0; i < sim->config.shard_count; i++) {
-        struct shard_config config;
-        set_config(sim, broker, &config, i);
-        enum err err = log_block_pool_init(&broker->pools[i], i, sim->config.block_count, sim->config.block_body,
-                                           log_writer_alignment(broker->writer));
-        CHECK(err == ERR_OK);
-        broker->pool_open[i] = true;
-        broker->shards[i] = shard_new(&config, broker->tree, &broker->pools[i], &shard_io, sim);
+    for (uint16_t i = 0; i < sim->shard_count; i++) {
+        broker->shards[i] = make_shard(sim, broker, i);
         CHECK(broker->shards[i]);
     }
-    return true;
+}
+
+bool sim_topic_is_memory(const struct sim *sim, enum sim_kind kind, uint8_t device)
+{
+    return !sim->config.persistence || (sim->config.has_memory_tier && (kind == SIM_COMMAND ? device == 0 : device == 1));
+}
+
+static void set_tables(struct sim *sim, struct sim_broker *broker)
+{
+    enum err err = rule_table_add(&broker->rules, "fleet/{device}/telemetry", false, 1, NULL);
+    CHECK(err == ERR_OK);
+    broker->rules.partition_count = sim->config.partition_count;
+    if (!sim->config.has_memory_tier)
+        return;
+    err = tier_table_add(&broker->tiers, "cmd/dev0 memory", 1, NULL);
+    CHECK(err == ERR_OK);
+    err = tier_table_add(&broker->tiers, "fleet/dev1/# memory", 2, NULL);
+    CHECK(err == ERR_OK);
 }
 
 bool sim_broker_start(struct sim *sim)
@@ -242,21 +225,31 @@ bool sim_broker_start(struct sim *sim)
     CHECK(broker);
     broker->sim = sim;
     broker->room_said = true;
+    broker->hash_key = sim->seed * 0x9e3779b97f4a7c15 + sim->incarnation;
+    broker->totals.messages_max = sim->config.totals_messages_max;
+    broker->totals.bytes_max = UINT64_MAX;
     broker->listener = (struct shard_listener){.allow_anonymous = true,
                                                .max_packet_size = 1 << 20,
                                                .receive_maximum = 6,
                                                .topic_alias_maximum = 4,
                                                .max_qos = 2,
                                                .retain_available = true};
-    broker->rules.partition_count = sim->config.partition_count;
-    enum err err = rule_table_add(&broker->rules, "fleet/{device}/telemetry", false, 1, NULL);
-    CHECK(err == ERR_OK);
+    set_tables(sim, broker);
     broker->rings = calloc(SIM_RINGS, sizeof *broker->rings);
     CHECK(broker->rings);
     sim->broker = broker;
     sim->incarnation++;
-    if (open_log(sim, broker))
-        return make_actors(sim, broker);
+    sim->shard_count = (uint16_t)(1 + sim_below(sim, sim->config.shard_count));
+    if (sim->incarnation > 1 && !sim->calm && sim->config.wall_faults && sim_chance(sim, 1, 4)) {
+        int64_t step_ns = (int64_t)sim_below(sim, 2 * NS_PER_HOUR) - NS_PER_HOUR;
+        sim->wall += step_ns;
+        sim->wall_ahead += step_ns > 0 ? step_ns : 0;
+    }
+    bool is_open = !sim->config.persistence || sim_store_open(broker);
+    if (is_open)
+        make_actors(sim, broker);
+    if (is_open && (!sim->config.persistence || sim_store_load(broker)))
+        return true;
     sim_broker_die(sim, false);
     return false;
 }
@@ -279,6 +272,13 @@ static void drop_op(const struct op *op)
     case OP_RETAINED_VALUE:
         msg_unref(op->retained.msg);
         return;
+    case OP_STORE_RUN:
+        free(op->run.run);
+        return;
+    case OP_STORE_READ:
+    case OP_STORE_READ_DONE:
+        store_read_free(op->read);
+        return;
     default:
         return;
     }
@@ -291,8 +291,8 @@ static void return_blocks(struct sim_broker *broker)
         log_block_pool_put(&broker->pools[broker->collected[i]->shard], broker->collected[i]);
     for (unsigned from = 0; from < NODE_COUNT; from++)
         for (unsigned to = 0; to < NODE_COUNT; to++)
-            for (struct sim_ring *ring = ring_of(broker, from, to); ring->count;) {
-                struct op op = ring_pop(ring);
+            for (struct sim_ring *ring = sim_ring_of(broker, from, to); ring->count;) {
+                struct op op = sim_ring_pop(ring);
                 if (op.type == OP_LOG_BLOCK)
                     log_block_pool_put(&broker->pools[from], op.block);
                 for (struct log_block *block = op.type == OP_LOG_DURABLE ? op.durable.blocks : NULL, *next; block; block = next) {
@@ -312,9 +312,11 @@ void sim_broker_die(struct sim *sim, bool power)
         conn->broker_open = false;
         conn->core = NULL;
     }
+    sim_ledger_on_broker_end(sim);
+    sim_broker_count_drops(sim);
     sim_fs_kill_process(sim->fs, 1);
     return_blocks(broker);
-    for (uint16_t i = 0; i < sim->config.shard_count; i++) {
+    for (uint16_t i = 0; i < sim->shard_count; i++) {
         if (broker->shards[i])
             shard_free(broker->shards[i]);
         if (broker->pool_open[i])
@@ -322,9 +324,9 @@ void sim_broker_die(struct sim *sim, bool power)
     }
     route_actor_free(broker->route);
     topic_tree_free(broker->tree);
-    if (broker->writer)
-        log_writer_close(broker->writer);
+    sim_store_close(broker);
     rule_table_deinit(&broker->rules);
+    tier_table_deinit(&broker->tiers);
     free(broker->rings);
     free(broker);
     sim->broker = NULL;
@@ -338,8 +340,8 @@ static void log_fail(struct sim_broker *broker, const char *what)
 {
     broker->log_failed = true;
     sim_trace(broker->sim, "the log fails: %s", what);
-    for (uint16_t i = 0; i < broker->sim->config.shard_count; i++)
-        ring_push(broker, NODE_LOG, i, &(struct op){.type = OP_LOG_FAILED, .from = ACTOR_LOG}, true);
+    for (uint16_t i = 0; i < broker->sim->shard_count; i++)
+        sim_ring_push(broker, NODE_LOG, i, &(struct op){.type = OP_LOG_FAILED, .from = ACTOR_LOG}, true);
 }
 
 static void log_say_room(struct sim_broker *broker)
@@ -347,11 +349,11 @@ static void log_say_room(struct sim_broker *broker)
     bool room = log_writer_room(broker->writer, LOG_ROOM_PUBLISH) > ROOM_LOW(&broker->sim->config);
     if (room == broker->room_said)
         return;
-    for (uint16_t i = 0; i < broker->sim->config.shard_count; i++)
-        if (ring_of(broker, NODE_LOG, i)->count >= broker->sim->config.ring_capacity)
+    for (uint16_t i = 0; i < broker->sim->shard_count; i++)
+        if (sim_ring_of(broker, NODE_LOG, i)->count >= broker->sim->config.ring_capacity)
             return; /* another time */
-    for (uint16_t i = 0; i < broker->sim->config.shard_count; i++)
-        ring_push(broker, NODE_LOG, i, &(struct op){.type = OP_LOG_ROOM, .flag = room, .from = ACTOR_LOG}, true);
+    for (uint16_t i = 0; i < broker->sim->shard_count; i++)
+        sim_ring_push(broker, NODE_LOG, i, &(struct op){.type = OP_LOG_ROOM, .flag = room, .from = ACTOR_LOG}, true);
     broker->room_said = room;
 }
 
@@ -359,10 +361,10 @@ static void log_say_room(struct sim_broker *broker)
 static bool log_notify(struct sim_broker *broker)
 {
     struct sim *sim = broker->sim;
-    for (uint16_t i = 0; i < sim->config.shard_count; i++)
-        if (ring_of(broker, NODE_LOG, i)->count >= sim->config.ring_capacity)
+    for (uint16_t i = 0; i < sim->shard_count; i++)
+        if (sim_ring_of(broker, NODE_LOG, i)->count >= sim->config.ring_capacity)
             return false;
-    for (uint16_t i = 0; i < sim->config.shard_count; i++) {
+    for (uint16_t i = 0; i < sim->shard_count; i++) {
         struct op op = {
             .type = OP_LOG_DURABLE, .from = ACTOR_LOG, .durable = {.durable_blocks = log_writer_durable_blocks(broker->writer, i)}};
         for (size_t k = broker->writing; k-- > 0;) {
@@ -374,7 +376,7 @@ static bool log_notify(struct sim_broker *broker)
             op.durable.first_sequence = block->first.sequence;
         }
         if (op.durable.blocks)
-            ring_push(broker, NODE_LOG, i, &op, true);
+            sim_ring_push(broker, NODE_LOG, i, &op, true);
     }
     memmove(broker->collected, broker->collected + broker->writing,
             (broker->collected_count - broker->writing) * sizeof *broker->collected);
@@ -384,19 +386,14 @@ static bool log_notify(struct sim_broker *broker)
     return true;
 }
 
-static bool is_starved(const struct sim_broker *broker, unsigned from, unsigned to)
-{
-    return broker->sim->starved == from * NODE_COUNT + to;
-}
-
 static bool log_collect(struct sim_broker *broker)
 {
     size_t before = broker->collected_count;
-    for (uint16_t i = 0; i < broker->sim->config.shard_count; i++)
-        for (struct sim_ring *ring = ring_of(broker, i, NODE_LOG);
-             ring->count && !is_starved(broker, i, NODE_LOG) &&
+    for (uint16_t i = 0; i < broker->sim->shard_count; i++)
+        for (struct sim_ring *ring = sim_ring_of(broker, i, NODE_LOG);
+             ring->count && !sim_ring_is_starved(broker, i, NODE_LOG) &&
              broker->collected_count < sizeof broker->collected / sizeof *broker->collected && !sim_chance(broker->sim, 1, 8);)
-            broker->collected[broker->collected_count++] = ring_pop(ring).block;
+            broker->collected[broker->collected_count++] = sim_ring_pop(ring).block;
     return broker->collected_count > before;
 }
 
@@ -436,14 +433,14 @@ static bool log_step(struct sim_broker *broker)
 {
     struct sim *sim = broker->sim;
     sim_fs_set_process(sim->fs, 1);
-    if (broker->log_failed)
+    if (!broker->writer || broker->log_failed)
         return false;
     log_say_room(broker);
     switch (broker->stage) {
     case LOG_IDLE:
         if (!log_collect(broker) && broker->collected_count == 0)
             return log_idle(broker);
-        broker->writing = broker->collected_count < BATCH_MAX ? broker->collected_count : BATCH_MAX;
+        broker->writing = broker->collected_count < SIM_BATCH_MAX ? broker->collected_count : SIM_BATCH_MAX;
         if (sim_chance(sim, 1, 2))
             broker->writing = 1 + sim_below(sim, broker->writing);
         for (uint64_t bytes = broker->collected[0]->size, i = 1; i < broker->writing; i++) {
@@ -478,25 +475,22 @@ static struct shard *shard_begin(struct sim_broker *broker, unsigned index)
     return broker->shards[index];
 }
 
-/* The route actor's and the store's side of their rings. */
-static bool serve_actor(struct sim_broker *broker, unsigned node)
+/* The route actor's side of its rings. */
+static bool serve_route(struct sim_broker *broker)
 {
     struct sim *sim = broker->sim;
     bool served = false;
-    for (uint16_t i = 0; i < sim->config.shard_count; i++) {
-        struct sim_ring *ring = ring_of(broker, i, node);
-        for (uint64_t count = ring->count && !is_starved(broker, i, node) ? 1 + sim_below(sim, ring->count) : 0; count; count--) {
-            struct op op = ring_pop(ring);
-            if (node == NODE_ROUTE)
-                route_actor_on_op(broker->route, &op);
-            else
-                CHECK(op.type == OP_STORE_PASSED); /* no checkpoint is announced: nothing is let go, nothing read */
+    for (unsigned from = 0; from < NODE_COUNT; from++) {
+        struct sim_ring *ring = sim_ring_of(broker, from, NODE_ROUTE);
+        for (uint64_t count = ring->count && !sim_ring_is_starved(broker, from, NODE_ROUTE) ? 1 + sim_below(sim, ring->count) : 0; count;
+             count--) {
+            struct op op = sim_ring_pop(ring);
+            route_actor_on_op(broker->route, &op);
             served = true;
         }
     }
     uint64_t before = sim->progress;
-    if (node == NODE_ROUTE)
-        route_actor_work(broker->route, sim->wall);
+    route_actor_work(broker->route, sim->wall);
     return served || sim->progress != before;
 }
 
@@ -511,9 +505,8 @@ static bool hand_over(struct sim_broker *broker, struct sim_conn *conn)
         conn->broker_open = false;
     if (result != FRAME_OK)
         return false;
-    actor_id home = packet_peek_client_id(&client_id, &frame, conn->up.bytes)
-                        ? shard_home(sim->seed * 0x9e3779b97f4a7c15, sim->config.shard_count, client_id)
-                        : (actor_id)sim_below(sim, sim->config.shard_count);
+    actor_id home = packet_peek_client_id(&client_id, &frame, conn->up.bytes) ? shard_home(broker->hash_key, sim->shard_count, client_id)
+                                                                              : (actor_id)sim_below(sim, sim->shard_count);
     struct client_origin origin = {.peer = SPAN_LITERAL("127.0.0.1:1"), .accepted_mono_ns = sim->mono};
     struct shard *shard = shard_begin(broker, home);
     conn->shard = shard;
@@ -566,9 +559,10 @@ static bool serve_shard(struct sim_broker *broker, unsigned index)
     bool served = shard_next_turn_ns(broker->shards[index]) <= sim->mono;
     struct shard *shard = shard_begin(broker, index);
     for (unsigned from = 0; from < NODE_COUNT; from++) {
-        struct sim_ring *ring = ring_of(broker, from, index);
-        for (uint64_t count = ring->count && !is_starved(broker, from, index) ? sim_below(sim, ring->count + 1) : 0; count; count--) {
-            struct op op = ring_pop(ring);
+        struct sim_ring *ring = sim_ring_of(broker, from, index);
+        for (uint64_t count = ring->count && !sim_ring_is_starved(broker, from, index) ? sim_below(sim, ring->count + 1) : 0; count;
+             count--) {
+            struct op op = sim_ring_pop(ring);
             shard_on_op(shard, &op);
             served = true;
         }
@@ -591,6 +585,35 @@ static bool rings_are_empty(const struct sim_broker *broker)
     return true;
 }
 
+static bool serve_node(struct sim_broker *broker, unsigned node)
+{
+    switch (node) {
+    case NODE_LOG:
+        return log_step(broker);
+    case NODE_ROUTE:
+        return serve_route(broker);
+    case NODE_STORE:
+        return sim_store_serve(broker);
+    case NODE_READER:
+        return sim_store_serve_reader(broker);
+    default:
+        return node < broker->sim->shard_count && serve_shard(broker, node);
+    }
+}
+
+/* Nothing is on its way to the log, nor waits for room in it. */
+static bool is_all_durable(struct sim_broker *broker)
+{
+    if (!broker->writer || broker->log_failed || broker->collected_count)
+        return false;
+    for (uint16_t i = 0; i < broker->sim->shard_count; i++) {
+        const struct shard_stats *stats = shard_get_stats(broker->shards[i]);
+        if (stats->late_records.messages || stats->gate.messages || gauge_get(&stats->backlog))
+            return false;
+    }
+    return true;
+}
+
 bool sim_broker_step(struct sim *sim)
 {
     struct sim_broker *broker = sim->broker;
@@ -600,28 +623,49 @@ bool sim_broker_step(struct sim *sim)
         if (conn->broker_open && !conn->core && conn->broken)
             conn->broker_open = false;
     }
-    unsigned node = (unsigned)sim_below(sim, NODE_COUNT);
-    bool served = node == NODE_LOG                           ? log_step(broker)
-                  : node == NODE_ROUTE || node == NODE_STORE ? serve_actor(broker, node)
-                  : node < sim->config.shard_count           ? serve_shard(broker, node)
-                                                             : false;
+    bool served = serve_node(broker, (unsigned)sim_below(sim, NODE_COUNT));
     sim_conn_reap(sim);
-    if (served && rings_are_empty(broker))
-        sim_broker_check_books(sim);
-    return served;
+    if (!served || !rings_are_empty(broker))
+        return served;
+    sim_broker_check_books(sim);
+    if (is_all_durable(broker))
+        sim_ledger_on_all_durable(sim);
+    return true;
 }
 
-bool sim_broker_failed(struct sim *sim) { return sim->broker->log_failed; }
+bool sim_broker_failed(struct sim *sim) { return sim->broker->log_failed || sim->broker->store_failed; }
 
 bool sim_broker_is_quiet(struct sim *sim)
 {
     struct sim_broker *broker = sim->broker;
-    if (!rings_are_empty(broker))
+    if (!rings_are_empty(broker) || !sim_store_is_quiet(broker))
         return false;
     for (struct sim_conn *conn = sim->conns; conn; conn = conn->next)
         if (conn->up.size || conn->down.size || conn->wants_writable)
             return false;
     return broker->collected_count == 0 && !broker->log_failed;
+}
+
+bool sim_broker_is_drained(struct sim *sim)
+{
+    for (uint16_t i = 0; i < sim->shard_count; i++) {
+        const struct shard_stats *stats = shard_get_stats(sim->broker->shards[i]);
+        if (stats->queued.messages || gauge_get(&stats->inflight) || stats->late_records.messages)
+            return false;
+    }
+    return true;
+}
+
+/* Whether bounds explain a drop of a message with QoS 1 or 2, or nothing does: memory is not short here, and nothing rots. */
+void sim_broker_count_drops(struct sim *sim)
+{
+    for (uint16_t i = 0; i < sim->shard_count && sim->broker->shards[i]; i++) {
+        const struct shard_stats *stats = shard_get_stats(sim->broker->shards[i]);
+        sim->drops[0] += counter_get(&stats->dropped_queue_full) + counter_get(&stats->dropped_queue_bytes) +
+                         counter_get(&stats->dropped_total_messages) + counter_get(&stats->dropped_queue_age);
+        sim->drops[1] += counter_get(&stats->dropped_no_memory) + counter_get(&stats->dropped_corrupt) +
+                         counter_get(&stats->dropped_too_large) + counter_get(&stats->dropped_total_bytes);
+    }
 }
 
 void sim_broker_describe(struct sim *sim)
@@ -636,16 +680,22 @@ void sim_broker_describe(struct sim *sim)
         if (conn->up.size || conn->down.size || conn->paused)
             printf("  %s: %zu bytes up, %zu down%s%s\n", conn->client ? conn->client->id : "(gone)", conn->up.size, conn->down.size,
                    conn->paused ? ", not read" : "", conn->core ? "" : ", not at home");
-    printf("  log: stage %d, %zu blocks collected, room %lu, said %d\n", broker->stage, broker->collected_count,
-           (unsigned long)log_writer_room(broker->writer, LOG_ROOM_PUBLISH), broker->room_said);
+    for (uint16_t i = 0; i < sim->shard_count; i++) {
+        const struct shard_stats *stats = shard_get_stats(broker->shards[i]);
+        printf("  shard %u: %" PRIu64 " queued, %" PRIi64 " in flight, %" PRIu64 " records late, %" PRIu64 " in the gate\n", i,
+               stats->queued.messages, gauge_get(&stats->inflight), stats->late_records.messages, stats->gate.messages);
+    }
+    if (broker->writer)
+        printf("  log: stage %d, %zu blocks collected, room %" PRIu64 ", said %d\n", broker->stage, broker->collected_count,
+               log_writer_room(broker->writer, LOG_ROOM_PUBLISH), broker->room_said);
 }
 
 void sim_broker_check_books(struct sim *sim)
 {
     struct errmsg msg = {""};
     const struct shard_stats *stats[SIM_SHARDS_MAX];
-    for (uint16_t i = 0; i < sim->config.shard_count; i++)
+    for (uint16_t i = 0; i < sim->shard_count; i++)
         stats[i] = shard_get_stats(sim->broker->shards[i]);
-    if (!shard_stats_check(stats, sim->config.shard_count, &msg))
+    if (!shard_stats_check(stats, sim->shard_count, &msg))
         sim_found(sim, "the books do not balance: %s", msg.text);
 }

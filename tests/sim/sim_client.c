@@ -1,9 +1,14 @@
-/* A client of the simulator: publishes telemetry at all QoS, subscribes, keeps its part of QoS 1 and 2 exactly, comes back after a loss and
- * sends again what was not acknowledged. */
+/* A client of the simulator: publishes telemetry at all QoS, subscribes and gives subscriptions up, keeps its part of QoS 1 and 2 exactly,
+ * comes back after a loss, at once or much later, and sends again what was not acknowledged.
+ *
+ * It knows what it may believe: after a CONNACK its session is there until it expires, whatever happens to the broker; what is subscribed,
+ * it is told by SUBACK; and when it cannot know whether the session it finds is the one it left, it begins anew. */
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "broker/session/queue.h"
 #include "common/check.h"
+#include "common/clock.h"
 #include "tests/sim/sim.h"
 
 void sim_client_init(struct sim *sim, uint8_t index)
@@ -16,6 +21,17 @@ void sim_client_init(struct sim *sim, uint8_t index)
     client->publishes = index == 0 || sim_chance(sim, 3, 4);
     client->subscribes = !client->publishes || sim_chance(sim, 1, 3);
     client->subscribe_qos = (uint8_t)sim_below(sim, 3);
+    client->expiry_s = client->clean ? 0 : UINT32_MAX;
+    if (client->version == MQTT_V5 && !client->clean && sim_chance(sim, 1, 4))
+        client->expiry_s = (uint32_t)(1 + sim_below(sim, 60));
+    if (client->expiry_s > sim->config.expiry_max_s)
+        client->expiry_s = sim->config.expiry_max_s;
+    for (size_t kind = 0; kind < SIM_KINDS; kind++)
+        client->subscriptions[kind].is_wanted = client->subscribes;
+    client->owed = calloc(SIM_MESSAGES_MAX, sizeof *client->owed);
+    CHECK(client->owed);
+    client->inbound = calloc(UINT16_MAX + 1, sizeof *client->inbound);
+    CHECK(client->inbound);
     client->seen = calloc(SIM_MESSAGES_MAX, sizeof *client->seen);
     client->fresh = calloc(SIM_MESSAGES_MAX, sizeof *client->fresh);
     client->order = calloc(SIM_CLIENTS_MAX * SIM_DEVICES_MAX * 3 * SIM_KINDS, sizeof *client->order);
@@ -27,6 +43,8 @@ void sim_client_init(struct sim *sim, uint8_t index)
 void sim_client_deinit(struct sim_client *client)
 {
     free(client->seen);
+    free(client->owed);
+    free(client->inbound);
     free(client->fresh);
     free(client->order);
     free(client->input.bytes);
@@ -59,6 +77,7 @@ static void add_will(struct sim *sim, struct sim_client *client, struct packet_c
     if (!will)
         return;
     client->will = will->id + 1;
+    client->will_step = sim->step;
     connect->has_will = true;
     connect->will_qos = will->qos;
     connect->will_topic = span_of(texts[0], sim_ledger_topic(will, texts[0], 128));
@@ -77,17 +96,19 @@ static void connect_broker(struct sim *sim, struct sim_client *client)
     client->input.size = 0;
     client->closing = client->online = false;
     packet.connect.version = client->version;
-    packet.connect.clean_start = client->clean;
+    client->wants_clean |= client->clean || (!sim->calm && sim_chance(sim, 1, 30));
+    packet.connect.clean_start = client->wants_clean;
+    client->will_pending = 0;
     client->has_keep_alive = sim_chance(sim, 1, 3);
     packet.connect.keep_alive_s = client->has_keep_alive ? 5 : 0;
     add_will(sim, client, &packet.connect, will_texts);
     packet.connect.client_id = span_of_string(client->id);
     if (client->version == MQTT_V5 && !client->clean) {
-        packet.connect.properties.session_expiry_interval_s = UINT32_MAX;
+        packet.connect.properties.session_expiry_interval_s = client->expiry_s;
         packet.connect.properties.present |= MQTT_PROPERTY_BIT(SESSION_EXPIRY_INTERVAL);
     }
     send_packet(client, &packet);
-    sim_trace(sim, "%s connects%s, will %d", client->id, client->clean ? " clean" : "", (int)client->will - 1);
+    sim_trace(sim, "%s connects%s, will %d", client->id, client->wants_clean ? " clean" : "", (int)client->will - 1);
 }
 
 static bool packet_id_is_free(const struct sim_client *client, uint16_t packet_id)
@@ -134,6 +155,7 @@ static void begin_flow(struct sim *sim, struct sim_client *client, struct sim_fl
     flow->packet_id = take_packet_id(client);
     flow->sent = true;
     flow->incarnation = sim->incarnation;
+    flow->was_kept = client->is_persistent && sim->config.persistence;
     message->attempts++;
     send_publish(sim, client, message, flow->packet_id, false);
 }
@@ -149,9 +171,10 @@ static void publish_new(struct sim *sim, struct sim_client *client)
     if (!message)
         return;
     message->retain = message->qos > 0 && sim_chance(sim, 1, 4);
+    message->clears = message->retain && message->kind == SIM_COMMAND && sim_chance(sim, 1, 3);
     if (message->kind == SIM_COMMAND && client->version == MQTT_V5 && sim_chance(sim, 1, 2))
         message->expiry_s = (uint32_t)(1 + sim_below(sim, 20));
-    if (sim_chance(sim, 1, 15))
+    if (!message->clears && sim_chance(sim, 1, 15))
         message->padding = (uint32_t)sim_below(sim, sim->config.padding_max);
     if (message->qos == 0) {
         message->attempts++;
@@ -163,54 +186,134 @@ static void publish_new(struct sim *sim, struct sim_client *client)
     begin_flow(sim, client, flow);
 }
 
-static void subscribe(struct sim *sim, struct sim_client *client)
+static const struct span filters[SIM_KINDS] = {
+    [SIM_TELEMETRY] = {(const uint8_t *)"fleet/+/telemetry", 17},
+    [SIM_COMMAND] = {(const uint8_t *)"cmd/#", 5},
+};
+
+#define SUBSCRIBE_ID 30 /* + bits of the kinds: packet identifiers that say what is asked */
+#define UNSUBSCRIBE_ID 40
+
+/* mask: bits of kinds. */
+static void subscribe(struct sim *sim, struct sim_client *client, unsigned mask)
 {
     uint8_t payload[64];
+    size_t size = 0;
     struct packet packet = {.type = MQTT_SUBSCRIBE};
-    packet.subscribe.packet_id = 30;
-    packet.subscribe.filter_count = 2;
-    size_t size = packet_put_subscription(payload, SPAN_LITERAL("fleet/+/telemetry"), client->subscribe_qos);
-    size += packet_put_subscription(payload + size, SPAN_LITERAL("cmd/#"), client->subscribe_qos);
+    packet.subscribe.packet_id = (uint16_t)(SUBSCRIBE_ID + mask);
+    for (unsigned kind = 0; kind < SIM_KINDS; kind++) {
+        struct sim_subscription *subscription = &client->subscriptions[kind];
+        if (!(mask & 1u << kind))
+            continue;
+        packet.subscribe.filter_count++;
+        size += packet_put_subscription(payload + size, filters[kind], client->subscribe_qos);
+        if (subscription->state == SUB_NONE || subscription->sent_step == 0)
+            subscription->sent_step = sim->step;
+        if (subscription->state != SUB_YES)
+            subscription->state = SUB_ASKED;
+        subscription->is_pending = true;
+    }
     packet.subscribe.filters = span_of(payload, size);
     send_packet(client, &packet);
-    client->subscribe_sent = true;
-    if (client->subscribe_sent_step == 0)
-        client->subscribe_sent_step = sim->step;
-    sim_trace(sim, "%s subscribes with QoS %u", client->id, client->subscribe_qos);
+    sim_trace(sim, "%s subscribes with QoS %u, %u", client->id, client->subscribe_qos, mask);
 }
 
-void sim_client_act(struct sim *sim, struct sim_client *client)
+static void unsubscribe(struct sim *sim, struct sim_client *client, unsigned kind)
 {
-    if (!client->conn) {
-        if (sim->broker)
-            connect_broker(sim, client);
-        return;
+    uint8_t payload[64];
+    struct packet packet = {.type = MQTT_UNSUBSCRIBE};
+    packet.unsubscribe.packet_id = (uint16_t)(UNSUBSCRIBE_ID + kind);
+    packet.unsubscribe.filter_count = 1;
+    packet.unsubscribe.filters = span_of(payload, packet_put_unsubscription(payload, filters[kind]));
+    send_packet(client, &packet);
+    client->subscriptions[kind].state = SUB_LEAVING;
+    client->subscriptions[kind].is_pending = true;
+    sim_trace(sim, "%s unsubscribes, %u", client->id, kind);
+}
+
+/* What is to be changed, and not asked for on this connection yet. True: a packet was sent. */
+static bool act_on_subscriptions(struct sim *sim, struct sim_client *client)
+{
+    unsigned mask = 0;
+    for (unsigned kind = 0; kind < SIM_KINDS; kind++) {
+        const struct sim_subscription *subscription = &client->subscriptions[kind];
+        if (subscription->is_pending)
+            continue;
+        if (subscription->is_wanted && subscription->state != SUB_YES)
+            mask |= 1u << kind;
+        if (!subscription->is_wanted && subscription->state != SUB_NONE) {
+            unsubscribe(sim, client, kind);
+            return true;
+        }
     }
-    if (!client->online || client->closing)
-        return;
-    if (client->subscribes && !client->subscribe_sent) {
-        subscribe(sim, client);
-        return;
+    if (mask == 0)
+        return false;
+    subscribe(sim, client, mask);
+    return true;
+}
+
+static void on_suback(struct sim *sim, struct sim_client *client, const struct packet_suback *suback)
+{
+    unsigned mask = (unsigned)(suback->packet_id - SUBSCRIBE_ID), i = 0;
+    if (mask == 0 || mask >= 1u << SIM_KINDS)
+        sim_found(sim, "%s received a SUBACK for id %u, which is not in use", client->id, suback->packet_id);
+    for (unsigned kind = 0; kind < SIM_KINDS; kind++) {
+        struct sim_subscription *subscription = &client->subscriptions[kind];
+        if (!(mask & 1u << kind))
+            continue;
+        subscription->is_pending = false;
+        if (suback->codes.data[i++] >= 0x80 || subscription->state == SUB_YES)
+            continue;
+        subscription->state = SUB_YES;
+        subscription->since_step = sim->step;
     }
-    if (!sim->calm && sim_chance(sim, 1, 60)) {
-        struct packet packet = {.type = MQTT_DISCONNECT};
-        client->closing = true;
-        send_packet(client, &packet);
-        sim_trace(sim, "%s says DISCONNECT", client->id);
-        return;
+}
+
+static void on_unsuback(struct sim *sim, struct sim_client *client, uint16_t packet_id)
+{
+    unsigned kind = (unsigned)(packet_id - UNSUBSCRIBE_ID);
+    if (kind >= SIM_KINDS)
+        sim_found(sim, "%s received an UNSUBACK for id %u, which is not in use", client->id, packet_id);
+    struct sim_subscription *subscription = &client->subscriptions[kind];
+    subscription->is_pending = false;
+    subscription->state = SUB_NONE;
+    subscription->since_step = sim->step;
+    subscription->sent_step = 0;
+}
+
+void sim_client_subscribe_again(struct sim *sim, struct sim_client *client)
+{
+    for (unsigned kind = 0; kind < SIM_KINDS; kind++) {
+        client->subscriptions[kind].is_wanted = true;
+        client->subscriptions[kind].sent_step = 0;
+        client->subscriptions[kind].state = SUB_ASKED; /* again if the answer is lost */
     }
-    if (sim_chance(sim, 1, 10)) {
-        struct packet packet = {.type = MQTT_PINGREQ};
-        send_packet(client, &packet);
-        return;
+    memset(client->heard, 0, sizeof client->heard);
+    subscribe(sim, client, (1u << SIM_KINDS) - 1);
+}
+
+bool sim_client_is_subscribed(const struct sim_client *client)
+{
+    for (unsigned kind = 0; kind < SIM_KINDS; kind++) {
+        const struct sim_subscription *subscription = &client->subscriptions[kind];
+        if (subscription->is_pending || (subscription->is_wanted ? subscription->state != SUB_YES : subscription->state != SUB_NONE))
+            return false;
     }
-    if (!sim->calm && client->publishes && client->flow_count < SIM_FLOWS_MAX && client->flow_count < client->receive_maximum)
+    return true;
+}
+
+static void publish_some(struct sim *sim, struct sim_client *client)
+{
+    for (uint64_t count = 1 + sim_below(sim, sim->config.burst);
+         count > 0 && client->flow_count < SIM_FLOWS_MAX && client->flow_count < client->receive_maximum; count--)
         publish_new(sim, client);
 }
 
 /* The session is there: PUBLISH again with DUP, PUBREL again; or it is not: what was not acknowledged begins anew. */
-static void resume_flows(struct sim *sim, struct sim_client *client, bool present)
+static void resume_flows(struct sim *sim, struct sim_client *client)
 {
+    bool present = client->resumes & RESUMES_PRESENT, is_doubtful = client->resumes & RESUMES_DOUBTFUL;
+    client->resumes = 0;
     size_t kept = 0;
     for (size_t i = 0; i < client->flow_count; i++) {
         struct sim_flow flow = client->flows[i];
@@ -229,16 +332,84 @@ static void resume_flows(struct sim *sim, struct sim_client *client, bool presen
             send_ack(client, MQTT_PUBREL, flow->packet_id);
         } else if (present) {
             /* To the broker it may be a new message: always at QoS 1, and at QoS 2 when its memory of the identifier died with it. */
-            bool forgotten = flow->incarnation != sim->incarnation;
+            bool forgotten = is_doubtful || (flow->incarnation != sim->incarnation && !flow->was_kept);
             message->attempts += message->qos == 1 || forgotten;
             message->flow += forgotten;
             flow->incarnation = sim->incarnation;
+            flow->was_kept = client->is_persistent && sim->config.persistence;
             send_publish(sim, client, message, flow->packet_id, true);
         } else {
             message->flow++;
             begin_flow(sim, client, flow);
         }
     }
+}
+
+void sim_client_act(struct sim *sim, struct sim_client *client)
+{
+    if (client->is_gone)
+        return;
+    if (!client->conn) {
+        if (sim->broker && (sim->calm || sim->step >= client->away_until))
+            connect_broker(sim, client);
+        return;
+    }
+    if (!client->online || client->closing)
+        return;
+    if (client->resumes) {
+        if (sim_chance(sim, 1, 50))
+            resume_flows(sim, client);
+        return;
+    }
+    if (act_on_subscriptions(sim, client))
+        return;
+    if (!sim->calm && sim_chance(sim, 1, 60)) {
+        struct packet packet = {.type = MQTT_DISCONNECT};
+        client->closing = true;
+        send_packet(client, &packet);
+        sim_trace(sim, "%s says DISCONNECT", client->id);
+        return;
+    }
+    if (sim_chance(sim, 1, 10)) {
+        struct packet packet = {.type = MQTT_PINGREQ};
+        send_packet(client, &packet);
+        return;
+    }
+    if (!sim->calm && client->subscribes && sim_chance(sim, 1, 40)) {
+        struct sim_subscription *subscription = &client->subscriptions[sim_below(sim, SIM_KINDS)];
+        subscription->is_wanted = !subscription->is_wanted;
+        return;
+    }
+    if (!sim->calm && client->publishes)
+        publish_some(sim, client);
+}
+
+/* Whether the session of the last CONNACK may have ended by now: nobody promised one, or it may have expired. The broker's clock for one
+ * that is away is the wall clock over a restart. */
+static bool may_session_be_gone(const struct sim *sim, const struct sim_client *client)
+{
+    if (!client->is_session_promised || client->wants_clean || (!sim->config.persistence && client->will_life != sim->incarnation))
+        return true;
+    int64_t away_ns = sim->mono - client->seen_online_mono + sim->wall_ahead - client->seen_online_ahead;
+    return client->expiry_s != UINT32_MAX && away_ns >= (int64_t)client->expiry_s * NS_PER_S;
+}
+
+/* Nothing of what an earlier session was promised holds. is_present: there was one, which the client does not know. */
+static void begin_session(struct sim *sim, struct sim_client *client, bool is_present)
+{
+    for (uint32_t id = 0; id < sim->ledger.count; id++)
+        sim->ledger.messages[id].unordered |= sim->ledger.messages[id].client == client->index && sim->ledger.messages[id].padding;
+    client->session_number++;
+    client->session_life = is_present ? 0 : sim->incarnation;
+    for (unsigned kind = 0; kind < SIM_KINDS; kind++) {
+        struct sim_subscription *subscription = &client->subscriptions[kind];
+        subscription->state = is_present ? SUB_ASKED : SUB_NONE;
+        subscription->sent_step = subscription->since_step = is_present ? 1 : sim->step;
+    }
+    if (!is_present)
+        memset(client->inbound, 0, (UINT16_MAX + 1) * sizeof *client->inbound);
+    memset(client->heard, 0, sizeof client->heard);
+    sim_ledger_forgive(client);
 }
 
 static void on_connack(struct sim *sim, struct sim_client *client, const struct packet_connack *connack)
@@ -249,27 +420,30 @@ static void on_connack(struct sim *sim, struct sim_client *client, const struct 
     }
     if (client->online)
         sim_found(sim, "%s received a second CONNACK", client->id);
-    if (connack->session_present && client->clean)
+    if (connack->session_present && client->wants_clean)
         sim_found(sim, "%s: session present after a clean start", client->id);
+    bool may_be_gone = may_session_be_gone(sim, client);
+    if (!connack->session_present && !client->wants_clean && !may_be_gone)
+        sim_found(sim, "%s had a session that has not expired, and it is gone", client->id);
+    bool is_same = connack->session_present && !may_be_gone;
     client->online = true;
+    client->will_life = sim->incarnation;
+    client->is_persistent = client->version == MQTT_V5 ? client->expiry_s > 0 : !client->wants_clean;
+    client->is_session_promised = client->is_persistent;
+    client->wants_clean = false;
     client->receive_maximum = client->version == MQTT_V5 && (connack->properties.present & MQTT_PROPERTY_BIT(RECEIVE_MAXIMUM))
                                   ? connack->properties.receive_maximum
                                   : SIM_FLOWS_MAX;
-    if (!connack->session_present) {
-        for (uint32_t id = 0; id < sim->ledger.count; id++)
-            sim->ledger.messages[id].unordered |= sim->ledger.messages[id].client == client->index && sim->ledger.messages[id].padding;
-        client->session_number++;
-        client->session_life = sim->incarnation;
-        client->subscribed = client->subscribe_sent = false;
-        client->subscribe_sent_step = 0;
-        memset(client->inbound, 0, sizeof client->inbound);
-        memset(client->heard, 0, sizeof client->heard);
-    } else {
-        client->subscribe_sent = client->subscribed;
-    }
+    if (!is_same)
+        begin_session(sim, client, connack->session_present);
+    for (unsigned kind = 0; kind < SIM_KINDS; kind++)
+        client->subscriptions[kind].is_pending = false;
     sim_conn_check_taken_over(sim, client);
-    sim_trace(sim, "%s is online, session %s", client->id, connack->session_present ? "present" : "new");
-    resume_flows(sim, client, connack->session_present);
+    sim_trace(sim, "%s is online, session %s", client->id, is_same ? "present" : connack->session_present ? "perhaps another" : "new");
+    client->resumes = RESUMES | (is_same ? 0 : RESUMES_DOUBTFUL) | (connack->session_present ? RESUMES_PRESENT : 0);
+    /* One that is closed because somebody's queue is full gives its own a chance. */
+    if (!sim->calm || sim->config.queue_policy != QUEUE_REFUSE || client->version == MQTT_V5)
+        resume_flows(sim, client);
 }
 
 /* A message that the client counts as new. */
@@ -295,24 +469,29 @@ static void on_new_publish(struct sim *sim, struct sim_client *client, const str
 
 static void on_publish(struct sim *sim, struct sim_client *client, const struct packet_publish *publish)
 {
-    uint32_t id;
-    if (!sim_ledger_parse(&id, publish->payload))
+    uint32_t id = SIM_NOBODY; /* of what clears a retained value, which has no payload to say it */
+    if (publish->payload.size == 0 && publish->retain)
+        sim_found(sim, "%s received a retained value without payload", client->id);
+    if (publish->payload.size > 0 && !sim_ledger_parse(&id, publish->payload))
         sim_found(sim, "%s received a payload that nobody published", client->id);
-    sim_trace(sim, "%s receives message %u, QoS %u, id %u%s", client->id, id, publish->qos, publish->packet_id,
+    sim_trace(sim, "%s receives message %d, QoS %u, id %u%s", client->id, (int)id, publish->qos, publish->packet_id,
               publish->dup ? ", DUP" : "");
     if (publish->qos == 2) {
-        uint8_t *byte = &client->inbound[publish->packet_id / 8], bit = (uint8_t)(1u << publish->packet_id % 8);
-        bool open = *byte & bit;
-        /* A broker that lost its sessions may say "present" of one whose CONNACK was lost on the way. */
-        if (open && !publish->dup && client->session_life == sim->incarnation)
-            sim_found(sim, "%s received message %u with id %u, which is in use", client->id, id, publish->packet_id);
-        *byte |= bit;
-        if (!open)
+        uint32_t *open = &client->inbound[publish->packet_id], is = id == SIM_NOBODY ? SIM_NOBODY : id + 1;
+        /* A broker that loses its sessions, or one that began this one behind a CONNACK which was lost, may use it for something else. */
+        bool is_known = client->session_life != 0 && (client->session_life == sim->incarnation || sim->config.persistence);
+        if (is_known && *open && (!publish->dup || *open != is))
+            sim_found(sim, "%s received message %d%s with id %u, which is in use for %d", client->id, (int)id, publish->dup ? ", DUP," : "",
+                      publish->packet_id, (int)*open - 1);
+        bool is_new = *open != is || (!is_known && !publish->dup);
+        *open = is;
+        if (is_new && id != SIM_NOBODY)
             on_new_publish(sim, client, publish, id);
         send_ack(client, MQTT_PUBREC, publish->packet_id);
         return;
     }
-    on_new_publish(sim, client, publish, id);
+    if (id != SIM_NOBODY)
+        on_new_publish(sim, client, publish, id);
     if (publish->qos == 1)
         send_ack(client, MQTT_PUBACK, publish->packet_id);
 }
@@ -345,7 +524,8 @@ static void on_ack(struct sim *sim, struct sim_client *client, enum mqtt_packet_
 {
     sim->progress++;
     if (type == MQTT_PUBREL) {
-        client->inbound[ack->packet_id / 8] &= (uint8_t) ~(1u << ack->packet_id % 8);
+        sim_trace(sim, "%s: PUBREL of id %u", client->id, ack->packet_id);
+        client->inbound[ack->packet_id] = 0;
         send_ack(client, MQTT_PUBCOMP, ack->packet_id);
         return;
     }
@@ -391,9 +571,10 @@ static void on_packet(struct sim *sim, struct sim_client *client, const struct p
         on_ack(sim, client, packet->type, &packet->ack);
         return;
     case MQTT_SUBACK:
-        client->subscribed = packet->suback.codes.data[0] < 0x80 && packet->suback.codes.data[1] < 0x80;
-        client->subscribed_step = sim->step;
-        client->subscribed_incarnation = sim->incarnation;
+        on_suback(sim, client, &packet->suback);
+        return;
+    case MQTT_UNSUBACK:
+        on_unsuback(sim, client, packet->suback.packet_id);
         return;
     default:
         return; /* PINGRESP, DISCONNECT: the end of the connection follows */
@@ -432,12 +613,36 @@ void sim_client_read(struct sim *sim, struct sim_client *client)
 void sim_client_lost(struct sim *sim, struct sim_client *client)
 {
     sim_trace(sim, "%s lost its connection", client->id);
+    client->will_pending = client->online && !client->closing ? client->will : 0;
     client->online = client->closing = false;
     client->input.size = 0;
+    if (!sim->calm && client->is_persistent && sim_chance(sim, 1, 4))
+        client->away_until = sim->step + sim_below(sim, sim->config.away_steps);
+}
+
+void sim_client_go(struct sim *sim, struct sim_client *client)
+{
+    sim_trace(sim, "%s is gone for good", client->id);
+    client->is_gone = true;
+    if (client->conn)
+        sim_conn_reset(sim, client->conn);
+    if (client->will_pending && !sim->config.persistence && client->will_life != sim->incarnation)
+        client->will_pending = 0;
+}
+
+void sim_clients_note_online(struct sim *sim)
+{
+    for (uint32_t i = 0; i < sim->config.client_count; i++) {
+        struct sim_client *client = &sim->clients[i];
+        if (!client->conn || !client->online || !client->conn->core || client->conn->broken)
+            continue;
+        client->seen_online_mono = sim->mono;
+        client->seen_online_ahead = sim->wall_ahead;
+    }
 }
 
 bool sim_client_is_done(struct sim *sim, const struct sim_client *client)
 {
     (void)sim;
-    return client->online && client->flow_count == 0 && (!client->subscribes || client->subscribed);
+    return client->is_gone || (client->online && client->flow_count == 0 && sim_client_is_subscribed(client));
 }

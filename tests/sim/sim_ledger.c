@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "broker/session/queue.h"
 #include "common/check.h"
 #include "tests/sim/sim.h"
 
@@ -58,6 +59,8 @@ size_t sim_ledger_topic(const struct sim_message *message, char *out, size_t siz
 size_t sim_ledger_payload(const struct sim_message *message, char *out, size_t size)
 {
     int blanks = (int)message->padding;
+    if (message->clears)
+        return 0;
     int used = message->own_time ? snprintf(out, size, "{\"ts\":%" PRId64 ",\"v\":%u%*s}", message->ts_ms, message->id, blanks, "")
                                  : snprintf(out, size, "{\"v\":%u%*s}", message->id, blanks, "");
     CHECK(used > 0 && (size_t)used < size);
@@ -74,6 +77,19 @@ bool sim_ledger_parse(uint32_t *id_out, struct span payload)
     return true;
 }
 
+/* It was matched between its sending and now: who was subscribed all the time is to receive it. */
+static void note_owed(struct sim *sim, const struct sim_message *message)
+{
+    if (message->qos == 0 || message->expiry_s || message->clears)
+        return;
+    for (uint32_t i = 0; i < sim->config.client_count; i++) {
+        struct sim_client *client = &sim->clients[i];
+        const struct sim_subscription *subscription = &client->subscriptions[message->kind];
+        if (client->subscribe_qos > 0 && subscription->state == SUB_YES && subscription->since_step < message->first_sent_step)
+            client->owed[message->id] = 1;
+    }
+}
+
 void sim_ledger_on_acked(struct sim *sim, uint32_t id)
 {
     struct sim_message *message = &sim->ledger.messages[id];
@@ -81,8 +97,40 @@ void sim_ledger_on_acked(struct sim *sim, uint32_t id)
         message->acked_step = sim->step;
         message->acked_life = sim->incarnation;
     }
+    if (!message->acked)
+        note_owed(sim, message);
     message->acked = true;
+    message->is_lasting |= !sim_topic_is_memory(sim, message->kind, message->device);
     sim->progress++;
+}
+
+void sim_ledger_on_all_durable(struct sim *sim)
+{
+    for (uint32_t id = 0; id < sim->ledger.count; id++) {
+        struct sim_message *message = &sim->ledger.messages[id];
+        message->is_lasting |= message->acked && message->acked_life == sim->incarnation;
+        message->is_cancel_lasting |= message->cancelled;
+    }
+}
+
+/* The broker's process is dead: what nobody promised to keep is not owed any more. */
+void sim_ledger_on_broker_end(struct sim *sim)
+{
+    for (uint32_t id = 0; id < sim->ledger.count; id++) {
+        struct sim_message *message = &sim->ledger.messages[id];
+        message->cancelled = message->is_cancel_lasting;
+        for (uint32_t i = 0; i < sim->config.client_count && !message->is_lasting; i++)
+            sim->clients[i].owed[id] = 0;
+    }
+}
+
+void sim_ledger_forgive(struct sim_client *client) { memset(client->owed, 0, SIM_MESSAGES_MAX); }
+
+/* What is refused for a subscriber's sake, and the refusal lost with the connection, comes again behind what was not. */
+static bool has_order(const struct sim *sim, const struct sim_message *message)
+{
+    bool may_be_refused = sim->config.is_bounded && sim->config.queue_policy == QUEUE_REFUSE;
+    return !message->will && !message->unordered && !may_be_refused;
 }
 
 /* A delivery that the subscriber counts as new (QoS 2: its packet id was not open). */
@@ -98,8 +146,11 @@ void sim_ledger_on_delivered(struct sim *sim, struct sim_client *subscriber, uin
     if (!dup && subscriber->fresh[id] < UINT8_MAX && ++subscriber->fresh[id] > message->attempts)
         sim_found(sim, "%s received message %u %u times without DUP, and it was published %u times", subscriber->id, id,
                   subscriber->fresh[id], message->attempts);
-    if (message->kind == SIM_TELEMETRY && message->qos > 0 && (!subscriber->clean || message->qos == 2))
+    if (message->kind == SIM_TELEMETRY && message->qos > 0 && (subscriber->is_persistent || message->qos == 2))
         message->given = true;
+    const struct sim_subscription *subscription = &subscriber->subscriptions[message->kind];
+    if (subscription->state == SUB_NONE && !message->will && message->first_sent_step > subscription->since_step)
+        sim_found(sim, "%s received message %u, and was not subscribed since step %" PRIu64, subscriber->id, id, subscription->since_step);
     bool first = subscriber->seen[id] == 0;
     if (subscriber->seen[id] < UINT8_MAX)
         subscriber->seen[id]++;
@@ -111,9 +162,9 @@ void sim_ledger_on_delivered(struct sim *sim, struct sim_client *subscriber, uin
         sim_found(sim, "%s received message %u with QoS 0 and DUP", subscriber->id, id);
     /* Order of what was published in order, once, at one QoS: resent flows may come later, what is new may not come before what was older.
      */
-    if (message->will || message->unordered)
+    if (!has_order(sim, message))
         return;
-    uint32_t *newest = &subscriber->order[((message->client * SIM_DEVICES_MAX + message->device) * 3 + qos) * SIM_KINDS + message->kind];
+    uint32_t *newest = &subscriber->order[((message->client * SIM_DEVICES_MAX + message->device) * 3u + qos) * SIM_KINDS + message->kind];
     if (first && message->qos == qos && message->attempts == 1 && *newest > id + 1)
         sim_found(sim, "%s received message %u after %u: order of (client %u, device %u, QoS %u) is lost", subscriber->id, id, *newest - 1,
                   message->client, message->device, qos);
@@ -124,7 +175,7 @@ void sim_ledger_on_delivered(struct sim *sim, struct sim_client *subscriber, uin
 static bool is_superseded(const struct sim *sim, const struct sim_message *value, const struct sim_message *by, uint64_t before)
 {
     return by->retain && by->kind == value->kind && by->device == value->device && by->client == value->client && by->attempts == 1 &&
-           value->attempts == 1 && by->acked && by->acked_life == sim->incarnation && by->acked_step < before;
+           value->attempts == 1 && by->acked && (by->is_lasting || by->acked_life == sim->incarnation) && by->acked_step < before;
 }
 
 /* A retained value: of all that was acknowledged before the subscription, it must be the newest. */
@@ -135,7 +186,7 @@ void sim_ledger_on_retained(struct sim *sim, struct sim_client *subscriber, uint
     if (!message->retain)
         sim_found(sim, "%s received message %u as a retained one, and it was published without", subscriber->id, id);
     for (uint32_t newer = id + 1; newer < sim->ledger.count; newer++)
-        if (is_superseded(sim, message, &sim->ledger.messages[newer], subscriber->subscribe_sent_step))
+        if (is_superseded(sim, message, &sim->ledger.messages[newer], subscriber->subscriptions[message->kind].sent_step))
             sim_found(sim, "%s received the retained message %u, and %u was acknowledged before it subscribed", subscriber->id, id, newer);
 }
 
@@ -151,7 +202,7 @@ void sim_ledger_on_record(struct sim *sim, uint32_t id, bool replayed)
     if (replayed || ledger->logged[id])
         return;
     ledger->logged[id] = 1;
-    if (message->will || message->unordered)
+    if (!has_order(sim, message))
         return;
     uint32_t *newest = &ledger->logged_order[message->client][message->device];
     if (message->attempts == 1 && *newest > id + 1)
@@ -212,7 +263,8 @@ static const struct found_row *row_at(const struct found_rows *found, int64_t ts
 /* One acknowledged message against the rows of its device. */
 static void check_message(struct sim *sim, const struct found_rows *found, const struct sim_message *message)
 {
-    const char *promise = message->acked ? "acknowledged" : message->given ? "given to a persistent session" : NULL;
+    bool is_promised = message->acked && (message->is_lasting || message->acked_life == sim->incarnation);
+    const char *promise = is_promised ? "acknowledged" : message->given ? "given to a persistent session" : NULL;
     if (!message->own_time) {
         uint32_t count = count_rows(found, message->id);
         if (promise && count == 0)
@@ -226,46 +278,72 @@ static void check_message(struct sim *sim, const struct found_rows *found, const
     const struct found_row *row = row_at(found, message->ts_ms * 1000000);
     if (!row)
         sim_found(sim, "message %u was %s (step %" PRIu64 ") and is not in the sink", message->id, promise, message->acked_step);
-    if (!message->acked)
+    if (!is_promised)
         return;
     const struct sim_message *there = &sim->ledger.messages[row->id];
     if (there->ts_ms != message->ts_ms || there->id < message->id)
         sim_found(sim, "message %u was acknowledged after %u for the same time, and the sink has the older value", message->id, there->id);
 }
 
-/* Whether the retained value of a message's topic may be gone. */
-static bool may_have_expired(const struct sim *sim, const struct sim_message *message)
+/* Whether the retained value of a message's topic may be gone, though it was acknowledged: it expires, or something came that clears. */
+static bool may_be_cleared(const struct sim *sim, const struct sim_message *message)
 {
     for (uint32_t id = 0; id < sim->ledger.count; id++) {
         const struct sim_message *other = &sim->ledger.messages[id];
-        if (other->retain && other->expiry_s && other->device == message->device && other->kind == message->kind)
+        if (!other->retain || other->device != message->device || other->kind != message->kind)
+            continue;
+        if (other->expiry_s || (other->clears && (other->client != message->client || other->attempts > 1 || message->attempts > 1 ||
+                                                  other->id > message->id)))
             return true;
     }
     return false;
 }
 
-static void check_subscriber(struct sim *sim, const struct sim_client *subscriber)
+static void check_retained(struct sim *sim, const struct sim_client *subscriber, const struct sim_message *message)
 {
-    if (!subscriber->subscribes || !subscriber->subscribed || subscriber->subscribe_qos == 0)
+    const struct sim_subscription *subscription = &subscriber->subscriptions[message->kind];
+    if (!message->retain || message->clears || !message->acked || message->acked_step >= subscription->sent_step)
         return;
+    if (!message->is_lasting && message->acked_life != sim->incarnation)
+        return;
+    if (!subscriber->heard[message->device][message->kind] && !may_be_cleared(sim, message) && sim->drops[0] == 0)
+        sim_found(sim, "%s subscribed after retained message %u was acknowledged, and received nothing of that topic", subscriber->id,
+                  message->id);
+}
+
+static void check_subscriber(struct sim *sim, const struct sim_client *subscriber, uint64_t *missing)
+{
     for (uint32_t id = 0; id < sim->ledger.count; id++) {
         const struct sim_message *message = &sim->ledger.messages[id];
-        if (message->retain && message->acked && message->acked_life == sim->incarnation && !may_have_expired(sim, message) &&
-            message->acked_step < subscriber->subscribe_sent_step && subscriber->subscribed_incarnation == sim->incarnation &&
-            !subscriber->heard[message->device][message->kind])
-            sim_found(sim, "%s subscribed after retained message %u was acknowledged, and received nothing of that topic", subscriber->id,
-                      id);
-        bool owed = message->qos > 0 && message->acked && message->first_sent_step > subscriber->subscribed_step && message->flow == 0 &&
-                    subscriber->subscribed_incarnation == sim->incarnation && !message->expiry_s;
-        if (owed && !subscriber->seen[id])
-            sim_found(sim, "message %u was acknowledged, and %s, subscribed since step %" PRIu64 ", never received it", id, subscriber->id,
-                      subscriber->subscribed_step);
+        if (subscriber->subscriptions[message->kind].state == SUB_YES)
+            check_retained(sim, subscriber, message);
+        if (!subscriber->owed[id] || subscriber->seen[id])
+            continue;
+        if (sim->drops[0] == 0)
+            sim_found(sim, "message %u was acknowledged (step %" PRIu64 "), and %s, subscribed since step %" PRIu64 ", never received it",
+                      id, message->acked_step, subscriber->id, subscriber->subscriptions[message->kind].since_step);
+        ++*missing;
+    }
+}
+
+/* The will of one who did not come back, for those who were subscribed all the time. */
+static void check_will(struct sim *sim, const struct sim_client *gone)
+{
+    if (gone->will_pending == 0)
+        return;
+    const struct sim_message *will = &sim->ledger.messages[gone->will_pending - 1];
+    for (uint32_t i = 0; i < sim->config.client_count && will->qos > 0; i++) {
+        const struct sim_client *subscriber = &sim->clients[i];
+        const struct sim_subscription *subscription = &subscriber->subscriptions[will->kind];
+        if (!subscriber->is_gone && subscriber->subscribe_qos > 0 && subscription->state == SUB_YES &&
+            subscription->since_step < gone->will_step && !subscriber->seen[will->id] && sim->drops[0] == 0)
+            sim_found(sim, "%s was lost and did not come back, and %s never received its will %u", gone->id, subscriber->id, will->id);
     }
 }
 
 void sim_ledger_check_end(struct sim *sim)
 {
-    for (uint8_t device = 0; device < sim->config.device_count; device++) {
+    for (uint8_t device = 0; sim->config.persistence && device < sim->config.device_count; device++) {
         struct found_rows found = {.sim = sim, .device = device};
         sim_sink_read_device(sim, device, &found, on_row);
         for (uint32_t id = 0; id < sim->ledger.count; id++)
@@ -273,6 +351,18 @@ void sim_ledger_check_end(struct sim *sim)
                 check_message(sim, &found, &sim->ledger.messages[id]);
         free(found.rows);
     }
-    for (uint32_t i = 0; i < sim->config.client_count; i++)
-        check_subscriber(sim, &sim->clients[i]);
+    sim_broker_count_drops(sim);
+    if (sim->drops[1])
+        sim_found(sim, "%" PRIu64 " messages were dropped for reasons that there are none of", sim->drops[1]);
+    if (sim->drops[0] && !sim->config.is_bounded)
+        sim_found(sim, "%" PRIu64 " messages were dropped for bounds that are far away", sim->drops[0]);
+    uint64_t missing = 0;
+    for (uint32_t i = 0; i < sim->config.client_count; i++) {
+        if (sim->clients[i].is_gone)
+            check_will(sim, &sim->clients[i]);
+        else if (sim->clients[i].subscribes)
+            check_subscriber(sim, &sim->clients[i], &missing);
+    }
+    if (missing > sim->drops[0])
+        sim_found(sim, "%" PRIu64 " messages are missing, and %" PRIu64 " were counted as dropped", missing, sim->drops[0]);
 }

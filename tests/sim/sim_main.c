@@ -10,15 +10,18 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "broker/session/queue.h"
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/logger.h"
 #include "tests/sim/sim.h"
 
 #define STEPS_DEFAULT 4000
-#define REST_STEPS_MAX 400000 /* far more than coming to rest takes; reaching it means that something is stuck */
-#define REST_IDLE_STEPS 400   /* steps in which nothing could happen */
-#define SEED_SECONDS_MAX 120  /* of real time, for a loop without an end: a seed takes milliseconds, one that is stuck some seconds */
+#define REST_STEPS_MAX 400000   /* far more than coming to rest takes; reaching it means that something is stuck */
+#define REST_IDLE_STEPS 400     /* steps in which nothing could happen */
+#define REST_HURRY_STEPS 50     /* from then on time passes fast: timers are all that can happen */
+#define REST_NS (40 * NS_PER_S) /* longer than wills wait */
+#define SEED_SECONDS_MAX 120    /* of real time, for a loop without an end: a seed takes milliseconds, one that is stuck some seconds */
 #define WALL_START INT64_C(1790000000000000000)
 
 void sim_found(struct sim *sim, const char *format, ...)
@@ -51,6 +54,38 @@ bool sim_chance(struct sim *sim, uint32_t numerator, uint32_t denominator)
     return check_random_chance(&sim->random, numerator, denominator);
 }
 
+/* Bounds of queues: far away, or so near that they are met. */
+static void draw_queue_config(struct sim *sim, struct sim_config *config)
+{
+    config->is_bounded = sim_chance(sim, 1, 3);
+    config->queue_policy = (uint8_t)sim_below(sim, 3);
+    config->queue_messages_max = config->is_bounded ? (uint32_t)(2 + sim_below(sim, sim_chance(sim, 1, 2) ? 20 : 200)) : 100000;
+    config->queue_bytes_max = config->is_bounded && sim_chance(sim, 1, 3) ? 2000 + sim_below(sim, 50000) : 1 << 30;
+    config->totals_messages_max = config->is_bounded && sim_chance(sim, 1, 3) ? (uint32_t)(10 + sim_below(sim, 200)) : UINT32_MAX;
+    config->queue_age_max_ns = config->is_bounded && sim_chance(sim, 1, 3) ? (int64_t)(1 + sim_below(sim, 30)) * NS_PER_S : 0;
+    config->queue_qos0 = sim_chance(sim, 1, 4);
+    config->inflight_max = (uint16_t)(1 + sim_below(sim, 8));
+}
+
+static void draw_durable_config(struct sim *sim, struct sim_config *config)
+{
+    config->persistence = !sim_chance(sim, 1, 25);
+    config->store_faults = sim_chance(sim, 1, 2);
+    config->wall_faults = sim_chance(sim, 1, 3);
+    config->has_memory_tier = sim_chance(sim, 1, 3);
+    config->store_asks_file = sim_chance(sim, 1, 4);
+    config->away_steps = sim_chance(sim, 1, 3) ? 2500 : 200;
+    config->burst = sim_chance(sim, 1, 3) ? 5 : 1;
+    config->expiry_max_s = sim_chance(sim, 1, 6) ? (uint32_t)(5 + sim_below(sim, 60)) : UINT32_MAX;
+    config->grace_ms = (uint32_t)sim_below(sim, 5000);
+    config->wills_per_s = (uint32_t)sim_below(sim, 4);
+    config->checkpoint_ns = (int64_t)(1 + sim_below(sim, sim_chance(sim, 1, 2) ? 20 : 2000)) * NS_PER_MS;
+    config->lag_ns = config->checkpoint_ns * (int64_t)(2 + sim_below(sim, 20));
+    config->lag_bytes = config->segment_size / 2 + sim_below(sim, 4 * (uint64_t)config->segment_size);
+    config->delta_bytes = 2000 + sim_below(sim, sim_chance(sim, 1, 2) ? 10000 : 1000000);
+    draw_queue_config(sim, config);
+}
+
 static void draw_config(struct sim *sim, uint32_t steps)
 {
     struct sim_config *config = &sim->config;
@@ -70,19 +105,25 @@ static void draw_config(struct sim *sim, uint32_t steps)
     config->padding_max = config->segment_size / 2 / config->shard_count / block_size * config->block_body;
     if (config->padding_max > SIM_PADDING_MAX)
         config->padding_max = SIM_PADDING_MAX;
-    config->steps = steps;
+    config->steps = sim_chance(sim, 1, 8) ? 3 * steps : steps;
     config->disk_faults = sim_chance(sim, 1, 2);
     config->power_faults = sim_chance(sim, 2, 3);
+    draw_durable_config(sim, config);
 }
 
 static void pass_time(struct sim *sim)
 {
     int64_t ns =
         sim_chance(sim, 1, 200) ? (int64_t)sim_below(sim, (sim->calm ? 1 : 20) * NS_PER_S) : (int64_t)sim_below(sim, 2 * NS_PER_MS);
+    if (sim->hurries)
+        ns += NS_PER_S;
     sim->mono += ns + 1;
     sim->wall += ns + 1;
-    if (!sim->calm && sim_chance(sim, 1, 500))
-        sim->wall += (int64_t)sim_below(sim, 20 * NS_PER_S) - 10 * NS_PER_S; /* the wall clock is set */
+    if (!sim->calm && sim_chance(sim, 1, 500)) {
+        int64_t step_ns = (int64_t)sim_below(sim, 20 * NS_PER_S) - 10 * NS_PER_S; /* the wall clock is set */
+        sim->wall += step_ns;
+        sim->wall_ahead += step_ns > 0 ? step_ns : 0;
+    }
 }
 
 static void power_loss(struct sim *sim)
@@ -144,8 +185,10 @@ static void inject_fault(struct sim *sim)
         sim_trace(sim, "KILL broker"), sim_broker_die(sim, false);
     else if (kind < 80 && sim->sink)
         sim_trace(sim, "KILL sink"), sim_sink_die(sim);
-    else if (kind < 88 && sim->config.power_faults)
+    else if (kind < 86 && sim->config.power_faults)
         power_loss(sim);
+    else if (kind < 92)
+        sim_store_fault(sim);
     else
         disk_fault(sim);
 }
@@ -153,7 +196,7 @@ static void inject_fault(struct sim *sim)
 static void keep_alive(struct sim *sim)
 {
     if (sim->broker && sim_broker_failed(sim)) {
-        sim_trace(sim, "the broker ends: its log failed");
+        sim_trace(sim, "the broker ends: its log or store failed");
         sim_broker_die(sim, false);
     }
     if (sim->sink && sim_sink_failed(sim)) {
@@ -162,7 +205,7 @@ static void keep_alive(struct sim *sim)
     }
     if (!sim->broker && (sim->calm || sim_chance(sim, 1, 30)))
         sim_broker_start(sim);
-    if (!sim->sink && (sim->calm || sim_chance(sim, 1, sim->config.sink_rest)))
+    if (!sim->sink && sim->config.persistence && (sim->calm || sim_chance(sim, 1, sim->config.sink_rest)))
         sim_sink_start(sim);
 }
 
@@ -190,6 +233,7 @@ static void step(struct sim *sim)
     sim->step++;
     pass_time(sim);
     keep_alive(sim);
+    sim_clients_note_online(sim);
     starve(sim);
     if (!sim->calm && sim_chance(sim, 1, 80))
         inject_fault(sim);
@@ -206,46 +250,87 @@ static void step(struct sim *sim)
         sim_sink_step(sim);
 }
 
+/* What waits for a client that is gone stays. */
+static bool sim_has_gone(const struct sim *sim)
+{
+    for (uint32_t i = 0; i < sim->config.client_count; i++)
+        if (sim->clients[i].is_gone)
+            return true;
+    return false;
+}
+
+static bool sink_is_quiet(struct sim *sim) { return !sim->config.persistence || sim_sink_is_quiet(sim); }
+
 static bool is_at_rest(struct sim *sim)
 {
-    if (!sim->broker || !sim->sink || !sim_broker_is_quiet(sim))
+    if (!sim->broker || (!sim->sink && sim->config.persistence) || !sim_broker_is_quiet(sim))
         return false;
     for (uint32_t i = 0; i < sim->config.client_count; i++)
         if (!sim_client_is_done(sim, &sim->clients[i]))
             return false;
-    return true;
+    return sim->mono - sim->calm_mono > REST_NS && (sim_has_gone(sim) || sim_broker_is_drained(sim));
 }
 
-/* No more faults: everybody comes back, everything promised is done, and nothing moves any more. */
+__attribute__((noreturn)) static void found_restless(struct sim *sim)
+{
+    for (uint32_t i = 0; i < sim->config.client_count; i++) {
+        const struct sim_client *client = &sim->clients[i];
+        printf("%s: online %d, flows %zu, subscribed %d, connection %d%s\n", client->id, client->online, client->flow_count,
+               sim_client_is_subscribed(client), client->conn != NULL, client->is_gone ? ", gone" : "");
+    }
+    if (sim->broker)
+        sim_broker_describe(sim);
+    sim_found(sim, "it does not come to rest: broker %s, sink %s", sim->broker ? sim_broker_is_quiet(sim) ? "quiet" : "busy" : "down",
+              sim->sink ? sim_sink_is_quiet(sim) ? "quiet" : "busy" : "down");
+}
+
+static void rest(struct sim *sim)
+{
+    uint64_t progress = sim->progress, idle = 0, end = sim->step + REST_STEPS_MAX;
+    while (idle < REST_IDLE_STEPS || !is_at_rest(sim) || !sink_is_quiet(sim)) {
+        step(sim);
+        idle = sim->progress == progress ? idle + 1 : 0;
+        sim->hurries = idle > REST_HURRY_STEPS && sim->mono - sim->calm_mono <= REST_NS;
+        progress = sim->progress;
+        if (sim->step > end)
+            found_restless(sim);
+    }
+    sim->hurries = false;
+}
+
+/* No more faults: everybody comes back but one, perhaps, and everything promised is done, until nothing moves any more. */
 static void come_to_rest(struct sim *sim)
 {
     sim->calm = true;
+    sim->calm_mono = sim->mono;
     for (struct sim_conn *conn = sim->conns; conn; conn = conn->next)
         conn->room = 1 << 20;
     sim_fs_set_free(sim->fs, UINT64_MAX);
     sim_fs_fail(sim->fs, SIM_FS_ANY, 0, ERR_OK, false);
+    sim_kv_set_capacity(sim->kv, 0);
+    for (int call = 0; call < SIM_KV_CALL_COUNT; call++)
+        sim_kv_fail(sim->kv, (enum sim_kv_call)call, ERR_OK, 0);
+    /* Where publishers are refused for one whose queue is full, he has to come back. */
+    if (sim->config.client_count > 2 && sim->config.queue_policy != QUEUE_REFUSE && sim_chance(sim, 1, 2))
+        sim_client_go(sim, &sim->clients[1 + sim_below(sim, sim->config.client_count - 1)]);
     if (sim->broker && sim_chance(sim, 1, 2))
         sim_broker_die(sim, false);
     if (sim->sink && sim_chance(sim, 1, 2))
         sim_sink_die(sim);
-    uint64_t progress = sim->progress, idle = 0, end = sim->step + REST_STEPS_MAX;
-    while (idle < REST_IDLE_STEPS || !is_at_rest(sim) || !sim_sink_is_quiet(sim)) {
-        step(sim);
-        idle = sim->progress == progress && is_at_rest(sim) ? idle + 1 : 0;
-        progress = sim->progress;
-        if (sim->step > end) {
-            for (uint32_t i = 0; i < sim->config.client_count; i++) {
-                const struct sim_client *client = &sim->clients[i];
-                printf("%s: online %d, flows %zu, subscribed %d, connection %d\n", client->id, client->online, client->flow_count,
-                       client->subscribed, client->conn != NULL);
-            }
-            if (sim->broker)
-                sim_broker_describe(sim);
-            sim_found(sim, "it does not come to rest: broker %s, sink %s",
-                      sim->broker ? sim_broker_is_quiet(sim) ? "quiet" : "busy" : "down",
-                      sim->sink ? sim_sink_is_quiet(sim) ? "quiet" : "busy" : "down");
-        }
+    rest(sim);
+}
+
+/* Once more, perhaps in another life: everybody subscribes, and is told what is retained. */
+static void audit(struct sim *sim)
+{
+    if (sim_chance(sim, 1, 2)) {
+        sim_broker_die(sim, false);
+        rest(sim);
     }
+    for (uint32_t i = 0; i < sim->config.client_count; i++)
+        if (sim->clients[i].subscribes && !sim->clients[i].is_gone)
+            sim_client_subscribe_again(sim, &sim->clients[i]);
+    rest(sim);
 }
 
 static struct sim sim_memory;
@@ -274,25 +359,36 @@ static void run(uint64_t seed, uint32_t steps, bool trace, uint32_t *messages_ou
     draw_config(sim, steps);
     sim->ledger.logged = calloc(SIM_MESSAGES_MAX, 1);
     CHECK(sim->ledger.logged);
+    sim_trace(sim, "persistence %d, bounded %d (policy %u, %u messages, %u in flight), memory tier %d, QoS 0 waits %d, %u clients",
+              sim->config.persistence, sim->config.is_bounded, sim->config.queue_policy, sim->config.queue_messages_max,
+              sim->config.inflight_max, sim->config.has_memory_tier, sim->config.queue_qos0, sim->config.client_count);
     sim->fs = sim_fs_new(seed, sim->config.alignment);
     CHECK(sim->fs);
+    sim->kv = sim_kv_new(seed);
+    CHECK(sim->kv);
     for (uint32_t i = 0; i < sim->config.client_count; i++)
         sim_client_init(sim, (uint8_t)i);
     sim_broker_start(sim);
-    sim_sink_start(sim);
-    while (sim->step < steps)
+    if (sim->config.persistence)
+        sim_sink_start(sim);
+    while (sim->step < sim->config.steps)
         step(sim);
     come_to_rest(sim);
+    audit(sim);
     sim_ledger_check_end(sim);
     sim_broker_check_books(sim);
+    if (!sim_has_gone(sim))
+        sim_broker_check_store(sim);
     *messages_out += sim->ledger.count;
 
     sim_broker_die(sim, false);
-    sim_sink_die(sim);
+    if (sim->sink)
+        sim_sink_die(sim);
     for (uint32_t i = 0; i < sim->config.client_count; i++)
         sim_client_deinit(&sim->clients[i]);
     sim_conn_reap(sim);
     sim_fs_free(sim->fs);
+    sim_kv_free(sim->kv);
     free(sim->ledger.logged);
 }
 
