@@ -90,15 +90,14 @@ static void deliver_home(struct shard *shard, struct msg *msg, const struct reci
     if (!sess) {
         counter_inc(&shard->stats.dropped_session_gone);
         /* It was logged between the match and the end of the session: nobody else can say that nobody wants it. */
-        if (recipient->qos > 0 || shard->config.limits.queue_qos0_messages)
+        if (recipient->is_named)
             waiting_log_drop(shard, recipient->number, msg_sequence(msg), SHARD_dropped_session_gone);
         return;
     }
     if (sess->rare && sess->rare->pending)
         session_note_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg);
-    bool is_wanted =
-        msg_sequence(msg) != 0 && waiting_is_logged(shard, sess) && (recipient->qos > 0 || shard->config.limits.queue_qos0_messages);
-    deliver_to_session(shard, sess, msg, recipient->qos, recipient->retain, is_wanted, recipient->ids, recipient->id_count);
+    CHECK(!recipient->is_named || msg_sequence(msg) != 0);
+    deliver_to_session(shard, sess, msg, recipient->qos, recipient->retain, recipient->is_named, recipient->ids, recipient->id_count);
 }
 
 static void deliver_recipient(struct shard *shard, struct msg *msg, const struct recipient *recipient)
@@ -109,7 +108,7 @@ static void deliver_recipient(struct shard *shard, struct msg *msg, const struct
         counter_inc(&shard->stats.dropped_ring_full);
     else if (!batch_add(shard, msg, recipient)) {
         counter_inc(&shard->stats.dropped_no_memory);
-        if (recipient->qos > 0 || shard->config.limits.queue_qos0_messages)
+        if (recipient->is_named)
             waiting_log_drop(shard, recipient->number, msg_sequence(msg), SHARD_dropped_no_memory);
     }
 }

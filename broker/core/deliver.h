@@ -32,8 +32,9 @@
 struct recipient {
     uint64_t number;
     uint16_t shard;
-    uint8_t qos; /* of the copy: min(published, granted) [MQTT-3.8.4-8] */
-    bool retain; /* of the copy [MQTT-3.3.1-12] [MQTT-3.3.1-13] */
+    uint8_t qos;       /* of the copy: min(published, granted) [MQTT-3.8.4-8] */
+    bool retain : 1;   /* of the copy [MQTT-3.3.1-12] [MQTT-3.3.1-13] */
+    bool is_named : 1; /* the message's record says that it gets it: what becomes of it is logged */
     uint32_t id_count;
     uint32_t ids[]; /* subscription identifiers [MQTT-3.3.4-3] */
 };

@@ -200,9 +200,8 @@ static bool put_recipient(struct shard *shard, const struct publish_in *in, uint
     }
     bytes->size += size;
     *(is_held ? &scratch->held_count : &scratch->now_count) += 1;
-    if (!is_held || !is_persistent || (qos == 0 && !shard->config.limits.queue_qos0_messages))
-        return true;
-    return put_record_recipient(scratch, recipient, options);
+    recipient->is_named = is_held && is_persistent && (qos > 0 || shard->config.limits.queue_qos0_messages);
+    return !recipient->is_named || put_record_recipient(scratch, recipient, options);
 }
 
 /* Who gets it: fills the scratch. False: memory is short. */
@@ -791,6 +790,8 @@ void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wa
 {
     if (job->is_telemetry)
         counter_inc(&shard->stats.telemetry_logged), gauge_add(&shard->stats.telemetry_logging, -1);
+    if (job->is_value_refused)
+        session_log_retained_refused(shard, job->msg);
     shard->is_room_news = true; /* for another large one, and for who repeats or releases this one's identifier */
     give_held(shard, job->msg, span_of(job->held.data, job->held.size), job->held_count, wait_block, 0);
     struct gate_item item = answer_of(job->qos, job->packet_id, (enum mqtt_reason)job->reason);
@@ -811,6 +812,15 @@ void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wa
         publish_say_passed(shard, shard->passed_number);
         shard->passed_number = 0;
     }
+}
+
+void publish_on_value_refused(struct shard *shard, const struct msg *msg)
+{
+    struct publish_job *large = shard->log.large;
+    if (large && large->msg == msg)
+        large->is_value_refused = true;
+    else
+        session_log_retained_refused(shard, msg);
 }
 
 /* Whether the session's open identifiers are in the checkpoint, or on their way there. */

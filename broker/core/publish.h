@@ -60,6 +60,7 @@ struct publish_job {
     uint8_t durability; /* enum durability, likewise */
     bool is_will;
     bool is_telemetry;
+    bool is_value_refused; /* it is retained, and the route actor had no room for it */
     uint64_t wait_retained;
 };
 
@@ -73,6 +74,8 @@ bool publish_will(struct shard *shard, const struct will *will);
 /* The record of a large publish is complete: its last block is `wait_block`. The job is taken. */
 void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wait_block);
 void publish_job_free(struct publish_job *job);
+/* The route actor had no room for a retained message: said in the log, behind the message's own record. */
+void publish_on_value_refused(struct shard *shard, const struct msg *msg);
 /* All retained PUBLISHes of this shard below `number` are logged, or on their way as the large record: say so to the store (LOG 12). */
 void publish_say_passed(struct shard *shard, uint64_t number);
 /* The gate lets an item out. */

@@ -197,7 +197,7 @@ static void on_retained(struct shard *shard, const struct op *op)
 {
     CHECK(op->retain.hold == shard->gate.retained_answered + 1);
     if (op->flag) {
-        session_log_retained_refused(shard, op->retain.msg);
+        publish_on_value_refused(shard, op->retain.msg);
         msg_unref(op->retain.msg);
         if (ack_gate_is_empty(&shard->gate))
             shard->retained_refused_count = 0;

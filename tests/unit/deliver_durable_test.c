@@ -482,6 +482,23 @@ static void a_message_for_a_session_that_ended_is_dropped_by_name(void **state)
     rig_free(rig);
 }
 
+static void nothing_is_said_of_a_session_that_no_record_names(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG();
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, false), *sub = rig_connect(rig, "sub", MQTT_V5, true);
+    rig_subscribe(sub, 1, "a/#", 1);
+    rig_log_hold(rig, true);
+    publish_number(pub, "a/x", 1, 2, 1); /* it has a record for its identifier's sake */
+    rig_settle(rig);
+    rig_break(sub);
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    assert_int_equal(RIG_COUNTER(rig, dropped_session_gone), 1);
+    assert_int_equal(count_records(rig, RECORD_DROP), 0);
+    rig_free(rig);
+}
+
 /* --- everything at once ------------------------------------------------------------------------------------------------------------- */
 
 #define SUBSCRIBERS 4
@@ -662,6 +679,7 @@ int main(void)
         cmocka_unit_test(a_damaged_message_does_not_hold_the_others),
         cmocka_unit_test(a_session_that_comes_back_for_the_last_time_says_what_it_has),
         cmocka_unit_test(a_message_for_a_session_that_ended_is_dropped_by_name),
+        cmocka_unit_test(nothing_is_said_of_a_session_that_no_record_names),
         cmocka_unit_test(random_sessions_lose_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

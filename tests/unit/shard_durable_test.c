@@ -458,6 +458,28 @@ static void refused_value_frees_the_identifier_durably_first(void **state)
     rig_free(rig);
 }
 
+/* Its record comes first, though the route actor says no before it is complete. */
+static void refused_large_value_is_said_behind_its_record(void **state)
+{
+    struct rig *rig = RIG(.retained_max = 1, .body_max = 1024, .block_count = 4);
+    struct rig_client *pub = v5(rig, "pub");
+    char large[20000];
+    memset(large, 'x', sizeof large - 1);
+    large[sizeof large - 1] = '\0';
+    rig_publish_retained(pub, "x", "v", 0, 0);
+    rig_log_hold(rig, true);
+    rig_publish_retained(pub, "y", large, 0, 0);
+    rig_settle(rig);
+    struct record rec;
+    assert_int_equal(records_of(rig, &rec, RECORD_RETAINED_REFUSED), 0);
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    rig_record(rig, &rec, rig_record_count(rig) - 1);
+    assert_int_equal(rec.type, RECORD_RETAINED_REFUSED);
+    assert_int_equal(rec.retained_number, 2);
+    rig_free(rig);
+}
+
 /* === sequences ======================================================================================================================= */
 
 /* Messages of all kinds from several publishers to sessions everywhere; the rig CHECKs each copy that crosses a ring. */
@@ -822,6 +844,7 @@ int main(void)
         CASE(pubrel_before_pubrec_waits_for_both_too),
         CASE(pubcomp_waits_until_the_identifier_is_closed),
         CASE(refused_value_frees_the_identifier_durably_first),
+        CASE(refused_large_value_is_said_behind_its_record),
         CASE(sequence_of_small_records_in_one_block),
         CASE(sequence_of_records_in_many_blocks),
         CASE(sequence_of_records_in_compressed_blocks),
