@@ -1,11 +1,11 @@
 /* The checkpoint's database in LMDB: one environment in a directory of its own, one named tree for each of enum kv_tree.
  *
  * The map is reserved sparse at its full size and never resized while running, so readers never see it move; the file grows as pages are
- * used. Pages that a commit freed are used again as soon as no older read transaction is left, therefore none outlives a slice of work; those
- * of processes that were killed (a backup) end with the next write transaction.
- * Commits are synced (no MDB_NOSYNC, no MDB_WRITEMAP): what LMDB promises is then that after a crash the newest or the one before is whole.
- * ENOSPC and a full map are ERR_NOSPACE; a failed sync or write is ERR_IO, and no write transaction begins until the next opening. Threads:
- * as kv.h says; readers are not bound to threads. One process opens a directory once: LMDB's locks belong to the process.
+ * used. Pages that a commit freed are used again as soon as no older read transaction is left, therefore none outlives a slice of work;
+ * those of processes that were killed (a backup) end with the next write transaction. Commits are synced (no MDB_NOSYNC, no MDB_WRITEMAP):
+ * what LMDB promises is then that after a crash the newest or the one before is whole. ENOSPC and a full map are ERR_NOSPACE; a failed sync
+ * or write is ERR_IO, and no write transaction begins until the next opening. Threads: as kv.h says; readers are not bound to threads. One
+ * process opens a directory once: LMDB's locks belong to the process.
  *
  * The directory holds data.mdb and lock.mdb. data.mdb appears under its name when it is complete (it is made as data.mdb.new), so one that
  * is empty or half is damage, never a crash at the first start.

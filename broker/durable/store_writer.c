@@ -15,7 +15,8 @@
 
 #define STORE_STEP_BYTES ((uint64_t)4 << 20) /* of log that one step reads, so that ops do not wait longer */
 #define STORE_TICK_NS (250 * NS_PER_MS)      /* how often the log is looked at */
-#define STORE_RETRY_NS NS_PER_S              /* no space: try again */
+#define STORE_RETRY_NS NS_PER_S              /* no space: try again; */
+#define STORE_RETRY_SHARE 4                  /* at most a fifth of the time goes into it */
 #define STORE_BACKLOG_NS NS_PER_MS           /* a ring was full: try again */
 
 /* What a shard announced by OP_STORE_PASSED. A later one waits behind the one that is waited for, and replaces who waits there: otherwise
@@ -152,6 +153,10 @@ static enum err replay_read(struct checkpoint *checkpoint, struct log_reader *re
             err = apply_item(checkpoint, &item, &applied, msg);
         if (!err && delta_bytes_max && checkpoint_delta_bytes(checkpoint) >= delta_bytes_max)
             err = replay_commit(checkpoint, reader, msg);
+        if (err == ERR_NOSPACE) {
+            delta_bytes_max = 0; /* what makes space may stand behind it */
+            err = ERR_OK;
+        }
         if (err)
             return err;
     }
@@ -280,9 +285,12 @@ static void look_at_passed(struct store_writer *writer)
 
 /* ---- a step ---- */
 
+/* While there is no space, what would make some (acknowledgements, drops) may stand in the log behind what does not fit. So the limit is
+ * wider then, by the log that may come before publishers pause. */
 static bool is_delta_full(const struct store_writer *writer)
 {
-    return checkpoint_delta_bytes(writer->checkpoint) >= writer->options.delta_bytes_max;
+    uint64_t more = gauge_get(&writer->stats.no_space) ? writer->options.lag_bytes_max : 0;
+    return checkpoint_delta_bytes(writer->checkpoint) >= writer->options.delta_bytes_max + more;
 }
 
 /* Apply what is durable, up to a step's share. */
@@ -367,7 +375,8 @@ static enum err commit(struct store_writer *writer, int64_t now)
     int64_t ended = clock_or(writer, now);
     if (err == ERR_NOSPACE) {
         gauge_set(&writer->stats.no_space, 1);
-        writer->retry_ns = ended + STORE_RETRY_NS;
+        int64_t pause = STORE_RETRY_SHARE * (ended - started);
+        writer->retry_ns = ended + (pause > STORE_RETRY_NS ? pause : STORE_RETRY_NS);
         return ERR_OK;
     }
     if (err)

@@ -8,8 +8,9 @@
  * It looks at the log several times within an interval and commits once, so the work is spread; a commit comes sooner when the delta has
  * grown to `delta_bytes_max`. Blocks of telemetry alone move the position too, but cost a commit only when a segment can be let go by it.
  *
- * A commit that fails for space is tried again every second: the log still holds everything, and nothing more is read once the delta is
- * full. Any other failure is final: every later step returns it, and nothing is acknowledged from then on that the log would have to keep.
+ * A commit that fails for space is tried again every second: the log still holds everything. Until then reading goes on for another
+ * `lag_bytes_max` of delta, because the acknowledgements that make space stand behind what does not fit; publishers pause meanwhile. Any
+ * other failure is final: every later step returns it, and the broker stops; the log has what was acknowledged.
  * Pure over kv.h and file.h, no clock of its own; owner: the store thread (or the simulator). */
 #ifndef TIDEGATE_BROKER_DURABLE_STORE_WRITER_H
 #define TIDEGATE_BROKER_DURABLE_STORE_WRITER_H
@@ -52,9 +53,9 @@ struct store_writer_stats {
 struct store_writer;
 
 /* Replays the log from the checkpoint to its end and commits: before anything is loaded. delta_bytes_max: commits in between (0: one at the
- * end). Returns 0, ERR_CORRUPT (the log is damaged, or ends before the checkpoint), ERR_GAP (it does not reach back to the checkpoint; or
- * there is no checkpoint and it does not reach back to its own first record), ERR_VERSION, ERR_NOSPACE, ERR_NOMEM, ERR_IO.
- * Thread: main, after log_writer_open(). */
+ * end); once there is no space for one, there is one more try, at the end. Returns 0, ERR_CORRUPT (the log is damaged, or ends before the
+ * checkpoint), ERR_GAP (it does not reach back to the checkpoint; or there is no checkpoint and it does not reach back to its own first
+ * record), ERR_VERSION, ERR_NOSPACE, ERR_NOMEM, ERR_IO. Thread: main, after log_writer_open(). */
 enum err store_writer_replay(struct checkpoint *checkpoint, struct fs *fs, const char *log_dir, uint64_t delta_bytes_max,
                              struct errmsg *msg) must_check;
 

@@ -559,7 +559,8 @@ static const struct option_spec specs[] = {
      .text = "64MiB",
      .min = MIB,
      .max = 64 * GIB,
-     .doc = "Memory for messages that wait for the next commit; it is made at once when this is used up."},
+     .doc = "Memory for messages that wait for the next commit; it is made at once when this is used up. While the database finds no "
+            "space, up to checkpoint_lag_size more."},
     {.name = "checkpoint_max_size",
      .type = OPTION_SIZE,
      .offset = OFF(checkpoint_max_bytes),
