@@ -706,10 +706,13 @@ static bool job_waits_for_time(const struct scan_job *job)
     return job->credit > 0;
 }
 
+/* Times of what is done now and then. A wall clock that was set back does not make them wait for it. */
+static bool is_due(wall_ns at, wall_ns now, int64_t spacing_ns) { return now >= at || at - now > spacing_ns; }
+
 /* A round of questions: while removals are remembered once a second, and whenever a job needs one that has not begun. */
 static void ask_shards(struct route_actor *actor, wall_ns now, const struct retained_stats *retained)
 {
-    bool wanted = retained->tombstones > 0 && now >= actor->next_ask_ns;
+    bool wanted = retained->tombstones > 0 && is_due(actor->next_ask_ns, now, FORGET_SPACING_NS);
     LIST_EACH(node, &actor->jobs)
     {
         const struct scan_job *job = LIST_ENTRY(node, struct scan_job, node);
@@ -760,7 +763,7 @@ int64_t route_actor_work(struct route_actor *actor, wall_ns now)
         list_push_back(&actor->jobs, &job->node);
         slices += job_step(actor, job, now);
     }
-    if (now >= actor->next_sweep_ns) {
+    if (is_due(actor->next_sweep_ns, now, SWEEP_SPACING_NS)) {
         retained_sweep(actor->retained, now, SWEEP_BUDGET);
         actor->next_sweep_ns = now + SWEEP_SPACING_NS;
     }

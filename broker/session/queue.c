@@ -355,7 +355,7 @@ static bool on_run(struct queue *queue, const struct store_read *read, uint32_t 
     uint32_t count = 0;
     for (uint32_t i = 0; i < read->count; i++)
         count += read->items[i].state != STORE_ITEM_KNOWN;
-    if (read->run >= body->run_next && read->run != 0 && read->count > 0 && count <= body->run_count) {
+    if (read->run >= body->run_next && read->run != 0 && count <= body->run_count) { /* no items: a damaged one, on behind it */
         body->run_next = read->run + 1;
         body->run_count -= count;
         body->run_misses = 0;

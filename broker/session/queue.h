@@ -125,9 +125,10 @@ bool queue_must_read(const struct queue *queue);
 /* The next request: kind, run, count, items' sequences are set, at most `max` (1..STORE_READ_MAX; a run comes whole). False: nothing to
  * read, the head has enough, or a request is under way. Sets is_reading. */
 bool queue_next_read(struct queue *queue, struct store_read *read, uint32_t max);
-/* The answer; what is KNOWN was never counted here, and stays out; messages that are found go to the head (their reference is taken, msg NULL in the item), those not looked at to the front's
- * beginning; gone and damaged ones leave the queue. metas: of the items found. Returns the key of a run that is consumed now (the caller
- * posts OP_STORE_RUN_DROP), 0 = none. *lost_out: messages of runs that were given up. Clears is_reading. */
+/* The answer; what is KNOWN was never counted here, and stays out; messages that are found go to the head (their reference is taken, msg
+ * NULL in the item), those not looked at to the front's beginning; gone and damaged ones leave the queue. metas: of the items found.
+ * Returns the key of a run that is consumed now (the caller posts OP_STORE_RUN_DROP), 0 = none. *lost_out: messages of runs that were given
+ * up. Clears is_reading. */
 uint64_t queue_on_read(struct queue *queue, struct queue_shared *shared, struct store_read *read, const uint32_t *metas,
                        uint32_t *lost_out);
 

@@ -377,6 +377,35 @@ static void a_run_that_is_never_found_is_given_up(void **state)
     queue_deinit(&queue, &shared);
 }
 
+/* Its own messages are given up with the last of the runs, not those behind it. */
+static void a_damaged_run_does_not_hold_the_others(void **state)
+{
+    (void)state;
+    struct queue_stats window = {0};
+    struct queue_shared shared = {.window = &window, .checkpoint = 1000};
+    struct queue queue = {0};
+    for (uint64_t s = 1; s <= 20; s++)
+        assert_true(queue_restore(&queue, s, 100, true, 20));
+    uint32_t metas[STORE_READ_MAX] = {0}, lost = 0;
+    struct store_read read = {0};
+    assert_true(queue_next_read(&queue, &read, STORE_READ_MAX));
+    read.run = 1; /* and nothing in it */
+    assert_int_equal(queue_on_read(&queue, &shared, &read, metas, &lost), 1);
+    read = (struct store_read){0};
+    assert_true(queue_next_read(&queue, &read, STORE_READ_MAX));
+    assert_int_equal(read.kind, STORE_READ_RUN);
+    assert_int_equal(read.run, 2);
+    read.run = 11;
+    read.count = 10;
+    for (uint32_t i = 0; i < 10; i++)
+        read.items[i] = (struct store_read_item){.sequence = 11 + i, .state = STORE_ITEM_FOUND, .msg = message(11 + i)};
+    assert_int_equal(queue_on_read(&queue, &shared, &read, metas, &lost), 11);
+    assert_int_equal(lost, 0);
+    assert_int_equal(msg_sequence(queue_first(&queue)->msg), 11);
+    assert_int_equal(queue_count(&queue), 20);
+    queue_deinit(&queue, &shared);
+}
+
 static void meta_holds_what_it_is_given(void **state)
 {
     (void)state;
@@ -399,6 +428,7 @@ int main(void)
         cmocka_unit_test(what_the_store_does_not_have_stays),
         cmocka_unit_test(it_is_made_again_from_what_the_store_says),
         cmocka_unit_test(a_run_that_is_never_found_is_given_up),
+        cmocka_unit_test(a_damaged_run_does_not_hold_the_others),
         cmocka_unit_test(meta_holds_what_it_is_given),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

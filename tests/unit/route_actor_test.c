@@ -491,6 +491,22 @@ static void what_changed_while_it_was_read_is_left_out(void **state)
     assert_int_equal(counter_get(&route_actor_stats(f->actor)->retained_stale), 2);
 }
 
+static void a_wall_clock_that_is_set_back_stops_nothing(void **state)
+{
+    struct fixture *f = *state;
+    const int64_t times[] = {1000, INT64_C(1000000000000000), 2000};
+    f->counter = 1;
+    retain(f, 0, 1, "a/t", "");
+    for (uint32_t round = 1; round <= 3; round++) { /* the removal is asked about as long as it is remembered */
+        route_actor_work(f->actor, times[round - 1]);
+        assert_int_equal(count_ops(f, OP_ROUTE_ASK), round * SHARDS);
+        for (actor_id shard = 0; shard < SHARDS; shard++)
+            route_actor_on_op(f->actor, &(struct op){.type = OP_ROUTE_PASS, .from = shard, .count = round, .retain = {.hold = 1}});
+        route_actor_work(f->actor, times[round - 1] + 1);
+        assert_int_equal(count_ops(f, OP_ROUTE_ASK), round * SHARDS); /* once a second */
+    }
+}
+
 /* Shard 1 drew 6, asked the tree before the subscription was there, and logged; the store has it and gave 5 up; here it comes last. */
 static void a_newer_value_that_only_the_store_has_comes_once(void **state)
 {
@@ -987,6 +1003,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_is_restored_is_checked_and_ordered, setup_on_disk, teardown),
         cmocka_unit_test(every_subscription_knows_the_last_value),
         cmocka_unit_test_setup_teardown(a_full_session_is_marked_in_the_tree, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_wall_clock_that_is_set_back_stops_nothing, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
