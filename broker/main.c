@@ -331,6 +331,14 @@ static enum err open_kv(void *arg, struct kv **kv_out, struct errmsg *msg)
         return err_set(msg, err, "%s: %s", broker->data_dir.path, err_text(err));
     struct kv_lmdb_options options = {
         .dir = dir, .map_bytes = (uint64_t)broker->config.checkpoint_max_bytes, .reader_max = CHECKPOINT_READERS};
+    if (broker->config.checkpoint_compact_percent > 0) {
+        uint64_t saved = 0;
+        struct errmsg why = {{0}};
+        if (kv_lmdb_compact(&saved, &options, (unsigned)broker->config.checkpoint_compact_percent, &why) != ERR_OK)
+            LOG_WARNING("the checkpoint was not compacted", LOG_TEXT("detail", why.text));
+        else if (saved > 0)
+            LOG_NOTICE("checkpoint compacted", LOG_U64("saved_bytes", saved));
+    }
     return kv_lmdb_open(kv_out, &options, msg);
 }
 

@@ -688,6 +688,78 @@ enum err kv_lmdb_copy(struct kv *kv, const char *dir, struct errmsg *msg)
     return err;
 }
 
+/* --- compaction ---------------------------------------------------------------------------------------------------------------------- */
+
+/* A line of the table of readers ends in the number of the transaction that is being read; a heading and idle places do not. */
+static int count_reader(const char *line, void *count)
+{
+    size_t size = strlen(line);
+    *(unsigned *)count += size >= 2 && line[size - 2] >= '0' && line[size - 2] <= '9';
+    return 0;
+}
+
+static bool has_readers(struct kv_lmdb *lmdb)
+{
+    int dead;
+    unsigned count = 0;
+    (void)mdb_reader_check(lmdb->env, &dead);
+    return mdb_reader_list(lmdb->env, count_reader, &count) < 0 || count > 0;
+}
+
+static bool is_worth_it(struct kv *kv, unsigned free_percent, uint64_t *free_bytes_out)
+{
+    struct kv_stats stats;
+    if (kv_get_stats(kv, &stats) != ERR_OK || stats.used_bytes >= stats.file_bytes)
+        return false;
+    *free_bytes_out = stats.file_bytes - stats.used_bytes;
+    return *free_bytes_out >= KV_LMDB_COMPACT_MIN && *free_bytes_out / (stats.file_bytes / 100 + 1) >= free_percent;
+}
+
+/* The copy beside the original, whole and synced. */
+static enum err write_compact(struct kv_lmdb *lmdb, int dir_fd, const char *dir, struct errmsg *msg)
+{
+    int fd = openat(dir_fd, NEW_NAME, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, FILE_MODE);
+    if (fd < 0)
+        return fail_errno(msg, dir, "cannot make " NEW_NAME);
+    enum err err = ERR_OK;
+    int rc = mdb_env_copyfd2(lmdb->env, fd, MDB_CP_COMPACT);
+    if (rc)
+        err = fail(msg, rc, dir, "cannot copy the database");
+    else if (fsync(fd) != 0)
+        err = fail_errno(msg, dir, "cannot sync the copy");
+    close(fd);
+    return err;
+}
+
+enum err kv_lmdb_compact(uint64_t *saved_out, const struct kv_lmdb_options *options, unsigned free_percent, struct errmsg *msg)
+{
+    struct kv *kv;
+    uint64_t free_bytes = 0;
+    *saved_out = 0;
+    enum err err = kv_lmdb_open(&kv, options, msg);
+    if (err)
+        return err;
+    bool is_due = is_worth_it(kv, free_percent, &free_bytes) && !has_readers(lmdb_of(kv));
+    int dir_fd = is_due ? open(options->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    if (is_due)
+        err =
+            dir_fd < 0 ? fail_errno(msg, options->dir, "cannot open the directory") : write_compact(lmdb_of(kv), dir_fd, options->dir, msg);
+    kv_close(kv);
+    if (dir_fd < 0)
+        return err;
+    CRASH_POINT("lmdb_compacted");
+    if (!err && renameat(dir_fd, NEW_NAME, dir_fd, DATA_NAME) != 0)
+        err = fail_errno(msg, options->dir, "cannot rename " NEW_NAME);
+    if (!err && fsync(dir_fd) != 0)
+        err = fail_errno(msg, options->dir, "cannot sync the directory");
+    if (err)
+        (void)unlinkat(dir_fd, NEW_NAME, 0);
+    else
+        *saved_out = free_bytes;
+    close(dir_fd);
+    return err;
+}
+
 /* --- the list of free pages ---------------------------------------------------------------------------------------------------------- */
 
 enum err kv_lmdb_check_free(struct kv *kv)

@@ -37,6 +37,13 @@ enum err kv_lmdb_open(struct kv **kv_out, const struct kv_lmdb_options *options,
  * Returns 0, ERR_EXISTS, ERR_NOSPACE, ERR_CORRUPT, ERR_PERMISSION, ERR_NOTFOUND, ERR_NOMEM, ERR_IO; msg says why. Thread: any. */
 enum err kv_lmdb_copy(struct kv *kv, const char *dir, struct errmsg *msg) must_check;
 
+/* Write the database anew without its free pages and put that in place of the old one in one step, when at least `free_percent` (1..100)
+ * of the file and KV_LMDB_COMPACT_MIN bytes are free pages. Not while another process reads it. *saved_out: bytes that the file lost, 0
+ * when nothing was done. Whatever stops it leaves the database as it was. dir must not be open in this process. Returns 0 or why it could
+ * not. */
+#define KV_LMDB_COMPACT_MIN ((uint64_t)16 << 20)
+enum err kv_lmdb_compact(uint64_t *saved_out, const struct kv_lmdb_options *options, unsigned free_percent, struct errmsg *msg) must_check;
+
 /* Walk what no reader of trees looks at, and every writer does: the list of free pages. kv must be of kv_lmdb_open(). Returns 0,
  * ERR_CORRUPT, ERR_NOMEM, ERR_IO; a damaged page may also end the process. Thread: any. */
 enum err kv_lmdb_check_free(struct kv *kv) must_check;

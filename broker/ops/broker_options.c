@@ -570,6 +570,16 @@ static const struct option_spec specs[] = {
      .doc =
          "Most that the checkpoint's database may become. That much address space is reserved, the file grows as it is used and does not "
          "shrink; freed pages are used again. When it is full, publishers of what has to go into it wait until queues get shorter."},
+    {.name = "checkpoint_compact",
+     .type = OPTION_INT,
+     .offset = OFF(checkpoint_compact_percent),
+     .text = "75",
+     .min = 0,
+     .max = 100,
+     .unit = "percent",
+     .doc =
+         "At a start: when at least so much of the database's file is free pages (and 16 MiB are), it is written anew without them, which "
+         "takes as long as writing what is in use. 0: never. While the broker runs the file does not shrink; free pages are used again."},
     {.name = "retained_cache",
      .type = OPTION_SIZE,
      .offset = OFF(retained_cache_bytes),

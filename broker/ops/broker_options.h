@@ -58,6 +58,7 @@ struct broker_config {
     struct option_list log_cursors;
     struct option_list tiers;
     int64_t checkpoint_interval_ns, checkpoint_lag_ns, checkpoint_lag_bytes, checkpoint_window_bytes, checkpoint_max_bytes;
+    int64_t checkpoint_compact_percent;
     int64_t retained_cache_bytes;
     /* telemetry */
     struct option_list telemetry; /* telemetry and telemetry_ignore, in their common order */

@@ -1003,6 +1003,48 @@ static void test_copy(void **state)
     expect_text(b, KV_META, "a", "not yet");
 }
 
+static void test_compact(void **state)
+{
+    struct bench *b = (struct bench *)*state;
+    enum { COUNT = 6000, SIZE = 3500 };
+    static uint8_t value[SIZE];
+    uint8_t key[8];
+    uint64_t saved;
+    struct kv_lmdb_options options = {.dir = b->dir, .map_bytes = 64 << 20};
+    struct kv_txn *writer = begin(b, true);
+    for (uint64_t i = 0; i < COUNT; i++)
+        OK(kv_put(writer, KV_BODIES, kv_key_u64(key, i), span_of(value, sizeof value)));
+    OK(kv_commit(writer));
+    put_text(b, KV_META, "a", "1");
+    kv_close(b->kv);
+    b->kv = NULL;
+    OK(kv_lmdb_compact(&saved, &options, 50, &b->msg));
+    assert_int_equal(saved, 0); /* nothing is free */
+    reopen(b);
+    writer = begin(b, true);
+    for (uint64_t i = 5; i < COUNT; i++)
+        OK(kv_del(writer, KV_BODIES, kv_key_u64(key, i)));
+    OK(kv_commit(writer));
+    put_text(b, KV_META, "a", "2");
+    kv_close(b->kv);
+    b->kv = NULL;
+    struct stat before, after;
+    assert_int_equal(stat(b->data, &before), 0);
+    OK(kv_lmdb_compact(&saved, &options, 100, &b->msg));
+    assert_int_equal(saved, 0); /* not so much of it */
+    OK(kv_lmdb_compact(&saved, &options, 50, &b->msg));
+    assert_true(saved > KV_LMDB_COMPACT_MIN);
+    assert_int_equal(stat(b->data, &after), 0);
+    assert_true(after.st_size < before.st_size / 10);
+    reopen(b);
+    expect_text(b, KV_META, "a", "2");
+    struct kv_stats stats;
+    OK(kv_get_stats(b->kv, &stats));
+    assert_int_equal(stats.entries[KV_BODIES], 5);
+    put_text(b, KV_META, "a", "3"); /* it can be written */
+    assert_int_equal(count_files(b->dir), 2);
+}
+
 static void test_names(void **state)
 {
     (void)state;
@@ -1047,6 +1089,7 @@ int main(void)
         FILE_(test_damaged_file),
         FILE_(test_free_pages_missing),
         FILE_(test_copy),
+        FILE_(test_compact),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
