@@ -614,6 +614,19 @@ static bool send_connack(struct shard *shard, struct client *client, const struc
     return true;
 }
 
+/* What the log cannot take now, or never again, is not begun. Returns SUCCESS or the reason, its counter in *cell_out. */
+static enum mqtt_reason judge_log(struct shard *shard, struct counter **cell_out, const struct packet_connect *connect,
+                                  struct span client_id)
+{
+    bool is_failed = shard->log.is_failed;
+    if (!is_failed && !session_log_is_full(shard))
+        return MQTT_REASON_SUCCESS;
+    if (expiry_asked(connect) == 0 && !connect->has_will && !session_table_find(&shard->sessions, client_id))
+        return MQTT_REASON_SUCCESS;
+    *cell_out = is_failed ? &shard->stats.refused_log_failed : &shard->stats.refused_log_full;
+    return is_failed ? MQTT_REASON_SERVER_UNAVAILABLE : MQTT_REASON_SERVER_BUSY;
+}
+
 static enum client_step on_connect(struct shard *shard, struct client *client, const struct packet_connect *connect)
 {
     struct counter *cell;
@@ -624,8 +637,9 @@ static enum client_step on_connect(struct shard *shard, struct client *client, c
     struct span assigned_id = connect->client_id.size == 0 ? assign_client_id(shard, assigned_text) : (struct span){0, 0};
     struct span client_id = connect->client_id.size == 0 ? assigned_id : connect->client_id;
 
-    if (shard->log.is_failed && (expiry_asked(connect) > 0 || connect->has_will || session_table_find(&shard->sessions, client_id)))
-        return refuse_connect(shard, client, connect->version, MQTT_REASON_SERVER_UNAVAILABLE, &shard->stats.refused_log_failed);
+    reason = judge_log(shard, &cell, connect, client_id);
+    if (reason != MQTT_REASON_SUCCESS)
+        return refuse_connect(shard, client, connect->version, reason, cell);
     bool has_ended = false;
     struct session *sess = take_over(shard, &has_ended, connect, client_id);
     bool is_resumed = sess != NULL;

@@ -45,6 +45,12 @@ static struct late_item *late_add(struct shard *shard, size_t size)
     return item;
 }
 
+bool session_log_is_full(const struct shard *shard)
+{
+    const struct queue_stats *late = &shard->stats.late_records;
+    return late->bytes + late->messages * sizeof(struct late_item) > SESSION_LOG_LATE_MAX;
+}
+
 void session_log_put(struct shard *shard, const struct record *rec)
 {
     if (!shard->log.pool)

@@ -5,7 +5,8 @@
  * at the disk) it is *late*: kept here in order, with the answers that wait for it, until there is room. Nothing was promised meanwhile:
  * a crash shows the session as it was before, and whoever was to be told has not been.
  *
- * Bound: late records are one or a few of each session and each packet of a connection that is not read on. Owner: the shard. Pure. */
+ * Bound: while SESSION_LOG_LATE_MAX bytes are late no CONNECT that needs the log and no SUBSCRIBE is taken; beyond it there are only the
+ * ends of connections and requests that there were. Owner: the shard. Pure. */
 #ifndef TIDEGATE_BROKER_CORE_SESSION_LOG_H
 #define TIDEGATE_BROKER_CORE_SESSION_LOG_H
 
@@ -15,6 +16,8 @@
 #include "broker/durable/ack_gate.h"
 #include "common/bytes.h"
 #include "common/record.h"
+
+#define SESSION_LOG_LATE_MAX ((uint64_t)16 << 20)
 
 struct late_item;
 struct session;
@@ -32,6 +35,8 @@ void session_log_deinit(struct session_log *log);
 void session_log_put(struct shard *shard, const struct record *rec);
 /* GATE_PACKET or GATE_CONNACK: `bytes` (copied) for that connection, when everything put so far is durable. */
 void session_log_answer(struct shard *shard, enum gate_kind kind, const struct client_ref *client, struct span bytes);
+/* So much is late that nothing more is to be begun. */
+bool session_log_is_full(const struct shard *shard);
 /* What is late, as far as there is room. Before the turn's block is sealed. */
 void session_log_flush(struct shard *shard);
 

@@ -80,6 +80,7 @@
     X(refused_no_memory, SHARD_REFUSED, "reason", "no_memory")                                                                             \
     X(refused_gone, SHARD_REFUSED, "reason", "gone_before_connect")                                                                        \
     X(refused_log_failed, SHARD_REFUSED, "reason", "log_failed")                                                                           \
+    X(refused_log_full, SHARD_REFUSED, "reason", "log_full")                                                                               \
     X(refused_shutdown, SHARD_REFUSED, "reason", "shutdown")                                                                               \
     X(closed_disconnect, SHARD_CLOSED, "reason", "disconnect")                                                                             \
     X(closed_disconnect_with_will, SHARD_CLOSED, "reason", "disconnect_with_will")                                                         \

@@ -15,7 +15,7 @@
 
 static bool has_room(const struct shard *shard, const struct session *sess)
 {
-    if (shard->backlog.count > 0)
+    if (shard->backlog.count > 0 || session_log_is_full(shard))
         return false;
     uint32_t count = 0, filter_count = 0;
     for (const struct pending_request *request = sess->rare ? sess->rare->pending : NULL; request; request = request->next) {

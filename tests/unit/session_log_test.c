@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "broker/core/session_log.h"
 #include "common/clock.h"
 #include "common/position_list.h"
 #include "tests/lib/shard_rig.h"
@@ -599,6 +600,48 @@ static void records_without_room_are_late_and_in_order(void **state)
     rig_free(rig);
 }
 
+static uint64_t late_bytes(struct rig *rig, uint16_t shard_count)
+{
+    uint64_t bytes = 0;
+    for (actor_id shard = 0; shard < shard_count; shard++)
+        bytes += rig_stats(rig, shard)->late_records.bytes;
+    return bytes;
+}
+
+/* A client comes, gives up waiting and comes again, while the log answers nothing. */
+static void what_is_late_has_a_bound(void **state)
+{
+    uint16_t shard_count = ((const struct mode *)*state)->shard_count;
+    struct rig *rig = RIG(.block_count = 64, .body_max = 16384);
+    struct rig_client *client, *sub = rig_connect(rig, "sub", MQTT_V5, false);
+    char *payload = malloc(60000);
+    assert_non_null(payload);
+    memset(payload, 'w', 60000);
+    struct packet connect = hour("car", 3600);
+    add_will(&connect, 0);
+    connect.connect.will_payload = span_of(payload, 60000);
+    rig_log_hold(rig, true);
+    while (RIG_COUNTER(rig, refused_log_full) == 0) {
+        client = rig_connect_with(rig, &connect);
+        rig_break(client);
+        rig_settle(rig);
+        assert_true(late_bytes(rig, shard_count) < SESSION_LOG_LATE_MAX + (1 << 20));
+    }
+    uint64_t late = late_bytes(rig, shard_count);
+    rig_send_subscribe(sub, 1, "f", 1, 0);
+    rig_settle(rig);
+    assert_true(late_bytes(rig, shard_count) == late || rig_home(rig, "sub") != rig_home(rig, "car"));
+    rig_log_hold(rig, false);
+    for (unsigned i = 0; i < 40; i++)
+        rig_advance(rig, 100);
+    assert_int_equal(late_bytes(rig, shard_count), 0);
+    expect(sub, MQTT_SUBACK);
+    connect.connect.has_will = false;
+    expect_connack(rig_connect_with(rig, &connect), true);
+    free(payload);
+    rig_free(rig);
+}
+
 /* The largest texts that MQTT knows make records larger than a block. */
 static void names_of_65535_bytes_are_logged(void **state)
 {
@@ -673,6 +716,7 @@ int main(void)
         CASE(expired_session_names_what_it_wanted_and_is_deleted),
         CASE(shutdown_leaves_sessions_as_connected),
         CASE(records_without_room_are_late_and_in_order),
+        CASE(what_is_late_has_a_bound),
         CASE(names_of_65535_bytes_are_logged),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
