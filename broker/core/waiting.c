@@ -378,7 +378,7 @@ static void post_runs(struct shard *shard, struct session *sess)
         struct store_run *run = malloc(sizeof *run);
         if (!run)
             return; /* the tail stays long */
-        if (!queue_take_run(&sess->queue, run)) {
+        if (!queue_take_run(&sess->queue, inflight_sequence_max(&sess->inflight), run)) {
             free(run);
             return;
         }

@@ -166,6 +166,17 @@ struct inflight_entry *inflight_find_sequence(struct inflight *inflight, uint64_
     return NULL;
 }
 
+uint64_t inflight_sequence_max(const struct inflight *inflight)
+{
+    const struct inflight_block *block = inflight->block;
+    uint64_t max = 0;
+    for (uint16_t at = block ? block->first : NONE; at != NONE; at = block->entries[at].next) {
+        uint64_t sequence = inflight_sequence(&block->entries[at]);
+        max = sequence > max ? sequence : max;
+    }
+    return max;
+}
+
 struct inflight_entry *inflight_find(struct inflight *inflight, uint16_t packet_id)
 {
     return inflight->block ? block_find(inflight->block, packet_id) : NULL;

@@ -63,6 +63,8 @@ bool inflight_restore(struct inflight *inflight, uint64_t sequence, uint16_t pac
 struct inflight_entry *inflight_find(struct inflight *inflight, uint16_t packet_id);
 /* The entry of a message, NULL when there is none. O(n): for start and for what was read back. */
 struct inflight_entry *inflight_find_sequence(struct inflight *inflight, uint64_t sequence);
+/* The greatest of all, 0 when there is none. O(n). */
+uint64_t inflight_sequence_max(const struct inflight *inflight);
 /* Of its message; 0 when that has none. */
 uint64_t inflight_sequence(const struct inflight_entry *entry);
 /* PUBREC came: the message goes, its identifier stays. */

@@ -23,7 +23,7 @@ struct queue_body {
     struct item_rings *rings; /* NULL = neither */
     struct position_list *front, *tail;
     uint64_t run_next;      /* the next run to read has this key or a greater one; never falls */
-    uint64_t run_max;       /* the greatest position that was ever in a run; 0 = there never was one */
+    uint64_t run_max;       /* runs that are cut have greater positions only; 0 = there never was one */
     uint32_t run_count;     /* messages in runs */
     uint16_t reading_count; /* sequences in the request under way, out of front or tail */
     uint16_t run_misses;
@@ -280,11 +280,28 @@ static int compare_sequences(const void *a, const void *b)
 
 bool queue_is_tail_long(const struct queue *queue) { return queue->body && position_list_count(queue->body->tail) > QUEUE_TAIL_MAX; }
 
-bool queue_take_run(struct queue *queue, struct store_run *run_out)
+static uint64_t max_of(uint64_t a, uint64_t b) { return a > b ? a : b; }
+
+/* The greatest sequence of what is sent before the tail when there are no runs. */
+static uint64_t max_ahead(struct queue_body *body)
+{
+    uint64_t max = 0, sequence = 0;
+    struct item_ring *head = head_of(body);
+    for (uint32_t i = 0; i < ring_count(head); i++)
+        max = max_of(max, sequence_of(ring_at(head, i)));
+    struct span bytes = position_list_bytes(body->front);
+    for (size_t offset = 0; position_list_next(bytes, &offset, &sequence) == ERR_OK;)
+        max = max_of(max, sequence);
+    return max;
+}
+
+bool queue_take_run(struct queue *queue, uint64_t inflight_max, struct store_run *run_out)
 {
     struct queue_body *body = queue->body;
-    if (!queue_is_tail_long(queue))
+    if (!queue_is_tail_long(queue) || body->reading_count > 0)
         return false;
+    if (body->run_count == 0) /* otherwise it is all below */
+        body->run_max = max_of(body->run_max, max_of(inflight_max, max_ahead(body)));
     uint64_t sequence = 0;
     uint32_t late = 0; /* up to the last of the oldest that may not go into a run */
     struct span bytes = position_list_bytes(body->tail);
@@ -306,7 +323,7 @@ bool queue_take_run(struct queue *queue, struct store_run *run_out)
                 return false;
             position_list_pop(&body->tail, &sequence);
         }
-        return body->run_count == 0 && queue_take_run(queue, run_out);
+        return body->run_count == 0 && queue_take_run(queue, inflight_max, run_out);
     }
     for (uint32_t i = 0; i < run_out->count; i++)
         position_list_pop(&body->tail, &sequence);

@@ -11,8 +11,10 @@
  * What comes goes to the window's end. queue_settle() lets go what is below the checkpoint; queue_take_run() cuts the tail. What can be
  * sent next is queue_first(): the head, or the window when nothing is between; queue_next_read() says what must be read before.
  *
- * Runs of one session never overlap and their keys (first sequences) ascend: a position at or below the last run's end (a message that came
- * late) is not put into one. It stays in the tail, and all that came after it, until the runs are consumed. A run read before the store has
+ * Messages come in the order of their sequences from each shard, but not from all of them. Runs of one session never overlap, their keys
+ * (first sequences) ascend, and they are above all that is sent before them: head, front, in flight. A position that came too late for that
+ * is not put into one. It stays in the tail, and all that came after it, until the runs are consumed. So at start it can be told what is to
+ * be sent before the runs: what is in none and below the first; the rest comes after them. A run read before the store has
  * committed it is not found: it is asked for again with the next checkpoint.
  *
  * A session that is away costs struct queue, the body (48 bytes) and a list of at most QUEUE_TAIL_MAX sequences, however long its queue.
@@ -117,9 +119,10 @@ struct queue_item queue_pop(struct queue *queue, struct queue_shared *shared);
 /* Let go what is below the checkpoint: the window's to the tail, and of a client that is away the head's to the front. Returns whether
  * something is left that a later checkpoint lets go. */
 bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_online);
-/* Cut the tail: fill a run (ascending) that the caller posts. False: it is short enough, or may not be cut now. */
+/* Cut the tail: fill a run (ascending) that the caller posts. inflight_max: the greatest sequence that is in flight. False: it is short
+ * enough, or may not be cut now. */
 bool queue_is_tail_long(const struct queue *queue);
-bool queue_take_run(struct queue *queue, struct store_run *run_out);
+bool queue_take_run(struct queue *queue, uint64_t inflight_max, struct store_run *run_out);
 /* Whether queue_next_read() would say yes: something is to be read, nothing is under way, and the head is at most half full. */
 bool queue_must_read(const struct queue *queue);
 /* The next request: kind, run, count, items' sequences are set, at most `max` (1..STORE_READ_MAX; a run comes whole). False: nothing to

@@ -369,6 +369,8 @@ class Campaign:
 
     def spawn(self, kind, point=None):
         self.run += 1
+        for peer in self.peers:
+            peer.was_lost = False  # it was connecting when the broker was killed
         env, data = {}, self.broker.data
         varied = {"checkpoint_interval": self.rng.choice(CHECKPOINT_INTERVALS), "checkpoint_window": self.rng.choice(("1MiB", "64MiB"))}
         self.broker.conf = self.base_conf + "".join(f"{key} {value}\n" for key, value in varied.items() if key in self.known)
@@ -766,6 +768,7 @@ def tell(campaign, directory, took_s):
     if ledger.findings:
         print("what happened before:")
         print("\n".join(f"  {note}" for note in list(ledger.notes)[-60:]))
+        (directory / "notes").write_text("\n".join(ledger.notes))
         print(f"kept: {directory}")
     else:
         shutil.rmtree(directory)

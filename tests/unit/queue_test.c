@@ -26,31 +26,37 @@ static struct msg *message(uint64_t sequence)
 /* Three publishers on three shards: what each logs arrives in its order, and as late as it likes. */
 #define PUBLISHERS 3
 #define MESSAGES_MAX 60000
-#define RUNS_MAX 4096
+#define RUNS_MAX 16384
+#define INFLIGHT_MAX 40
 
 struct world {
     struct check_random random;
     struct queue queue;
     struct queue_stats window;
     struct queue_shared shared;
-    uint64_t logged;                         /* sequence given last */
-    uint64_t sent[PUBLISHERS][MESSAGES_MAX]; /* by each publisher */
+    uint64_t logged;                             /* sequence given last */
+    uint64_t sent[PUBLISHERS][MESSAGES_MAX];     /* by each publisher */
+    size_t owner[PUBLISHERS * MESSAGES_MAX + 1]; /* of a sequence: publisher * MESSAGES_MAX + index */
     size_t sent_count[PUBLISHERS], arrived[PUBLISHERS], taken[PUBLISHERS];
-    bool is_gone[MESSAGES_MAX * PUBLISHERS]; /* dropped on disk behind the queue's back */
-    uint32_t count;                          /* in the queue */
+    bool is_gone[MESSAGES_MAX * PUBLISHERS + 1]; /* dropped on disk behind the queue's back */
+    size_t inflight[INFLIGHT_MAX];               /* taken and not acknowledged: publisher * MESSAGES_MAX + index, the oldest first */
+    size_t inflight_count;
+    uint32_t count; /* in the queue */
     struct store_run runs[RUNS_MAX];
-    bool is_dropped[RUNS_MAX];
+    enum { STORED, DROPPED, GONE } is_dropped[RUNS_MAX]; /* DROPPED: not committed yet */
     size_t run_count, committed;
     struct store_read read;
     bool is_reading, is_online;
-    uint64_t reads, late, gone;
+    uint64_t reads, late, gone, crashes;
 };
 
 static void logs(struct world *w)
 {
     size_t p = check_random_below(&w->random, PUBLISHERS);
-    if (w->sent_count[p] < MESSAGES_MAX)
-        w->sent[p][w->sent_count[p]++] = ++w->logged;
+    if (w->sent_count[p] == MESSAGES_MAX)
+        return;
+    w->owner[++w->logged] = p * MESSAGES_MAX + w->sent_count[p];
+    w->sent[p][w->sent_count[p]++] = w->logged;
 }
 
 static void arrives(struct world *w)
@@ -67,7 +73,7 @@ static void arrives(struct world *w)
 static void takes(struct world *w)
 {
     const struct queue_item *first = queue_first(&w->queue);
-    if (!w->is_online || !first)
+    if (!w->is_online || !first || w->inflight_count == INFLIGHT_MAX)
         return;
     uint64_t sequence = msg_sequence(first->msg);
     struct queue_item item = queue_pop(&w->queue, &w->shared);
@@ -80,8 +86,40 @@ static void takes(struct world *w)
             w->taken[p]++;
         is_found = w->taken[p] < w->arrived[p] && w->sent[p][w->taken[p]] == sequence;
     }
+    w->inflight[w->inflight_count++] = p * MESSAGES_MAX + w->taken[p];
     w->taken[p]++; /* it was the publisher's next: in order, and once */
     msg_unref(item.msg);
+}
+
+static void is_acknowledged(struct world *w)
+{
+    if (w->inflight_count > 0)
+        memmove(w->inflight, w->inflight + 1, --w->inflight_count * sizeof w->inflight[0]);
+}
+
+static uint64_t inflight_max(const struct world *w)
+{
+    uint64_t max = 0;
+    for (size_t i = 0; i < w->inflight_count; i++) {
+        uint64_t sequence = w->sent[w->inflight[i] / MESSAGES_MAX][w->inflight[i] % MESSAGES_MAX];
+        max = sequence > max ? sequence : max;
+    }
+    return max;
+}
+
+static void cuts_runs(struct world *w)
+{
+    assert_true(w->run_count < RUNS_MAX - 1);
+    while (queue_take_run(&w->queue, inflight_max(w), &w->runs[w->run_count])) {
+        const struct store_run *run = &w->runs[w->run_count];
+        for (uint32_t i = 0; i < run->count; i++) {
+            assert_true(run->sequences[i] < w->shared.checkpoint);
+            assert_true(i == 0 || run->sequences[i] > run->sequences[i - 1]);
+        }
+        for (size_t i = 0; i < w->run_count; i++)
+            assert_true(w->is_dropped[i] != STORED || run->sequences[0] > w->runs[i].sequences[w->runs[i].count - 1]);
+        w->is_dropped[w->run_count++] = STORED;
+    }
 }
 
 static void settles(struct world *w, bool advances)
@@ -91,17 +129,9 @@ static void settles(struct world *w, bool advances)
     w->committed = w->run_count;
     w->queue.is_run_late = false;
     queue_settle(&w->queue, &w->shared, w->is_online);
-    assert_true(w->run_count < RUNS_MAX - 1);
-    while (queue_take_run(&w->queue, &w->runs[w->run_count])) {
-        const struct store_run *run = &w->runs[w->run_count];
-        for (uint32_t i = 0; i < run->count; i++) {
-            assert_true(run->sequences[i] < w->shared.checkpoint);
-            assert_true(i == 0 || run->sequences[i] > run->sequences[i - 1]);
-        }
-        if (w->run_count > 0)
-            assert_true(run->sequences[0] > w->runs[w->run_count - 1].sequences[w->runs[w->run_count - 1].count - 1]);
-        w->run_count++;
-    }
+    for (size_t i = 0; i < w->run_count; i++)
+        w->is_dropped[i] = w->is_dropped[i] == DROPPED ? GONE : w->is_dropped[i];
+    cuts_runs(w);
 }
 
 static void asks(struct world *w)
@@ -115,6 +145,12 @@ static void asks(struct world *w)
     w->is_reading = true;
 }
 
+static bool is_wanted(const struct world *w, uint64_t sequence)
+{
+    size_t p = w->owner[sequence] / MESSAGES_MAX, i = w->owner[sequence] % MESSAGES_MAX;
+    return i >= w->taken[p] && i < w->arrived[p] && !w->is_gone[sequence];
+}
+
 static void is_answered(struct world *w)
 {
     struct store_read *read = &w->read;
@@ -122,13 +158,13 @@ static void is_answered(struct world *w)
     if (read->kind == STORE_READ_RUN) {
         const struct store_run *run = NULL;
         for (size_t i = 0; i < w->committed && !run; i++)
-            if (!w->is_dropped[i] && w->runs[i].sequences[0] >= read->run)
+            if (w->is_dropped[i] == STORED && w->runs[i].sequences[0] >= read->run)
                 run = &w->runs[i];
         w->late += !run;
         read->run = run ? run->sequences[0] : 0;
-        read->count = run ? run->count : 0;
-        for (uint32_t i = 0; i < read->count; i++)
-            read->items[i] = (struct store_read_item){.sequence = run->sequences[i], .state = STORE_ITEM_ASKED};
+        for (uint32_t i = 0; run && i < run->count; i++)
+            if (is_wanted(w, run->sequences[i])) /* of a run that was read before a crash */
+                read->items[read->count++] = (struct store_read_item){.sequence = run->sequences[i], .state = STORE_ITEM_ASKED};
     }
     uint32_t looked_at = (uint32_t)check_random_below(&w->random, STORE_READ_MAX + 1);
     for (uint32_t i = 0; i < read->count && i < looked_at; i++) {
@@ -147,10 +183,64 @@ static void is_answered(struct world *w)
     uint64_t run = queue_on_read(&w->queue, &w->shared, read, metas, &lost);
     assert_int_equal(lost, 0);
     for (size_t i = 0; i < w->run_count && run; i++)
-        w->is_dropped[i] |= w->runs[i].sequences[0] == run;
+        if (w->runs[i].sequences[0] == run && w->is_dropped[i] == STORED)
+            w->is_dropped[i] = DROPPED;
     for (uint32_t i = 0; i < read->count; i++)
         msg_unref(read->items[i].msg);
     w->is_reading = false;
+}
+
+static bool is_in(const struct store_run *run, uint64_t sequence)
+{
+    for (uint32_t i = 0; i < run->count; i++)
+        if (run->sequences[i] == sequence)
+            return true;
+    return false;
+}
+
+/* What is left of the runs; its end. */
+static uint64_t finds_runs(struct world *w)
+{
+    bool is_late = check_random_chance(&w->random, 1, 2); /* the crash came before that commit */
+    uint64_t last = 0;
+    w->run_count = w->committed;
+    for (size_t i = 0; i < w->run_count; i++) {
+        if (w->is_dropped[i] == DROPPED)
+            w->is_dropped[i] = is_late ? STORED : GONE;
+        if (w->is_dropped[i] == STORED)
+            last = w->runs[i].sequences[w->runs[i].count - 1];
+    }
+    return last;
+}
+
+/* All that was logged is in the checkpoint, and what is in flight is sent again. */
+static void crashes(struct world *w)
+{
+    while (w->inflight_count > 0) {
+        size_t p = w->inflight[--w->inflight_count] / MESSAGES_MAX;
+        w->taken[p] = w->inflight[w->inflight_count] % MESSAGES_MAX;
+    }
+    queue_deinit(&w->queue, &w->shared);
+    w->shared.checkpoint = w->logged + 1;
+    w->is_reading = w->is_online = false;
+    uint64_t last = finds_runs(w), first = UINT64_MAX;
+    for (size_t p = 0; p < PUBLISHERS; p++) {
+        w->arrived[p] = w->sent_count[p];
+        if (w->taken[p] < w->arrived[p] && w->sent[p][w->taken[p]] < first)
+            first = w->sent[p][w->taken[p]];
+    }
+    w->count = 0;
+    size_t at = 0;
+    for (uint64_t sequence = first; sequence <= w->logged && first != UINT64_MAX; sequence++) {
+        if (!is_wanted(w, sequence))
+            continue;
+        while (at < w->committed && (w->is_dropped[at] != STORED || w->runs[at].sequences[w->runs[at].count - 1] < sequence))
+            at++;
+        assert_true(queue_restore(&w->queue, sequence, COST, at < w->committed && is_in(&w->runs[at], sequence), last));
+        w->count++;
+        cuts_runs(w);
+    }
+    w->crashes++;
 }
 
 static void step(struct world *w, uint64_t phase)
@@ -185,6 +275,9 @@ static void step(struct world *w, uint64_t phase)
             is_answered(w);
         break;
     case 11:
+        is_acknowledged(w);
+        if (check_random_chance(&w->random, 1, 200))
+            crashes(w);
         if (check_random_chance(&w->random, 1, 100)) {
             w->is_online = !w->is_online;
             settles(w, false);
@@ -217,6 +310,7 @@ static void order_is_kept_whatever_is_let_go(void **state)
     assert_true(w->run_count > 20);
     assert_true(w->late > 0);
     assert_true(w->gone > 0);
+    assert_true(w->crashes > 10);
     /* Every position has its place: in memory, in a run, or in the request. */
     w->late = 0;
     queue_each_position(&w->queue, count_position, w);
@@ -231,6 +325,7 @@ static void order_is_kept_whatever_is_let_go(void **state)
         else
             asks(w);
         takes(w);
+        is_acknowledged(w);
         if (i % 50 == 0)
             settles(w, true);
     }
@@ -310,6 +405,56 @@ static void what_the_store_does_not_have_stays(void **state)
     assert_int_equal(window.messages, 1);
     assert_int_equal(msg_sequence(queue_first(&queue)->msg), 0);
     assert_int_equal(queue_count(&queue), 11);
+    queue_deinit(&queue, &shared);
+}
+
+static void push_wanted(struct queue *queue, struct queue_shared *shared, uint64_t first, uint64_t last)
+{
+    for (uint64_t s = first; s <= last; s++)
+        assert_true(queue_push(queue, shared, &(struct queue_item){.msg = message(s), .is_wanted = true}));
+    queue_settle(queue, shared, false);
+}
+
+/* Otherwise nobody knew after a crash that what is in flight, ahead or being read comes before the run. */
+static void a_run_is_above_all_that_is_sent_before_it(void **state)
+{
+    (void)state;
+    struct queue_stats window = {0};
+    struct queue_shared shared = {.window = &window, .checkpoint = 1000};
+    struct queue queue = {0};
+    struct store_run run;
+    push_wanted(&queue, &shared, 1, 30); /* late: 50 is in flight */
+    assert_false(queue_take_run(&queue, 50, &run));
+    push_wanted(&queue, &shared, 60, 80);
+    assert_true(queue_take_run(&queue, 50, &run));
+    assert_int_equal(run.sequences[0], 60);
+    struct store_read read = {0};
+    for (int i = 0; i < 2; i++) { /* 1 to 30 stand before it */
+        uint32_t metas[STORE_READ_MAX] = {0}, lost;
+        assert_true(queue_next_read(&queue, &read, 15));
+        assert_int_equal(read.items[0].sequence, 1 + i * 15);
+        for (int k = 0; k < 15; k++)
+            read.items[k].state = STORE_ITEM_GONE;
+        queue_on_read(&queue, &shared, &read, metas, &lost);
+    }
+    assert_true(queue_next_read(&queue, &read, 15));
+    assert_int_equal(read.kind, STORE_READ_RUN);
+    queue_deinit(&queue, &shared);
+
+    push_wanted(&queue, &shared, 100, 105);
+    assert_true(queue_next_read(&queue, &read, STORE_READ_MAX));
+    push_wanted(&queue, &shared, 1, 30);
+    assert_false(queue_take_run(&queue, 0, &run)); /* 100 to 105 are being read */
+    uint32_t metas[STORE_READ_MAX] = {0}, lost;
+    for (uint32_t i = 0; i < read.count; i++) {
+        read.items[i].msg = message(read.items[i].sequence);
+        read.items[i].state = STORE_ITEM_FOUND;
+    }
+    queue_on_read(&queue, &shared, &read, metas, &lost);
+    assert_false(queue_take_run(&queue, 0, &run)); /* they are in the head */
+    push_wanted(&queue, &shared, 110, 130);
+    assert_true(queue_take_run(&queue, 0, &run));
+    assert_int_equal(run.sequences[0], 110);
     queue_deinit(&queue, &shared);
 }
 
@@ -426,6 +571,7 @@ int main(void)
         cmocka_unit_test(bounds_are_on_messages_and_bytes),
         cmocka_unit_test(nothing_is_allocated_while_it_is_empty),
         cmocka_unit_test(what_the_store_does_not_have_stays),
+        cmocka_unit_test(a_run_is_above_all_that_is_sent_before_it),
         cmocka_unit_test(it_is_made_again_from_what_the_store_says),
         cmocka_unit_test(a_run_that_is_never_found_is_given_up),
         cmocka_unit_test(a_damaged_run_does_not_hold_the_others),

@@ -56,7 +56,7 @@ static void an_offline_session_is_small_however_long_its_queue(void **state)
             CHECK(queue_push(&sessions[i]->queue, &shared, &item));
             CHECK(!queue_settle(&sessions[i]->queue, &shared, false));
             struct store_run run;
-            while (queue_take_run(&sessions[i]->queue, &run))
+            while (queue_take_run(&sessions[i]->queue, 0, &run))
                 CHECK(run.count == QUEUE_RUN);
         }
     for (uint32_t i = 0; i < SESSIONS; i++) {
