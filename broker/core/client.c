@@ -614,11 +614,31 @@ static bool send_connack(struct shard *shard, struct client *client, const struc
     return true;
 }
 
+/* Its record would never find room, and keep all that is late behind it: properties make a will as large as a packet. */
+static bool is_will_too_large(const struct shard *shard, const struct packet_connect *connect, struct span client_id)
+{
+    if (!shard->log.pool || !connect->has_will)
+        return false;
+    struct record rec = {.type = RECORD_WILL,
+                         .session = UINT64_MAX,
+                         .client_id = client_id,
+                         .user_name = connect->has_user_name ? connect->user_name : (struct span){0, 0},
+                         .topic = connect->will_topic,
+                         .payload = connect->will_payload,
+                         .properties = connect->will_properties.raw,
+                         .options = UINT64_MAX,
+                         .expiry_ns = INT64_MAX};
+    return record_size(&rec) > shard_log_control_max(&shard->log);
+}
+
 /* What the log cannot take now, or never again, is not begun. Returns SUCCESS or the reason, its counter in *cell_out. */
 static enum mqtt_reason judge_log(struct shard *shard, struct counter **cell_out, const struct packet_connect *connect,
                                   struct span client_id)
 {
     bool is_failed = shard->log.is_failed;
+    *cell_out = &shard->stats.refused_will;
+    if (is_will_too_large(shard, connect, client_id))
+        return connect->version == MQTT_V5 ? MQTT_REASON_QUOTA_EXCEEDED : MQTT_REASON_SERVER_UNAVAILABLE;
     if (!is_failed && !session_log_is_full(shard))
         return MQTT_REASON_SUCCESS;
     if (expiry_asked(connect) == 0 && !connect->has_will && !session_table_find(&shard->sessions, client_id))

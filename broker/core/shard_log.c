@@ -45,6 +45,12 @@ bool shard_log_has_control_room(const struct shard_log *log, size_t size)
     return log->large == NULL && size / log->pool->body_max + 1 <= free_count;
 }
 
+size_t shard_log_control_max(const struct shard_log *log)
+{
+    uint32_t blocks = log->pool->block_count_max / 2;
+    return (size_t)log->pool->body_max * (blocks > 0 ? blocks : 1);
+}
+
 bool shard_log_is_starved(const struct shard_log *log)
 {
     return log->pool && log->pool->used_count == log->pool->block_count_max &&
@@ -99,7 +105,7 @@ uint64_t shard_log_append(struct shard *shard, const struct record *rec, size_t 
     return shard_log_filling(log);
 }
 
-/* All its blocks in one go: a few, because nothing but a PUBLISH is larger than five texts of 64 KiB. */
+/* All its blocks in one go: shard_log_control_max() bounds them. */
 static uint64_t control_large(struct shard *shard, const struct record *rec)
 {
     struct shard_log *log = &shard->log;

@@ -45,6 +45,8 @@ uint64_t shard_log_append(struct shard *shard, const struct record *rec, size_t 
 /* Records that are no PUBLISH (sessions, subscriptions, acknowledgements): they go on when PUBLISH has to wait (LOG 7), so a few blocks of
  * the pool and the last tenth of the log are theirs. size: record_size(). Always true without persistence. */
 bool shard_log_has_control_room(const struct shard_log *log, size_t size);
+/* A larger one would need more than half of the pool at a time: nobody makes it. With persistence. */
+size_t shard_log_control_max(const struct shard_log *log);
 /* Append one; there is room. Returns the block to wait for, 0 without persistence. One larger than a body becomes a group of blocks at
  * once. Memory shortage is fatal here: what the record says has happened already. */
 uint64_t shard_log_control(struct shard *shard, const struct record *rec);

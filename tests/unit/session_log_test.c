@@ -684,6 +684,24 @@ static void names_of_65535_bytes_are_logged(void **state)
     rig_free(rig);
 }
 
+/* A record that never finds room would keep all behind it. */
+static void will_that_no_log_holds_is_refused(void **state)
+{
+    struct rig *rig = RIG(.block_count = 8, .body_max = 1024);
+    struct packet connect = hour("car", 3600);
+    add_will(&connect, 0);
+    char payload[4200];
+    memset(payload, 'w', sizeof payload);
+    connect.connect.will_payload = span_of(payload, sizeof payload);
+    struct rig_client *client = rig_connect_with(rig, &connect);
+    assert_int_equal(expect(client, MQTT_CONNACK)->connack.reason, MQTT_REASON_QUOTA_EXCEEDED);
+    assert_true(rig_is_closed(client));
+    assert_int_equal(RIG_COUNTER(rig, refused_will), 1);
+    connect.connect.will_payload = span_of(payload, 3900);
+    expect_connack(rig_connect_with(rig, &connect), false);
+    rig_free(rig);
+}
+
 static const struct mode modes[] = {{1, 0}, {3, 0}, {3, 99}};
 #define CASE(f)                                                                                                                            \
     {#f, f, NULL, NULL, (void *)(uintptr_t)&modes[0]}, {#f, f, NULL, NULL, (void *)(uintptr_t)&modes[1]},                                  \
@@ -717,6 +735,7 @@ int main(void)
         CASE(shutdown_leaves_sessions_as_connected),
         CASE(records_without_room_are_late_and_in_order),
         CASE(what_is_late_has_a_bound),
+        CASE(will_that_no_log_holds_is_refused),
         CASE(names_of_65535_bytes_are_logged),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
