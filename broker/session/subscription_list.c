@@ -5,8 +5,8 @@
 #include "common/check.h"
 #include "common/hash.h"
 
-#define HEAD_SIZE 2u    /* bytes of a text's size */
-#define NONE UINT32_MAX /* no offset */
+#define HEAD_SIZE 2u        /* bytes of a text's size */
+#define NONE UINT32_MAX     /* no offset */
 #define SIZE_MASK 0xffffffu /* of the list's size fields, which hold every size there is */
 
 /* Open addressing, at most three quarters full; a cell is an offset + 1, 0 = free. */
