@@ -674,7 +674,8 @@ static bool has_room_for(const struct shard *shard, const struct session *sess, 
         return false;
     if (packet->retain && shard->backlog.count > 0)
         return false;
-    return packet->qos == 0 || (shard_has_room(shard) && ack_gate_has_room(&shard->gate, packet_size));
+    /* What is late goes first: PUBLISHes would take each block that comes back (LOG 7). */
+    return packet->qos == 0 || (!shard->session_log.first && shard_has_room(shard) && ack_gate_has_room(&shard->gate, packet_size));
 }
 
 /* Remember a QoS 2 identifier before anything is logged for it. */
