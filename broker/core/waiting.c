@@ -172,6 +172,22 @@ static enum queue_verdict shed(struct shard *shard, struct session *sess, size_t
     return verdict;
 }
 
+/* The oldest are on disk and not here yet: those go that wait longest of the ones that are. Whether one more of `cost` may come then. */
+static bool shed_window(struct shard *shard, struct session *sess, size_t cost, enum queue_verdict verdict)
+{
+    struct queue_limits limits = limits_of(shard);
+    struct queue_before was = before(sess);
+    struct queue_item item;
+    bool has_room;
+    while (!(has_room = queue_may_overshoot(&sess->queue, cost, &limits)) && queue_pop_window(&sess->queue, shared_of(shard), &item)) {
+        counter_inc(full_cell(shard, verdict));
+        waiting_log_drop(shard, sess->number, item.is_wanted ? msg_sequence(item.msg) : 0, full_reason(verdict));
+        msg_unref(item.msg);
+    }
+    note_change(shard, sess, was);
+    return has_room;
+}
+
 /* The process's own bounds: whatever the policy, the newest is dropped. */
 static struct counter *judge_totals(struct shard *shard, size_t cost, enum shard_drop *reason_out)
 {
@@ -196,7 +212,6 @@ static struct counter *admit(struct shard *shard, struct session *sess, size_t c
     if (verdict == QUEUE_HAS_ROOM)
         return NULL;
     enum queue_policy policy = (enum queue_policy)shard->config.limits.queue_policy;
-    bool is_overshoot = sess->queue.count < (uint64_t)limits.messages_max + QUEUE_OVERSHOOT_MAX;
     if (policy == QUEUE_REFUSE)
         set_full(shard, sess, true);
     if (policy == QUEUE_DROP_OLDEST && cost <= limits.bytes_max) {
@@ -204,8 +219,10 @@ static struct counter *admit(struct shard *shard, struct session *sess, size_t c
         if (verdict == QUEUE_HAS_ROOM)
             return NULL;
         waiting_read(shard, sess); /* the oldest is on disk */
+        if (shed_window(shard, sess, cost, verdict))
+            return NULL;
     }
-    if (is_overshoot && cost <= limits.bytes_max && (policy == QUEUE_REFUSE || policy == QUEUE_DROP_OLDEST))
+    if (policy == QUEUE_REFUSE && queue_may_overshoot(&sess->queue, cost, &limits))
         return NULL;
     *reason_out = full_reason(verdict);
     return full_cell(shard, verdict);

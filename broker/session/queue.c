@@ -123,6 +123,14 @@ enum queue_verdict queue_judge(const struct queue *queue, size_t cost, const str
     return queue->bytes + cost > limits->bytes_max ? QUEUE_FULL_BYTES : QUEUE_HAS_ROOM;
 }
 
+bool queue_may_overshoot(const struct queue *queue, size_t cost, const struct queue_limits *limits)
+{
+    uint64_t over = queue->bytes + cost > limits->bytes_max ? queue->bytes + cost - limits->bytes_max : 0;
+    uint64_t bytes_max = (uint64_t)QUEUE_OVERSHOOT_MAX * cost;
+    return cost <= limits->bytes_max && queue->count < (uint64_t)limits->messages_max + QUEUE_OVERSHOOT_MAX &&
+           over <= (bytes_max < limits->bytes_max ? bytes_max : limits->bytes_max);
+}
+
 static struct queue_body *body_get(struct queue *queue)
 {
     if (!queue->body)
@@ -194,6 +202,18 @@ struct queue_item queue_pop(struct queue *queue, struct queue_shared *shared)
     queue_stats_pop(shared->window, msg_cost(item.msg), shared->window->oldest_ns);
     leave(queue, 1, msg_cost(item.msg));
     return item;
+}
+
+bool queue_pop_window(struct queue *queue, struct queue_shared *shared, struct queue_item *item_out)
+{
+    struct queue_body *body = queue->body;
+    if (!body || !window_of(body))
+        return false;
+    *item_out = ring_take(&body->rings->window);
+    rings_trim(body);
+    queue_stats_pop(shared->window, msg_cost(item_out->msg), shared->window->oldest_ns);
+    leave(queue, 1, msg_cost(item_out->msg));
+    return true;
 }
 
 /* --- letting go --------------------------------------------------------------------------------------------------------------------- */

@@ -61,10 +61,10 @@ struct queue_item {
 /* What to do when a message finds the session's queue at its bound. */
 enum queue_policy {
     QUEUE_DROP_NEWEST,
-    QUEUE_DROP_OLDEST, /* also when it must be read first: so many may be over the bound meanwhile */
+    QUEUE_DROP_OLDEST, /* also when it must be read first: so many may be over the bound meanwhile; then the oldest in memory go */
     QUEUE_REFUSE,      /* publishers are refused; what was on its way may go over it */
 };
-#define QUEUE_OVERSHOOT_MAX 64 /* messages */
+#define QUEUE_OVERSHOOT_MAX 64 /* messages; in bytes no more than the bound itself */
 
 _Static_assert(QUEUE_RUN <= STORE_RUN_MAX && QUEUE_RUN <= QUEUE_TAIL_MAX, "a run is cut from the tail");
 
@@ -109,12 +109,16 @@ static inline uint32_t queue_count(const struct queue *queue) { return queue->co
 void queue_deinit(struct queue *queue, struct queue_shared *shared);
 /* Whether one more of `cost` bytes fits; cost 0: whether it is within its bounds now. */
 enum queue_verdict queue_judge(const struct queue *queue, size_t cost, const struct queue_limits *limits);
+/* Whether it may go over the bounds by one more of `cost` bytes. */
+bool queue_may_overshoot(const struct queue *queue, size_t cost, const struct queue_limits *limits);
 /* To the window's end; the reference is taken. False when memory is short: not taken. */
 bool queue_push(struct queue *queue, struct queue_shared *shared, const struct queue_item *item);
 /* The oldest item if it is in memory, NULL when the queue is empty or it must be read first. Borrowed until the next change. */
 struct queue_item *queue_first(struct queue *queue);
 /* Take queue_first() out; its reference is the caller's. */
 struct queue_item queue_pop(struct queue *queue, struct queue_shared *shared);
+/* Take the oldest out that never left memory, whatever is before it; likewise. False: there is none. */
+bool queue_pop_window(struct queue *queue, struct queue_shared *shared, struct queue_item *item_out);
 
 /* Let go what is below the checkpoint: the window's to the tail, and of a client that is away the head's to the front. Returns whether
  * something is left that a later checkpoint lets go. */
