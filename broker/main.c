@@ -1,11 +1,13 @@
 /* tidegate-broker: start order, signals, shutdown order.
  *
- * Start: options -> log lines -> data directory and its lock -> log recovery -> route, store and log threads -> shard loops -> listeners
- * (bound before anything is served, so that a taken port is a clean failure) -> admin -> door -> the file `listeners` -> ready.
+ * Start: options -> log lines -> signals -> data directory and its lock -> checkpoint and log opened and brought together (recovery.h) ->
+ * route -> listeners bound (before anything is served, so that a taken port is a clean failure) -> shards -> the checkpoint loaded into
+ * them -> route, store, reader and log threads -> shard loops -> door -> admin -> the file `listeners` -> the door opens -> ready.
  *
  * Stop (SIGTERM, SIGINT): door (nobody comes in) -> shards drain: DISCONNECT 0x8B to MQTT 5 clients, what is held is released as it becomes
- * durable; after drain_timeout the rest is cut off -> shard loops end -> route, log, store threads, which first empty their rings -> log
- * closed -> lock released. Exit status 0. When the log has failed, the same without waiting for it, and status 1. */
+ * durable; after drain_timeout the rest is cut off -> shard loops end -> route, log, store, reader threads, which first empty their rings
+ * (the store brings the checkpoint to the log's end) -> log closed -> lock released. Exit status 0. When the log or the checkpoint has
+ * failed, the same without waiting for it, and status 1. */
 #include <errno.h>
 #include <getopt.h>
 #include <poll.h>

@@ -569,7 +569,8 @@ static const struct option_spec specs[] = {
      .max = 64 * TIB,
      .doc =
          "Most that the checkpoint's database may become. That much address space is reserved, the file grows as it is used and does not "
-         "shrink; freed pages are used again. When it is full, publishers of what has to go into it wait until queues get shorter."},
+         "shrink; freed pages are used again. When it is full, publishers of what has to go into it wait; a greater value takes a "
+         "start."},
     {.name = "checkpoint_compact",
      .type = OPTION_INT,
      .offset = OFF(checkpoint_compact_percent),
