@@ -3,8 +3,8 @@
  *     CRASH_POINT("log_written");
  *
  * In ordinary builds the macro is nothing. Built with -DTIDEGATE_CRASH_POINTS the process looks at two variables of its environment:
- *   TIDEGATE_CRASH_AT=NAME:COUNT   at the COUNT-th passing of NAME (1: the first) it kills itself with SIGKILL: no handler, no flush
- *   TIDEGATE_CRASH_LIST=1          each place says "crash point NAME COUNT" on standard error at passings 1, 2, 4, 8, ...
+ *   CRASH_POINT_AT=NAME:COUNT   at the COUNT-th passing of NAME (1: the first) it kills itself with SIGKILL: no handler, no flush
+ *   CRASH_POINT_LIST=1          each place says "crash point NAME COUNT" on standard error at passings 1, 2, 4, 8, ...
  * A name stands at one place of the source only (each place counts for itself). tests/crash has the campaign. Thread: any. */
 #ifndef TIDEGATE_COMMON_CRASH_POINT_H
 #define TIDEGATE_COMMON_CRASH_POINT_H

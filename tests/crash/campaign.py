@@ -217,6 +217,8 @@ class Mourned(Peer):
         self.say(will, "CONNECT sent")
         properties = [(wire.WILL_DELAY, self.delay_s)] if self.delay_s else []
         if not await self.connect(self.campaign.port, will={"topic": f"will/{self.name}", "payload": name, "qos": 2, "properties": properties}):
+            for before in earlier:
+                self.returned_perhaps(before)
             return
         will.state, now = "armed", time.monotonic()
         self.say(will, "armed")
@@ -242,6 +244,12 @@ class Mourned(Peer):
             self.say(will, f"{will.state}; the client came back; due {will.is_due}, may come {will.may_come}")
         # A will without delay of a connection that was cut is due whether the client comes back or not.
         will.state = will.state if will.state == "cut" and will.is_due else "returned"
+
+    def returned_perhaps(self, will):
+        """CONNECT was sent, and no CONNACK came: the broker may have taken it before it was killed."""
+        if will.is_due and (will.state in ("crashed", "cut crashed") or (will.state == "cut" and self.delay_s)):
+            will.is_due = False
+            self.say(will, f"{will.state}; the client came back, perhaps")
 
     def say(self, will, text):
         will.history.append(self.ledger.stamp(f"will {will.name} (delay {will.delay_s} s): {text}"))
@@ -380,7 +388,7 @@ class Campaign:
             env = {"LD_PRELOAD": str(RECORDER), "RECORD_ROOT": str(data), "RECORD_JOURNAL": str(self.journal),
                    "RECORD_DELAY_US": str(self.rng.choice((0, 2000, 10000))), "RECORD_SEED": str(self.rng.randrange(1, 1 << 30))}
         if point:
-            env["TIDEGATE_CRASH_AT"] = point
+            env["CRASH_POINT_AT"] = point
         self.broker.env = env
         self.broker.forget_ports()
         self.spawned_s = time.monotonic()
@@ -611,8 +619,10 @@ class Campaign:
 
     def choose(self):
         """How the next run ends."""
-        if self.options.only:
+        if self.options.only and (self.options.only != "point" or self.has_been_checked):
             return self.options.only
+        if self.options.only:
+            return "power"
         if self.points and self.has_been_checked and self.rng.random() < 0.6:
             return "point"
         return "plain" if self.rng.random() < 0.4 else "power"

@@ -38,13 +38,13 @@ static int run(const char *at, const char *list, int *rounds_out, char text_out[
     if (child == 0) {
         (void)dup2(text[1], STDERR_FILENO);
         if (at)
-            setenv("TIDEGATE_CRASH_AT", at, 1);
+            setenv("CRASH_POINT_AT", at, 1);
         else
-            unsetenv("TIDEGATE_CRASH_AT");
+            unsetenv("CRASH_POINT_AT");
         if (list)
-            setenv("TIDEGATE_CRASH_LIST", list, 1);
+            setenv("CRASH_POINT_LIST", list, 1);
         else
-            unsetenv("TIDEGATE_CRASH_LIST");
+            unsetenv("CRASH_POINT_LIST");
         live(rounds[1]);
     }
     close(rounds[1]);
