@@ -251,13 +251,22 @@ static enum err check_certificates(const struct broker_config *config, struct er
     return err;
 }
 
+/* At checkpoint_max_size publishers pause (store_writer.h). What is in the log then must still fit, and so must the deletes that make
+ * space, which copy pages first: also at a start, or nobody could drain it. The log is compressed, the checkpoint is not. */
+#define CHECKPOINT_RESERVE 4 /* times checkpoint_lag_size */
+
+static uint64_t checkpoint_map_bytes(const struct broker_config *config)
+{
+    return (uint64_t)config->checkpoint_max_bytes + CHECKPOINT_RESERVE * (uint64_t)config->checkpoint_lag_bytes;
+}
+
 static int run_maintenance(const struct broker *broker, const struct command_line *line)
 {
     struct maintenance_options options = {.command = line->command,
                                           .dir = line->dir,
                                           .yes = line->yes,
                                           .data_dir = broker->config.persistence_location,
-                                          .checkpoint_bytes_max = (uint64_t)broker->config.checkpoint_max_bytes};
+                                          .checkpoint_bytes_max = checkpoint_map_bytes(&broker->config)};
     return maintenance_run(&options);
 }
 
@@ -331,8 +340,7 @@ static enum err open_kv(void *arg, struct kv **kv_out, struct errmsg *msg)
     enum err err = file_path(dir, broker->data_dir.path, "checkpoint");
     if (err != ERR_OK)
         return err_set(msg, err, "%s: %s", broker->data_dir.path, err_text(err));
-    struct kv_lmdb_options options = {
-        .dir = dir, .map_bytes = (uint64_t)broker->config.checkpoint_max_bytes, .reader_max = CHECKPOINT_READERS};
+    struct kv_lmdb_options options = {.dir = dir, .map_bytes = checkpoint_map_bytes(&broker->config), .reader_max = CHECKPOINT_READERS};
     if (broker->config.checkpoint_compact_percent > 0) {
         uint64_t saved = 0;
         struct errmsg why = {{0}};
@@ -502,6 +510,7 @@ static enum err start_store(struct broker *broker)
                 .lag_ns_max = config->checkpoint_lag_ns,
                 .lag_bytes_max = (uint64_t)config->checkpoint_lag_bytes,
                 .delta_bytes_max = (uint64_t)config->checkpoint_window_bytes,
+                .used_bytes_max = (uint64_t)config->checkpoint_max_bytes,
                 .shard_count = config->shard_count,
             },
         .on_failed = on_log_failed,

@@ -97,6 +97,12 @@ struct checkpoint_state checkpoint_state(const struct checkpoint *checkpoint) { 
 struct checkpoint_stats *checkpoint_get_stats(struct checkpoint *checkpoint) { return &checkpoint->stats; }
 void checkpoint_set_time(struct checkpoint *checkpoint, int64_t now_mono_ns) { checkpoint->now_ns = now_mono_ns; }
 size_t checkpoint_delta_bytes(const struct checkpoint *checkpoint) { return checkpoint->delta.bytes; }
+uint64_t checkpoint_used_bytes(const struct checkpoint *checkpoint)
+{
+    struct kv_stats stats;
+    return kv_get_stats(checkpoint->kv, &stats) == ERR_OK ? stats.used_bytes : 0;
+}
+
 bool checkpoint_has_more(const struct checkpoint *checkpoint) { return checkpoint->job_count > 0; }
 void checkpoint_forget_removals(struct checkpoint *checkpoint, uint64_t retained_number)
 {

@@ -87,6 +87,8 @@ void checkpoint_forget_removals(struct checkpoint *checkpoint, uint64_t retained
  * ERR_IO (final). */
 enum err checkpoint_commit(struct checkpoint *checkpoint, const struct log_cursor_value *cursor, struct errmsg *msg) must_check;
 
+/* Bytes of the database that are in use, as of the last commit. */
+uint64_t checkpoint_used_bytes(const struct checkpoint *checkpoint);
 /* There is work left that another commit would do a part of (sessions that ended); nothing is lost when there is none. */
 bool checkpoint_has_more(const struct checkpoint *checkpoint);
 

@@ -365,6 +365,15 @@ static void tell_checkpoint(struct store_writer *writer)
     post_all(writer, &op, true);
 }
 
+static void look_at_size(struct store_writer *writer)
+{
+    uint64_t max = writer->options.used_bytes_max;
+    if (max == 0)
+        return;
+    bool is_full = gauge_get(&writer->stats.is_full);
+    gauge_set(&writer->stats.is_full, checkpoint_used_bytes(writer->checkpoint) > max - (is_full ? max / 16 : 0));
+}
+
 static enum err commit(struct store_writer *writer, int64_t now)
 {
     struct log_cursor_value cursor;
@@ -392,6 +401,7 @@ static enum err commit(struct store_writer *writer, int64_t now)
     writer->io.on_checkpoint(writer->io_arg, cursor.reopen);
     CRASH_POINT("checkpoint_released");
     tell_checkpoint(writer);
+    look_at_size(writer);
     return ERR_OK;
 }
 
@@ -405,7 +415,8 @@ static void look_at_lag(struct store_writer *writer, int64_t now)
     gauge_set(&writer->stats.lag_ns, ns);
     /* Room again at half of the limits, so that it does not flutter. */
     int part = writer->has_room ? 1 : 2;
-    bool has_room = bytes <= writer->options.lag_bytes_max / (uint64_t)part && ns <= writer->options.lag_ns_max / part;
+    bool has_room = bytes <= writer->options.lag_bytes_max / (uint64_t)part && ns <= writer->options.lag_ns_max / part &&
+                    !gauge_get(&writer->stats.is_full);
     if (has_room == writer->has_room)
         return;
     writer->has_room = has_room;
@@ -416,6 +427,7 @@ static void look_at_lag(struct store_writer *writer, int64_t now)
 static void start(struct store_writer *writer, int64_t now)
 {
     writer->is_started = true;
+    look_at_size(writer);
     writer->mark_ns = writer->reached_ns = writer->covered_ns = now;
     writer->next_read_ns = now;
     writer->next_commit_ns = now + writer->options.interval_ns;

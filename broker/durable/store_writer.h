@@ -3,7 +3,8 @@
  * It reads the log as any consumer does (common/log_reader.h), only what is durable, and passes over blocks that hold nothing for it. After
  * a commit it lets the log reuse what lies behind (log_writer_set_checkpoint) and tells shards and route by OP_STORE_CHECKPOINT: what is
  * below that sequence can be read from the store, so they may give it out of memory (LOG 14). When the log has run ahead by more than
- * `lag_bytes_max` or `lag_ns_max` it says so by OP_STORE_ROOM, and PUBLISHes that need it pause (LOG 15).
+ * `lag_bytes_max` or `lag_ns_max` it says so by OP_STORE_ROOM, and PUBLISHes that need it pause (LOG 15). So it does when the database has
+ * grown past `used_bytes_max`: the database itself must be able to hold more, or the deletes that make space would find none.
  *
  * It looks at the log several times within an interval and commits once, so the work is spread; a commit comes sooner when the delta has
  * grown to `delta_bytes_max`. Blocks of telemetry alone move the position too, but cost a commit only when a segment can be let go by it.
@@ -27,6 +28,7 @@ struct store_writer_options {
     int64_t lag_ns_max;       /* 10 s */
     uint64_t lag_bytes_max;   /* of log between durable end and checkpoint */
     uint64_t delta_bytes_max; /* a commit is due at once */
+    uint64_t used_bytes_max;  /* of the database: past it there is no room, until a sixteenth of it is free; 0 = no bound */
     uint16_t shard_count;
 };
 
@@ -41,6 +43,7 @@ struct store_writer_io {
 
 /* Cells: the store thread. */
 struct store_writer_stats {
+    struct gauge is_full;   /* used_bytes_max is reached */
     struct gauge lag_bytes; /* of log between durable end and checkpoint */
     struct gauge lag_ns;    /* since when there is something durable that the checkpoint has not */
     struct gauge has_room;  /* 0: PUBLISHes that are state wait (OP_STORE_ROOM) */

@@ -357,6 +357,8 @@ static void health_check_log(struct health *health, const struct admin_sources *
         health_say(health, true, "checkpoint", "the checkpoint has failed; restart after repairing the disk");
     else if (gauge_get(&store->no_space))
         health_say(health, false, "checkpoint_space", "the checkpoint finds no space: the log grows until there is some");
+    else if (gauge_get(&store->is_full))
+        health_say(health, false, "checkpoint_space", "checkpoint_max_size is reached: publishers to absent subscribers wait");
     else if (!gauge_get(&store->has_room))
         health_say(health, false, "checkpoint_lag", "the checkpoint is far behind the log: publishers to absent subscribers wait");
     if (gauge_get(&store_thread_get_stats(sources->store)->prepare_error) != ERR_OK)

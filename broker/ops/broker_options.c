@@ -570,7 +570,7 @@ static const struct option_spec specs[] = {
      .doc =
          "Most that the checkpoint's database may become. That much address space is reserved, the file grows as it is used and does not "
          "shrink; freed pages are used again. When it is full, publishers of what has to go into it wait; a greater value takes a "
-         "start."},
+         "start. What is in the log then may take it over that."},
     {.name = "checkpoint_compact",
      .type = OPTION_INT,
      .offset = OFF(checkpoint_compact_percent),

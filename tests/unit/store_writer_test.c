@@ -549,6 +549,38 @@ static void says_when_it_lags_in_bytes(void **state)
     bench_free(b);
 }
 
+static void says_when_the_database_is_full(void **state)
+{
+    (void)state;
+    struct bench *b = bench_make(1);
+    struct op op;
+    uint64_t sequences[60];
+    b->options.used_bytes_max = 30000;
+    assert_int_equal(bench_open(b, NULL), ERR_OK);
+    put_session(b, 1);
+    for (int i = 0; i < 20; i++)
+        sequences[i] = put_publish(b, 0, 1, 1000);
+    pass_time(b, 2 * NS_PER_S);
+    assert_int_equal(told(b, 0, OP_STORE_ROOM, NULL), 0);
+    for (int i = 20; i < 60; i++)
+        sequences[i] = put_publish(b, 0, 1, 1000);
+    pass_time(b, 2 * NS_PER_S);
+    assert_int_equal(gauge_get(&store_writer_get_stats(b->writer)->is_full), 1);
+    assert_int_equal(told(b, 0, OP_STORE_ROOM, &op), 1);
+    assert_false(op.flag);
+    assert_int_equal(checkpoint_state(b->checkpoint).cursor.position.sequence, b->record_count + 1); /* all the same it is committed */
+    bench_close(b);
+    assert_int_equal(bench_open(b, NULL), ERR_OK);
+    pass_time(b, 2 * NS_PER_S);
+    assert_int_equal(gauge_get(&store_writer_get_stats(b->writer)->has_room), 0); /* another start knows */
+    for (int i = 0; i < 60; i++)
+        put_ack(b, 1, sequences[i]);
+    pass_time(b, 2 * NS_PER_S);
+    assert_int_equal(gauge_get(&store_writer_get_stats(b->writer)->is_full), 0);
+    assert_int_equal(gauge_get(&store_writer_get_stats(b->writer)->has_room), 1);
+    bench_free(b);
+}
+
 static void a_full_delta_without_space_stops_reading(void **state)
 {
     (void)state;
@@ -1178,6 +1210,7 @@ int main(void)
         cmocka_unit_test(the_log_is_used_again_behind_it),
         cmocka_unit_test(says_when_it_lags_in_time),
         cmocka_unit_test(says_when_it_lags_in_bytes),
+        cmocka_unit_test(says_when_the_database_is_full),
         cmocka_unit_test(a_full_delta_without_space_stops_reading),
         cmocka_unit_test(acknowledgements_behind_a_full_delta_make_space),
         cmocka_unit_test(a_failed_commit_is_final),
