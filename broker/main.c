@@ -79,6 +79,7 @@ struct broker {
     struct cpu_pool *pool;
     struct door *door;
     struct admin_api *admin;
+    int64_t steady_offset_ns; /* the broker's own time less mono */
     struct bell bell;
     int signal_fd;
     uint64_t hash_key;
@@ -432,6 +433,14 @@ static size_t choose_ring_capacity(const struct broker_config *config)
 static enum err make_route(struct broker *broker, struct errmsg *msg)
 {
     const struct broker_config *config = &broker->config;
+    wall_ns now_wall = clock_wall();
+    int64_t steady_ns = now_wall;
+    if (broker->durable.checkpoint) {
+        struct checkpoint_state state = checkpoint_state(broker->durable.checkpoint);
+        steady_ns = recovery_steady_ns(&state, now_wall);
+        broker->retained_counter = state.retained_number_max; /* numbers go on above what the checkpoint knows */
+    }
+    broker->steady_offset_ns = steady_ns - clock_mono();
     broker->tree = topic_tree_new(broker->hash_key);
     broker->exchange = exchange_new(config->shard_count, choose_ring_capacity(config));
     if (!broker->tree || !broker->exchange)
@@ -444,10 +453,8 @@ static enum err make_route(struct broker *broker, struct errmsg *msg)
         .tree_bytes_max = (uint64_t)config->max_subscription_bytes,
         .scan_slice = 256,
     };
-    if (broker->durable.checkpoint) /* numbers go on above what the checkpoint knows */
-        broker->retained_counter = checkpoint_state(broker->durable.checkpoint).retained_number_max;
     enum err err = route_thread_new(&broker->route, broker->exchange, broker->tree, &broker->retained_counter, broker->hash_key,
-                                    config->shard_count, &limits);
+                                    config->shard_count, &limits, broker->steady_offset_ns);
     return err == ERR_OK ? ERR_OK : err_set(msg, err, "start of threads: %s", err_text(err));
 }
 
@@ -468,6 +475,7 @@ static enum err load_checkpoint(struct broker *broker, struct errmsg *msg)
         .route = route_thread_actor(broker->route),
         .now_mono_ns = begun,
         .now_wall_ns = clock_wall(),
+        .now_steady_ns = begun + broker->steady_offset_ns,
     };
     struct recovery_loaded loaded;
     enum err err = recovery_load(&loaded, &broker->durable, &target, msg);
@@ -512,6 +520,7 @@ static enum err start_store(struct broker *broker)
                 .delta_bytes_max = (uint64_t)config->checkpoint_window_bytes,
                 .used_bytes_max = (uint64_t)config->checkpoint_max_bytes,
                 .shard_count = config->shard_count,
+                .steady_offset_ns = broker->steady_offset_ns,
             },
         .on_failed = on_log_failed,
         .on_failed_arg = broker,
@@ -597,6 +606,7 @@ static enum err make_loops(struct broker *broker, struct errmsg *msg)
                                     ? &broker->queue_totals
                                     : NULL,
                 .retained_counter = &broker->retained_counter,
+                .steady_offset_ns = broker->steady_offset_ns,
                 .epoch = broker->durable.writer ? log_writer_epoch(broker->durable.writer) : 0,
                 .persistence = config->persistence,
             },

@@ -155,7 +155,7 @@ static void head_of(const struct shard *shard, struct packet_publish_head *head_
     };
     if (msg->expiry_wall_ns != MSG_NO_EXPIRY) {
         /* What is left, rounded up, so that a message forwarded at once keeps its interval [MQTT-3.3.2-6]. */
-        int64_t left_ns = msg->expiry_wall_ns - shard->now_wall_ns;
+        int64_t left_ns = msg->expiry_wall_ns - shard->now_steady_ns;
         head_out->forward.has_message_expiry = true;
         head_out->forward.message_expiry_interval_s = left_ns > 0 ? (uint32_t)((left_ns + NS_PER_S - 1) / NS_PER_S) : 0;
     }
@@ -365,7 +365,7 @@ void deliver_to_session(struct shard *shard, struct session *sess, struct msg *m
                         const uint32_t *ids, uint32_t id_count)
 {
     struct client *client = client_of(sess);
-    if (msg->expiry_wall_ns <= shard->now_wall_ns) {
+    if (msg->expiry_wall_ns <= shard->now_steady_ns) {
         drop(shard, sess, msg, is_wanted, &shard->stats.dropped_expired, SHARD_dropped_expired); /* [MQTT-3.3.2-5] */
         return;
     }
@@ -410,7 +410,7 @@ static bool send_unsent(struct shard *shard, struct client *client)
             waiting_on_stuck(shard, sess);
             return false;
         }
-        if (!entry->is_dup && entry->msg->expiry_wall_ns <= shard->now_wall_ns) { /* while it waited for its record [MQTT-3.3.2-5] */
+        if (!entry->is_dup && entry->msg->expiry_wall_ns <= shard->now_steady_ns) { /* while it waited for its record [MQTT-3.3.2-5] */
             counter_inc(&shard->stats.dropped_expired);
             end_entry(shard, client, entry);
         } else if (send_entry(shard, client, entry) == SEND_NOMEM)
@@ -433,7 +433,7 @@ void deliver_pump(struct shard *shard, struct client *client)
         return;
     bool goes_on = send_unsent(shard, client);
     for (struct queue_item *first; goes_on && (first = queue_first(&sess->queue)) != NULL;) {
-        bool is_expired = first->msg->expiry_wall_ns <= shard->now_wall_ns;
+        bool is_expired = first->msg->expiry_wall_ns <= shard->now_steady_ns;
         uint8_t qos = queue_meta_qos(first->meta);
         bool is_old = is_too_old(shard, first);
         if (!is_expired && !is_old && !may_send(shard, client, qos, first->is_wanted))

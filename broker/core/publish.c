@@ -587,7 +587,7 @@ void publish_say_passed(struct shard *shard, uint64_t number)
 
 static int64_t expiry_of(const struct shard *shard, bool has_expiry, uint32_t interval_s)
 {
-    return has_expiry ? shard->now_wall_ns + (int64_t)interval_s * NS_PER_S : MSG_NO_EXPIRY;
+    return has_expiry ? shard->now_steady_ns + (int64_t)interval_s * NS_PER_S : MSG_NO_EXPIRY;
 }
 
 /* PUBACK or PUBREC of a PUBLISH that was taken. */

@@ -119,7 +119,7 @@ void session_log_state(struct shard *shard, const struct session *sess, uint8_t 
         .type = RECORD_SESSION,
         .session = sess->number,
         .client_id = session_client_id(sess),
-        .received_ns = shard->now_wall_ns,
+        .received_ns = shard->now_steady_ns,
         .options = (uint64_t)sess->expiry_interval_s | (sess->client ? RECORD_SESSION_CONNECTED : 0) |
                    (uint64_t)protocol << RECORD_SESSION_PROTOCOL_SHIFT,
     };

@@ -159,6 +159,7 @@ void shard_turn_begin(struct shard *shard, int64_t now_mono_ns, int64_t now_wall
     shard->turn++;
     shard->now_mono_ns = now_mono_ns;
     shard->now_wall_ns = now_wall_ns;
+    shard->now_steady_ns = now_mono_ns + shard->config.steady_offset_ns;
     shard->now_ms = now_mono_ns / 1000000;
     shard->is_work_left = false;
     counter_inc(&shard->stats.turns);

@@ -9,7 +9,7 @@
 /* How long a session has been away, in ms: 0 when it was connected until the stop. */
 static int64_t away_ms(const struct shard *shard, const struct checkpoint_session *from)
 {
-    int64_t away_ns = from->was_connected ? 0 : shard->now_wall_ns - from->since_wall_ns;
+    int64_t away_ns = from->was_connected ? 0 : shard->now_steady_ns - from->since_wall_ns;
     return away_ns > 0 ? away_ns / NS_PER_MS : 0;
 }
 

@@ -35,6 +35,7 @@ struct shard {
     void *io_arg;
 
     int64_t now_mono_ns, now_wall_ns, now_ms; /* of this turn; now_ms is mono */
+    int64_t now_steady_ns;                    /* the broker's own time: what deadlines are compared with */
     int64_t receive_wall_ns;                  /* given last: strictly increasing */
     uint32_t turn;
     bool in_turn;

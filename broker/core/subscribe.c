@@ -118,11 +118,10 @@ enum client_step subscribe_on_subscribe(struct shard *shard, struct client *clie
         struct route_filter *filter = &request->filters[index];
         filter->subscription_id = has_id ? packet->properties.subscription_identifier : 0;
         filter->qos = subscription.qos;
-        filter->options =
-            (uint8_t)((subscription.no_local ? SUBSCRIBER_NO_LOCAL : 0) |
-                      (subscription.retain_as_published ? SUBSCRIBER_RETAIN_AS_PUBLISHED : 0) |
-                      subscription.retain_handling << SUBSCRIBER_RETAIN_HANDLING_SHIFT |
-                      (sess->is_named ? SUBSCRIBER_PERSISTENT : 0) | (sess->queue.is_full ? SUBSCRIBER_FULL : 0));
+        filter->options = (uint8_t)((subscription.no_local ? SUBSCRIBER_NO_LOCAL : 0) |
+                                    (subscription.retain_as_published ? SUBSCRIBER_RETAIN_AS_PUBLISHED : 0) |
+                                    subscription.retain_handling << SUBSCRIBER_RETAIN_HANDLING_SHIFT |
+                                    (sess->is_named ? SUBSCRIBER_PERSISTENT : 0) | (sess->queue.is_full ? SUBSCRIBER_FULL : 0));
         filter->reason = judge_filter(sess, &subscription);
         pending->filters[index] =
             (struct pending_filter){.subscription_id = filter->subscription_id, .qos = filter->qos, .options = filter->options};

@@ -29,7 +29,7 @@ struct number_list {
 
 struct waiting {
     struct queue_shared shared;
-    uint64_t restored_last; /* the newest message that an earlier start left; 0 = none */
+    uint64_t restored_last;                /* the newest message that an earlier start left; 0 = none */
     struct number_list listed;             /* sessions that hold messages for the checkpoint (queue.is_listed); gone ones are passed over */
     struct number_list stuck;              /* sessions whose next message needs a record for which there was no room */
     uint32_t walk_at, walk_keep, walk_end; /* the round: [0, keep) stay, [at, end) are to be looked at */
@@ -46,8 +46,8 @@ void waiting_deinit(struct waiting *waiting);
 
 /* Whether what is done with the session's messages is logged. */
 bool waiting_is_logged(const struct shard *shard, const struct session *sess);
-/* Whether an earlier start left the message. It may have been sent then, no record says so; nor was the order of sending that of the log, or
- * each acknowledgement durable. So it goes as one that may have come before [MQTT-3.3.1-1]. */
+/* Whether an earlier start left the message. It may have been sent then, no record says so; nor was the order of sending that of the log,
+ * or each acknowledgement durable. So it goes as one that may have come before [MQTT-3.3.1-1]. */
 bool waiting_is_restored(const struct shard *shard, uint64_t sequence);
 /* Put a message behind what waits, or drop it with a reason (it, or an older one for it). The reference stays the caller's. */
 void waiting_add(struct shard *shard, struct session *sess, struct msg *msg, uint32_t meta, bool is_wanted);

@@ -96,6 +96,12 @@ void checkpoint_free(struct checkpoint *checkpoint)
 struct checkpoint_state checkpoint_state(const struct checkpoint *checkpoint) { return checkpoint->state; }
 struct checkpoint_stats *checkpoint_get_stats(struct checkpoint *checkpoint) { return &checkpoint->stats; }
 void checkpoint_set_time(struct checkpoint *checkpoint, int64_t now_mono_ns) { checkpoint->now_ns = now_mono_ns; }
+
+void checkpoint_set_clocks(struct checkpoint *checkpoint, int64_t now_steady_ns, int64_t now_wall_ns)
+{
+    checkpoint->state.steady_ns = now_steady_ns;
+    checkpoint->state.wall_ns = now_wall_ns;
+}
 size_t checkpoint_delta_bytes(const struct checkpoint *checkpoint) { return checkpoint->delta.bytes; }
 uint64_t checkpoint_used_bytes(const struct checkpoint *checkpoint)
 {

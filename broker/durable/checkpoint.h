@@ -48,6 +48,7 @@ struct checkpoint_state {
     struct log_cursor_value cursor; /* applied up to here, exclusive; reopen is where replay begins to read */
     uint64_t retained_number_max;   /* greatest applied */
     uint64_t session_count, retained_count;
+    int64_t steady_ns, wall_ns; /* the broker's own time and the wall clock at the commit; 0: not told */
 };
 
 /* Cells: the store thread. */
@@ -61,6 +62,9 @@ struct checkpoint_stats {
 
 /* The present time (mono), for the age of the delta; before records of a step. */
 void checkpoint_set_time(struct checkpoint *checkpoint, int64_t now_mono_ns);
+/* What the next commit says of the clocks: the broker's own time, in which deadlines stand, and the wall clock at that moment. The own time
+ * goes on over a restart by the time that passed on the wall, and knows nothing of steps of the wall clock while the broker ran. */
+void checkpoint_set_clocks(struct checkpoint *checkpoint, int64_t now_steady_ns, int64_t now_wall_ns);
 
 /* kv is borrowed for life. Returns 0, ERR_VERSION (written by a newer broker), ERR_CORRUPT, ERR_NOMEM, ERR_IO. A new database gets its
  * format and random seed of topic hashes with the first commit; `random` is that seed. */

@@ -15,7 +15,7 @@
 #define CHECKPOINT_KEY_FORMAT SPAN_LITERAL("format")
 #define CHECKPOINT_KEY_STATE SPAN_LITERAL("state")
 #define CHECKPOINT_FORMAT_SIZE 16
-#define CHECKPOINT_STATE_SIZE 76
+#define CHECKPOINT_STATE_SIZE 92
 #define CHECKPOINT_CHUNK_HEAD 4     /* bytes before the recipients of a chunk */
 #define CHECKPOINT_RETAINED_HEAD 32 /* bytes before the topic of a retained value */
 #define CHECKPOINT_RETAINED_SLOTS 8 /* keys of one topic hash: topics that collide stand beside each other */

@@ -152,15 +152,17 @@ void checkpoint_state_encode(uint8_t value_out[CHECKPOINT_STATE_SIZE], const str
     at = put_u64(at, cursor->reopen.offset);
     at = put_u64(at, state->retained_number_max);
     at = put_u64(at, state->session_count);
-    put_u64(at, state->retained_count);
+    at = put_u64(at, state->retained_count);
+    at = put_u64(at, (uint64_t)state->steady_ns);
+    put_u64(at, (uint64_t)state->wall_ns);
 }
 
 enum err checkpoint_state_decode(struct checkpoint_state *state_out, struct span value)
 {
     if (value.size != CHECKPOINT_STATE_SIZE)
         return ERR_CORRUPT;
-    uint64_t numbers[9];
-    for (size_t i = 0; i < 9; i++)
+    uint64_t numbers[11];
+    for (size_t i = 0; i < 11; i++)
         numbers[i] = load_le64(value.data + 4 + 8 * i);
     *state_out = (struct checkpoint_state){
         .broker_id = numbers[0],
@@ -171,6 +173,8 @@ enum err checkpoint_state_decode(struct checkpoint_state *state_out, struct span
         .retained_number_max = numbers[6],
         .session_count = numbers[7],
         .retained_count = numbers[8],
+        .steady_ns = (int64_t)numbers[9],
+        .wall_ns = (int64_t)numbers[10],
     };
     return ERR_OK;
 }

@@ -129,6 +129,14 @@ enum err recovery_open(struct durable *durable_out, struct recovery_options *opt
     return ERR_OK;
 }
 
+int64_t recovery_steady_ns(const struct checkpoint_state *state, int64_t now_wall_ns)
+{
+    if (state->wall_ns == 0)
+        return now_wall_ns;
+    int64_t passed_ns = now_wall_ns - state->wall_ns;
+    return state->steady_ns + (passed_ns > 0 ? passed_ns : 0);
+}
+
 void recovery_close(struct durable *durable)
 {
     checkpoint_free(durable->checkpoint);
@@ -145,7 +153,7 @@ struct load {
     struct recovery_loaded *loaded;
     uint64_t *numbers;
     uint64_t *run_lasts; /* the newest position that stands in a run of the session; 0 = none */
-    uint8_t *homes; /* and WAS_CONNECTED */
+    uint8_t *homes;      /* and WAS_CONNECTED */
     size_t count, capacity;
 };
 
@@ -256,7 +264,7 @@ static enum err load_retained(void *arg, struct span topic, uint64_t number, uin
 {
     struct load *load = arg;
     int64_t expiry = expiry_wall_ns == 0 ? MSG_NO_EXPIRY : expiry_wall_ns;
-    if (expiry <= load->target->now_wall_ns)
+    if (expiry <= load->target->now_steady_ns)
         return ERR_NOTFOUND;
     enum err err = route_actor_restore_retained(load->target->route, topic, number, sequence, cost, expiry);
     load->loaded->retained += err == ERR_OK;

@@ -40,6 +40,9 @@ struct durable {
 /* Returns 0 or the reason, with msg; what was opened is closed then. */
 enum err recovery_open(struct durable *durable_out, struct recovery_options *options, struct errmsg *msg) must_check;
 void recovery_close(struct durable *durable);
+/* The broker's own time at a start, in which the deadlines on disk stand: that of the last commit, and what passed on the wall since then
+ * (never less than nothing). Without a commit that knew it, the wall clock. Pure. */
+int64_t recovery_steady_ns(const struct checkpoint_state *state, int64_t now_wall_ns);
 
 /* Checkpoint and log must be of one broker; each alone is only half of the truth. They are when the ids agree, or the checkpoint's is that
  * of the segment in which it stands: a restored directory has a new id and keeps its segments (LOG 20); what a repair cut away cannot be
@@ -54,6 +57,7 @@ struct recovery_target {
     struct topic_tree *tree;
     struct route_actor *route;
     int64_t now_mono_ns, now_wall_ns;
+    int64_t now_steady_ns; /* as the shards have it: now_mono_ns and shard_config.steady_offset_ns */
 };
 
 struct recovery_loaded {

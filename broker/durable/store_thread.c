@@ -61,11 +61,18 @@ static int64_t store_thread_clock(void *io)
     return clock_mono();
 }
 
+static int64_t store_thread_wall(void *io)
+{
+    (void)io;
+    return clock_wall();
+}
+
 static const struct store_writer_io store_thread_writer_io = {
     .post = store_thread_post,
     .on_checkpoint = store_thread_on_checkpoint,
     .durable_end = store_thread_durable_end,
     .clock = store_thread_clock,
+    .wall = store_thread_wall,
 };
 
 /* Lines for what changed in a step. */

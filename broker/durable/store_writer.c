@@ -379,6 +379,8 @@ static enum err commit(struct store_writer *writer, int64_t now)
     struct log_cursor_value cursor;
     log_reader_cursor(writer->reader, &cursor);
     int64_t started = clock_or(writer, now);
+    if (writer->io.wall)
+        checkpoint_set_clocks(writer->checkpoint, started + writer->options.steady_offset_ns, writer->io.wall(writer->io_arg));
     CRASH_POINT("checkpoint_applied");
     enum err err = checkpoint_commit(writer->checkpoint, &cursor, &writer->failed_msg);
     int64_t ended = clock_or(writer, now);

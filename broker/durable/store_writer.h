@@ -30,6 +30,7 @@ struct store_writer_options {
     uint64_t delta_bytes_max; /* a commit is due at once */
     uint64_t used_bytes_max;  /* of the database: past it there is no room, until a sixteenth of it is free; 0 = no bound */
     uint16_t shard_count;
+    int64_t steady_offset_ns; /* the broker's own time less mono */
 };
 
 struct store_writer_io {
@@ -39,6 +40,7 @@ struct store_writer_io {
     /* log_writer_published_end(), where the log is written by this process; NULL: the state file tells, up to 20 ms later. */
     struct log_end (*durable_end)(void *io);
     int64_t (*clock)(void *io); /* mono now, to time a commit; NULL: not timed */
+    int64_t (*wall)(void *io);  /* wall clock now, for checkpoint_set_clocks(); NULL: not told */
 };
 
 /* Cells: the store thread. */

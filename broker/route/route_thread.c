@@ -12,6 +12,7 @@
 #define ROUTE_THREAD_BUDGET 1024 /* ops between two slices of scans */
 
 struct route_thread {
+    int64_t steady_offset_ns;
     struct exchange *exchange;
     struct route_actor *actor;
     struct bell bell;
@@ -42,7 +43,7 @@ static void *route_thread_main(void *arg)
         mono_ns now = clock_mono();
         route_actor_set_time(thread->actor, now);
         size_t drained = exchange_drain(thread->exchange, ACTOR_ROUTE, ROUTE_THREAD_BUDGET, now, route_thread_on_op, thread);
-        int64_t wait = route_actor_work(thread->actor, clock_wall());
+        int64_t wait = route_actor_work(thread->actor, clock_mono() + thread->steady_offset_ns);
         exchange_flush(thread->exchange, ACTOR_ROUTE);
         if (drained > 0)
             continue;
@@ -58,12 +59,14 @@ static void *route_thread_main(void *arg)
 }
 
 enum err route_thread_new(struct route_thread **thread_out, struct exchange *exchange, struct topic_tree *tree,
-                          _Atomic uint64_t *retained_counter, uint64_t hash_key, uint16_t shard_count, const struct route_limits *limits)
+                          _Atomic uint64_t *retained_counter, uint64_t hash_key, uint16_t shard_count, const struct route_limits *limits,
+                          int64_t steady_offset_ns)
 {
     struct route_thread *thread = calloc(1, sizeof *thread);
     if (!thread)
         return ERR_NOMEM;
     thread->exchange = exchange;
+    thread->steady_offset_ns = steady_offset_ns;
     enum err err = bell_init(&thread->bell);
     if (err != ERR_OK) {
         free(thread);

@@ -10,10 +10,10 @@
 struct route_thread;
 
 /* tree and exchange borrowed for life; the rest as for route_actor_new(). Does not run yet: the checkpoint's retained values go to
- * route_thread_actor() first. Returns 0 or ERR_NOMEM. Thread: main. */
+ * route_thread_actor() first. steady_offset_ns: as shard_config has it. Returns 0 or ERR_NOMEM. Thread: main. */
 enum err route_thread_new(struct route_thread **thread_out, struct exchange *exchange, struct topic_tree *tree,
-                          _Atomic uint64_t *retained_counter, uint64_t hash_key, uint16_t shard_count,
-                          const struct route_limits *limits) must_check;
+                          _Atomic uint64_t *retained_counter, uint64_t hash_key, uint16_t shard_count, const struct route_limits *limits,
+                          int64_t steady_offset_ns) must_check;
 /* The actor, until the thread is started. Thread: main. */
 struct route_actor *route_thread_actor(struct route_thread *thread);
 /* From here on tree and actor are the thread's. Returns 0 or ERR_NOMEM. Thread: main. */

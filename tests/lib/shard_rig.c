@@ -52,6 +52,7 @@ struct rig {
     struct rig_options options;
     uint16_t shard_count;
     int64_t mono_ns, wall_ns;
+    int64_t steady_offset_ns; /* of the present start: its own time begins as the wall clock says then */
     uint64_t hash_key;
     uint32_t epoch;
     struct topic_tree *tree;
@@ -261,6 +262,7 @@ static void start(struct rig *rig)
     rig->route = route_actor_new(rig->tree, &rig->retained_counter, rig->hash_key, rig->shard_count, &route_limits, &route_io,
                                  &rig->ports[ACTOR_ROUTE]);
     CHECK(rig->route);
+    rig->steady_offset_ns = rig->wall_ns - rig->mono_ns;
     for (actor_id index = 0; index < rig->shard_count; index++) {
         struct shard_config config = {.index = index,
                                       .shard_count = rig->shard_count,
@@ -272,6 +274,7 @@ static void start(struct rig *rig)
                                       .tiers = &rig->tiers,
                                       .queue_totals = rig->options.queue_totals,
                                       .retained_counter = &rig->retained_counter,
+                                      .steady_offset_ns = rig->steady_offset_ns,
                                       .epoch = rig->options.no_persistence ? 0 : rig->epoch,
                                       .persistence = !rig->options.no_persistence};
         CHECK(log_block_pool_init(&rig->pools[index], index, rig->options.block_count, rig->options.body_max, 512) == ERR_OK);
@@ -769,7 +772,7 @@ void rig_step(struct rig *rig)
             reader_take(rig, &op);
         log_step(rig, index);
     }
-    rig->moves += route_actor_work(rig->route, rig->wall_ns) == 0;
+    rig->moves += route_actor_work(rig->route, rig->mono_ns + rig->steady_offset_ns) == 0;
 }
 
 static bool is_anything_on_a_ring(const struct rig *rig)

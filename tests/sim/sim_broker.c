@@ -95,7 +95,8 @@ static void on_close(void *io, void *arg, uint32_t linger_ms)
     struct sim *sim = io;
     struct sim_conn *conn = arg;
     (void)linger_ms;
-    /* Nothing else ends a connection that has said DISCONNECT, is heard, keeps within its quota, has nothing refused, and whose log works. */
+    /* Nothing else ends a connection that has said DISCONNECT, is heard, keeps within its quota, has nothing refused, and whose log works.
+     */
     if (conn->client && conn->client->closing && conn->client->will && !conn->client->has_keep_alive && !sim->broker->log_failed &&
         !(sim->config.is_bounded && sim->config.queue_policy == QUEUE_REFUSE) &&
         (conn->client->version < MQTT_V5 || conn->client->flow_count <= sim->broker->listener.receive_maximum))
@@ -160,6 +161,7 @@ static void set_config(struct sim *sim, struct sim_broker *broker, struct shard_
         .tiers = &broker->tiers,
         .queue_totals = &broker->totals,
         .retained_counter = &broker->retained_counter,
+        .steady_offset_ns = broker->steady_offset_ns,
         .epoch = drawn->persistence ? log_writer_epoch(broker->writer) : 0,
         .persistence = drawn->persistence,
     };
@@ -187,8 +189,12 @@ static void make_actors(struct sim *sim, struct sim_broker *broker)
                                   .retained_cache_bytes_max = sim_below(sim, 4096),
                                   .tree_bytes_max = 1 << 30,
                                   .scan_slice = 2};
-    if (sim->config.persistence)
-        broker->retained_counter = checkpoint_state(broker->durable.checkpoint).retained_number_max;
+    broker->steady_offset_ns = sim->wall - sim->mono;
+    if (sim->config.persistence) {
+        struct checkpoint_state state = checkpoint_state(broker->durable.checkpoint);
+        broker->retained_counter = state.retained_number_max;
+        broker->steady_offset_ns = recovery_steady_ns(&state, sim->wall) - sim->mono;
+    }
     broker->route_io.post = route_post;
     broker->tree = topic_tree_new(broker->hash_key);
     CHECK(broker->tree);
@@ -490,7 +496,7 @@ static bool serve_route(struct sim_broker *broker)
         }
     }
     uint64_t before = sim->progress;
-    route_actor_work(broker->route, sim->wall);
+    route_actor_work(broker->route, sim->mono + broker->steady_offset_ns);
     return served || sim->progress != before;
 }
 

@@ -32,6 +32,7 @@ struct sim_ring {
 struct sim_broker {
     struct sim *sim;
     uint64_t hash_key;
+    int64_t steady_offset_ns; /* the broker's own time less mono */
     struct topic_tree *tree;
     struct rule_table rules;
     struct tier_table tiers;

@@ -74,6 +74,11 @@ static struct log_end on_durable_end(void *io)
     struct sim_broker *broker = io;
     return log_writer_published_end(broker->writer);
 }
+static int64_t on_wall(void *io)
+{
+    const struct sim_broker *broker = io;
+    return broker->sim->wall;
+}
 static void on_corrupt(void *io, enum kv_tree tree, struct span key)
 {
     struct sim_broker *broker = io;
@@ -93,6 +98,7 @@ bool sim_store_load(struct sim_broker *broker)
         .route = broker->route,
         .now_mono_ns = sim->mono,
         .now_wall_ns = sim->wall,
+        .now_steady_ns = sim->mono + broker->steady_offset_ns,
     };
     enum err err = recovery_load(&loaded, &broker->durable, &target, &msg);
     judge_start(sim, err, &msg, "the checkpoint is loaded");
@@ -111,9 +117,12 @@ bool sim_store_load(struct sim_broker *broker)
         .lag_bytes_max = sim->config.lag_bytes,
         .delta_bytes_max = sim->config.delta_bytes,
         .shard_count = sim->shard_count,
+        .steady_offset_ns = broker->steady_offset_ns,
     };
-    broker->store_io = (struct store_writer_io){
-        .post = on_post, .on_checkpoint = on_checkpoint, .durable_end = sim->config.store_asks_file ? NULL : on_durable_end};
+    broker->store_io = (struct store_writer_io){.post = on_post,
+                                                .on_checkpoint = on_checkpoint,
+                                                .durable_end = sim->config.store_asks_file ? NULL : on_durable_end,
+                                                .wall = on_wall};
     broker->reader_io = (struct store_reader_io){.post = on_reader_post, .on_corrupt = on_corrupt};
     err = store_writer_new(&broker->store, broker->durable.checkpoint, &options, &broker->store_io, broker);
     CHECK(err == ERR_OK);

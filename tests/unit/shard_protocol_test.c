@@ -1724,6 +1724,26 @@ static void dollar_topics_are_not_for_wildcards(void **state) /* 4.7.2-1 */
 /* === the log ===========================================================================================================================
  */
 
+static void a_step_of_the_wall_clock_expires_nothing(void **state) /* 3.3.2-5 */
+{
+    struct rig *rig = RIG();
+    struct rig_client *sub = v5_stay(rig, "sub"), *pub = v5(rig, "pub");
+    rig_subscribe(sub, 1, "x", 1);
+    rig_break(sub);
+    rig_settle(rig);
+    struct packet packet = publish_packet("x", "1", 1, 1);
+    SET(packet.publish, MESSAGE_EXPIRY_INTERVAL, message_expiry_interval_s, 60);
+    rig_send(pub, &packet);
+    rig_settle(rig);
+    rig_step_wall(rig, 3600);
+    rig_advance(rig, 20000);
+    sub = v5_stay(rig, "sub");
+    rig_settle(rig);
+    const struct packet *got = expect(sub, MQTT_PUBLISH);
+    assert_int_equal(got->publish.properties.message_expiry_interval_s, 40);
+    rig_free(rig);
+}
+
 static void puback_means_saved(void **state) /* 4.3.2-4, 4.3.3-8; LOG 8 */
 {
     struct rig *rig = RIG();
@@ -2435,6 +2455,7 @@ int main(void)
         TEST(unsubscribing_ends_it),
         TEST(subscription_works_at_suback),
         TEST(dollar_topics_are_not_for_wildcards),
+        TEST(a_step_of_the_wall_clock_expires_nothing),
         TEST(puback_means_saved),
         TEST(record_has_everything),
         cmocka_unit_test(session_numbers_are_never_given_twice),
