@@ -504,6 +504,14 @@ static bool are_missing_free(MDB_env *env, const struct extent *extent)
 
 /* --- opening ------------------------------------------------------------------------------------------------------------------------- */
 
+/* LMDB ends the process over a page that cannot be; whoever reads the last line shall know what to do. */
+static void on_assert(MDB_env *env, const char *text)
+{
+    const char *path = NULL;
+    (void)mdb_env_get_path(env, &path);
+    check_failed(__FILE__, __LINE__, "%s: the database is damaged (%s); see `tidegate-broker repair`", path ? path : "checkpoint", text);
+}
+
 static enum err open_env(struct kv_lmdb *lmdb, const struct kv_lmdb_options *options, const char *path, unsigned flags, struct errmsg *msg)
 {
     MDB_env *env;
@@ -511,6 +519,7 @@ static enum err open_env(struct kv_lmdb *lmdb, const struct kv_lmdb_options *opt
     if (rc)
         return fail(msg, rc, path, "cannot make an LMDB environment");
     lmdb->env = env;
+    (void)mdb_env_set_assert(env, on_assert);
     if (options->map_bytes)
         rc = mdb_env_set_mapsize(env, align_up(options->map_bytes, 4096));
     if (!rc)
