@@ -208,6 +208,10 @@ static uint64_t log_about(struct shard *shard, const struct session *sess, enum 
         shard, &(struct record){.type = (uint8_t)type, .session = sess->number, .subject_sequence = sequence, .packet_id = packet_id});
 }
 
+/* What records about it name. A copy that the checkpoint does not keep, a retained value, names no message: the session may want another
+ * copy of the same one, which is not done with by this one. */
+static uint64_t named_sequence(const struct inflight_entry *entry) { return entry->is_wanted ? inflight_sequence(entry) : 0; }
+
 /* The entry goes on when its record is durable (LOG 8). */
 static void hold(struct shard *shard, const struct session *sess, struct inflight_entry *entry, uint64_t wait_block)
 {
@@ -255,7 +259,7 @@ static void end_entry(struct shard *shard, struct client *client, struct infligh
 {
     struct session *sess = client->session;
     if (is_end_logged(shard, sess, entry))
-        log_about(shard, sess, RECORD_ACK, inflight_sequence(entry), entry->state == INFLIGHT_PUBLISH_1 ? 0 : entry->packet_id);
+        log_about(shard, sess, RECORD_ACK, named_sequence(entry), entry->state == INFLIGHT_PUBLISH_1 ? 0 : entry->packet_id);
     if (entry->holds_quota && client->send_quota < client->receive_max)
         client->send_quota++;
     inflight_remove(&sess->inflight, entry);
@@ -321,7 +325,7 @@ static void send_new(struct shard *shard, struct client *client, const struct qu
     client->send_quota--;
     gauge_add(&shard->stats.inflight, 1);
     if (qos == 2 && waiting_is_logged(shard, sess))
-        hold(shard, sess, entry, log_about(shard, sess, RECORD_SENT, msg_sequence(item->msg), entry->packet_id));
+        hold(shard, sess, entry, log_about(shard, sess, RECORD_SENT, named_sequence(entry), entry->packet_id));
     else if (inflight_next_unsent(&sess->inflight) == entry) /* else behind one that waits */
         (void)send_entry(shard, client, entry);
 }
@@ -497,7 +501,7 @@ enum client_step deliver_on_pubrec(struct shard *shard, struct client *client, u
     if (entry->state == INFLIGHT_PUBLISH_2) {
         inflight_to_pubrel(&sess->inflight, entry);
         if (waiting_is_logged(shard, sess))
-            hold(shard, sess, entry, log_about(shard, sess, RECORD_RECEIVED, inflight_sequence(entry), packet_id));
+            hold(shard, sess, entry, log_about(shard, sess, RECORD_RECEIVED, named_sequence(entry), packet_id));
     }
     if (entry->is_sent && entry->pending == 0)
         client_send_ack(shard, client, MQTT_PUBREL, packet_id, MQTT_REASON_SUCCESS); /* [MQTT-4.3.3-4] */
