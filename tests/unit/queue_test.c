@@ -485,11 +485,13 @@ static void it_is_made_again_from_what_the_store_says(void **state)
     assert_true(queue_next_read(&queue, &read, STORE_READ_MAX));
     assert_int_equal(read.kind, STORE_READ_RUN);
     assert_int_equal(read.run, 0);
-    read.run = 10;
-    read.count = 31;
-    for (uint32_t i = 0; i < 31; i++)
-        read.items[i] = (struct store_read_item){.sequence = 10 + i + (i >= 10), .state = STORE_ITEM_GONE};
-    assert_int_equal(queue_on_read(&queue, &shared, &read, metas, &lost), 10);
+    read.run = 9;
+    read.count = 32;
+    read.items[0] = (struct store_read_item){.sequence = 9, .state = STORE_ITEM_KNOWN}; /* in flight since the start: never in here */
+    for (uint32_t i = 1; i < 32; i++)
+        read.items[i] = (struct store_read_item){.sequence = 9 + i + (i > 10), .state = STORE_ITEM_GONE};
+    assert_int_equal(queue_on_read(&queue, &shared, &read, metas, &lost), 9);
+    assert_int_equal(queue_count(&queue), 12);
     assert_true(queue_next_read(&queue, &read, STORE_READ_MAX));
     assert_int_equal(read.kind, STORE_READ_QUEUE);
     assert_int_equal(read.count, 12);

@@ -642,6 +642,36 @@ static void what_is_late_has_a_bound(void **state)
     rig_free(rig);
 }
 
+/* Or the log would say that there is a will behind saying that it was published. */
+static void will_is_said_behind_what_is_late_of_its_session(void **state) /* LOG 1 */
+{
+    struct rig *rig = RIG(.block_count = 4, .body_max = 512);
+    struct rig_client *last = NULL;
+    rig_log_hold(rig, true);
+    for (unsigned i = 0; i < 120; i++) {
+        char id[] = "car-000";
+        id[4] = (char)('0' + i / 100), id[5] = (char)('0' + i / 10 % 10), id[6] = (char)('0' + i % 10);
+        struct packet connect = hour(id, 3600);
+        add_will(&connect, 0);
+        last = rig_connect_with(rig, &connect);
+    }
+    rig_break(last);
+    rig_settle(rig);
+    rig_log_hold(rig, false);
+    for (unsigned i = 0; i < 40; i++)
+        rig_advance(rig, 20);
+    struct record said, will;
+    assert_int_equal(count_records(rig, RECORD_PUBLISH), 1);
+    size_t said_at = find_record(rig, &said, RECORD_PUBLISH, 0);
+    assert_true(said.will_session != 0);
+    for (unsigned i = 0; i < 120; i++) {
+        size_t will_at = find_record(rig, &will, RECORD_WILL, i);
+        if (will.session == said.will_session)
+            assert_true(will_at < said_at);
+    }
+    rig_free(rig);
+}
+
 /* The largest texts that MQTT knows make records larger than a block. */
 static void names_of_65535_bytes_are_logged(void **state)
 {
@@ -769,6 +799,7 @@ int main(void)
         CASE(what_is_late_has_a_bound),
         CASE(will_that_no_log_holds_is_refused),
         CASE(what_is_late_goes_before_new_messages),
+        CASE(will_is_said_behind_what_is_late_of_its_session),
         CASE(names_of_65535_bytes_are_logged),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
