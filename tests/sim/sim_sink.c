@@ -1,4 +1,5 @@
 /* One life of the sink: a source over the broker's log, the partitions, and the flushes and compactions between them, step by step. */
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -161,7 +162,7 @@ static void note_record(struct sim *sim, const struct record *rec, uint64_t sequ
     sim_ledger_on_record(sim, id, sequence <= newest_ever);
     if (sequence > newest_ever)
         newest_ever = sequence;
-    sim_trace(sim, "sink: record %lu is message %u", (unsigned long)sequence, id);
+    sim_trace(sim, "sink: record %lu is message %u, received at %" PRId64, (unsigned long)sequence, id, rec->received_ns);
 }
 
 /* What the partition had committed when this life began is a duplicate, and nothing else is (LOG.md 28). */
