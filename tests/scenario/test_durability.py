@@ -867,8 +867,10 @@ def test_two_brokers_on_one_directory(new_broker, join, tmp_path, topic):
     broker.kill()
     del second.forget_ports
     second.start()
-    check_state(second, join, topic)
-    second.stop()
+    try:
+        check_state(second, join, topic)
+    finally:
+        second.stop()
 
 
 def test_read_only_directory_that_has_data(new_broker, join, tmp_path, topic):
