@@ -190,7 +190,8 @@ class Session:
             report(f"{self.name}: {message} came twice with QoS 2", [message])
         elif before and before[1] >= message.sendings * (1 + self.connection - before[0]):
             report(f"{self.name}: {message} came {before[1] + 1} times without a reason", [message])
-        elif not before and self.subscription_of(message):  # else an earlier sending may have come before SUBSCRIBE
+        elif not before and self.subscription_of(message) and not (message.expiry_s is not None and message.sendings > 1):
+            # Otherwise an earlier sending may have come before SUBSCRIBE; or have expired, and this one came in its own time.
             key = (message.publisher, message.topic)
             if self.last.get(key, 0) > message.number:
                 report(f"{self.name}: {message} came after {message.publisher}/{self.last[key]} of the same topic",
