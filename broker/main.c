@@ -26,6 +26,7 @@
 #include "broker/net/bell.h"
 #include "broker/net/tls.h"
 #include "broker/ops/admin_api.h"
+#include "broker/ops/backup.h"
 #include "broker/ops/broker_options.h"
 #include "broker/ops/maintenance.h"
 #include "broker/route/topic_tree.h"
@@ -363,6 +364,20 @@ static enum err check_epoch(const struct broker *broker, struct errmsg *msg)
                    SESSION_NUMBER_EPOCH_MAX); /* numbers of sessions would come twice */
 }
 
+static void on_cursor_removed(void *arg, const char *path)
+{
+    (void)arg;
+    LOG_NOTICE("removed the cursor of a backup that was killed: it held the log", LOG_TEXT("path", path));
+}
+
+/* The log works with them, too: until it is full. */
+static void remove_stale_cursors(const char *log_dir)
+{
+    struct errmsg why = {{0}};
+    if (backup_remove_stale_cursors(fs_posix(), log_dir, on_cursor_removed, NULL, &why) != ERR_OK)
+        LOG_WARNING("the cursor of a backup that was killed holds the log", LOG_TEXT("detail", why.text));
+}
+
 static enum err start_data(struct broker *broker, struct errmsg *msg)
 {
     const struct broker_config *config = &broker->config;
@@ -393,6 +408,7 @@ static enum err start_data(struct broker *broker, struct errmsg *msg)
         .delta_bytes_max = (uint64_t)config->checkpoint_window_bytes,
         .random = broker->hash_key,
     };
+    remove_stale_cursors(dir);
     mono_ns begun = clock_mono();
     err = recovery_open(&broker->durable, &options, msg);
     if (err == ERR_OK)

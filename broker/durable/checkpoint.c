@@ -8,6 +8,14 @@
 
 #include <stdlib.h>
 
+/* To look something up. Other processes (a backup, an administrator's tools) may hold all slots of readers; a write transaction that
+ * changes nothing needs none, and there is no other writer. */
+static enum err begin_look(struct checkpoint *checkpoint, struct kv_txn **txn_out)
+{
+    enum err err = kv_begin(checkpoint->kv, txn_out, false);
+    return err == ERR_FULL ? kv_begin(checkpoint->kv, txn_out, true) : err;
+}
+
 /* --- life ---------------------------------------------------------------------------------------------------------------------------- */
 
 /* A database without a format must be one without anything. */
@@ -46,7 +54,7 @@ static enum err open_stored(struct checkpoint *checkpoint, struct kv_txn *txn, s
 static enum err open_kv(struct checkpoint *checkpoint, struct errmsg *msg)
 {
     struct kv_txn *txn;
-    enum err err = kv_begin(checkpoint->kv, &txn, false);
+    enum err err = begin_look(checkpoint, &txn);
     if (err)
         return err_set(msg, err, "checkpoint: %s", err_text(err));
     struct span format;
@@ -103,10 +111,14 @@ void checkpoint_set_clocks(struct checkpoint *checkpoint, int64_t now_steady_ns,
     checkpoint->state.wall_ns = now_wall_ns;
 }
 size_t checkpoint_delta_bytes(const struct checkpoint *checkpoint) { return checkpoint->delta.bytes; }
-uint64_t checkpoint_used_bytes(const struct checkpoint *checkpoint)
+
+/* Not while others hold all slots of readers. */
+enum err checkpoint_used_bytes(const struct checkpoint *checkpoint, uint64_t *used_bytes_out)
 {
     struct kv_stats stats;
-    return kv_get_stats(checkpoint->kv, &stats) == ERR_OK ? stats.used_bytes : 0;
+    enum err err = kv_get_stats(checkpoint->kv, &stats);
+    *used_bytes_out = err ? 0 : stats.used_bytes;
+    return err;
 }
 
 bool checkpoint_has_more(const struct checkpoint *checkpoint) { return checkpoint->job_count > 0; }
@@ -133,7 +145,7 @@ static enum err touch_session(struct checkpoint *checkpoint, struct stored_sessi
     if (*session_out)
         return ERR_OK;
     struct kv_txn *txn;
-    enum err err = kv_begin(checkpoint->kv, &txn, false);
+    enum err err = begin_look(checkpoint, &txn);
     if (err)
         return err;
     uint8_t key[8];
@@ -331,7 +343,7 @@ static enum err touch_retained(struct checkpoint *checkpoint, struct delta_retai
     if (*retained_out)
         return ERR_OK;
     struct kv_txn *txn;
-    enum err err = kv_begin(checkpoint->kv, &txn, false);
+    enum err err = begin_look(checkpoint, &txn);
     if (err)
         return err;
     struct checkpoint_retained stored;
@@ -537,7 +549,7 @@ static enum err does_session_exist(struct checkpoint *checkpoint, uint64_t numbe
         return ERR_OK;
     }
     struct kv_txn *txn;
-    enum err err = kv_begin(checkpoint->kv, &txn, false);
+    enum err err = begin_look(checkpoint, &txn);
     if (err)
         return err;
     uint8_t key[8];

@@ -55,6 +55,7 @@ struct checkpoint_state {
 struct checkpoint_stats {
     struct counter applied, applied_puts, applied_acks, commits, commit_retries, written_bytes;
     struct counter never_written;   /* messages that all recipients acknowledged within one delta */
+    struct counter removal_commits; /* of removals alone, for want of space */
     struct counter dropped_deleted; /* wants of sessions that are gone */
     struct counter corrupt;         /* values that were damaged: left out */
     struct queue_stats delta;       /* messages and bytes that wait for the next commit */
@@ -87,12 +88,13 @@ enum err checkpoint_drop_run(struct checkpoint *checkpoint, uint64_t session, ui
 /* Removals of retained values with a number below this need not be remembered any more: no older number can come in the log. */
 void checkpoint_forget_removals(struct checkpoint *checkpoint, uint64_t retained_number);
 
-/* Write the delta and the position. broker_id: of the log. On ERR_NOSPACE the delta is kept: call again. Returns 0, ERR_NOSPACE, ERR_NOMEM,
- * ERR_IO (final). */
+/* Write the delta and the position. broker_id: of the log. On ERR_NOSPACE the delta is kept: call again. What it removes of the database
+ * was then committed alone, at the position before, as far as that went (stats.removal_commits): a replay would only find it done. Returns
+ * 0, ERR_NOSPACE, ERR_NOMEM, ERR_IO (final). */
 enum err checkpoint_commit(struct checkpoint *checkpoint, const struct log_cursor_value *cursor, struct errmsg *msg) must_check;
 
-/* Bytes of the database that are in use, as of the last commit. */
-uint64_t checkpoint_used_bytes(const struct checkpoint *checkpoint);
+/* Bytes of the database that are in use, as of the last commit. Returns 0, ERR_FULL (no reader's slot is free now), ERR_NOMEM, ERR_IO. */
+enum err checkpoint_used_bytes(const struct checkpoint *checkpoint, uint64_t *used_bytes_out) must_check;
 /* There is work left that another commit would do a part of (sessions that ended); nothing is lost when there is none. */
 bool checkpoint_has_more(const struct checkpoint *checkpoint);
 

@@ -1,6 +1,7 @@
 /* The delta into the database, in one transaction: messages with their chunks, ended wants, retained values, sessions, runs, and the
  * position. Everything is written in the order of its keys, and what a message has under one sequence lies together, so a commit touches
- * few pages. Nothing in the checkpoint changes before the transaction is durable: after a failure for space the same is done again. */
+ * few pages. Nothing in the checkpoint changes before the transaction is durable: after a failure for space the same is done again, but for
+ * removals, which go ahead alone. */
 #include "broker/durable/checkpoint_internal.h"
 
 #include "common/check.h"
@@ -12,9 +13,9 @@ enum err checkpoint_write_begin(struct checkpoint_write *write_out, struct check
     struct kv_stats stats;
     *write_out = (struct checkpoint_write){.checkpoint = checkpoint};
     enum err err = kv_get_stats(checkpoint->kv, &stats);
-    if (err)
+    if (err && err != ERR_FULL)
         return err;
-    write_out->has_holders = stats.entries[KV_HOLDERS] > 0;
+    write_out->has_holders = err == ERR_FULL || stats.entries[KV_HOLDERS] > 0; /* no slot to look: there may be some */
     return kv_begin(checkpoint->kv, &write_out->txn, true);
 }
 
@@ -462,6 +463,66 @@ static void on_committed(struct checkpoint *checkpoint, const struct checkpoint_
     queue_stats_set(&checkpoint->stats.delta, 0, 0, 0);
 }
 
+/* --- no space ------------------------------------------------------------------------------------------------------------------------ */
+
+/* The first `count` ended wants, with the last of them the jobs' share, under the position of the last commit. */
+static enum err commit_removals(struct checkpoint *checkpoint, size_t count, size_t *jobs_done_out)
+{
+    struct checkpoint_write write;
+    *jobs_done_out = 0;
+    enum err err = checkpoint_write_begin(&write, checkpoint);
+    if (err)
+        return err;
+    err = checkpoint_write_acks(&write, checkpoint->delta.acks, count);
+    if (!err && count == checkpoint->delta.ack_count)
+        err = write_jobs(&write, jobs_done_out);
+    if (!err)
+        err = write_meta(&write, &checkpoint->state);
+    if (err) {
+        kv_abort(write.txn);
+        return err;
+    }
+    return kv_commit(write.txn);
+}
+
+/* What is removed makes room for what did not fit. A removal needs pages, too, so fewer are tried while it finds none. What is done of the
+ * log is found done when it comes again, so the position stays. One more commit follows: the database uses freed pages again from the
+ * second one on. jobs_before: jobs of sessions that ended before this delta, the others are found again. */
+static enum err remove_ahead(struct checkpoint *checkpoint, size_t *jobs_before)
+{
+    struct delta *delta = &checkpoint->delta;
+    size_t count = delta->ack_count, jobs_done = 0;
+    if (checkpoint->is_new || (count == 0 && checkpoint->job_count == 0))
+        return ERR_OK;
+    enum err err = commit_removals(checkpoint, count, &jobs_done);
+    while (err == ERR_NOSPACE && count > 0) {
+        count /= 8;
+        err = commit_removals(checkpoint, count, &jobs_done);
+    }
+    if (err)
+        return err == ERR_NOSPACE ? ERR_OK : err;
+    if (count > 0 || jobs_done > 0)
+        counter_inc(&checkpoint->stats.removal_commits);
+    if (jobs_done > *jobs_before)
+        jobs_done = *jobs_before;
+    *jobs_before -= jobs_done;
+    if (jobs_done > 0)
+        memmove(checkpoint->jobs, checkpoint->jobs + jobs_done, *jobs_before * sizeof *checkpoint->jobs);
+    delta_drop_acks(delta, count);
+    struct checkpoint_write write;
+    err = checkpoint_write_begin(&write, checkpoint);
+    if (!err) {
+        err = write_meta(&write, &checkpoint->state);
+        if (err)
+            kv_abort(write.txn);
+        else
+            err = kv_commit(write.txn);
+    }
+    return err == ERR_NOSPACE ? ERR_OK : err;
+}
+
+/* --- all of it ----------------------------------------------------------------------------------------------------------------------- */
+
 enum err checkpoint_commit(struct checkpoint *checkpoint, const struct log_cursor_value *cursor, struct errmsg *msg)
 {
     CHECK(cursor->position.sequence > checkpoint->applied || checkpoint->applied == 0);
@@ -489,8 +550,11 @@ enum err checkpoint_commit(struct checkpoint *checkpoint, const struct log_curso
         on_committed(checkpoint, &state, jobs_done, write.bytes);
         return ERR_OK;
     }
-    checkpoint->job_count = jobs_before;
-    if (err == ERR_NOSPACE)
+    if (err == ERR_NOSPACE) {
         counter_inc(&checkpoint->stats.commit_retries);
+        enum err removed = remove_ahead(checkpoint, &jobs_before);
+        err = removed ? removed : err;
+    }
+    checkpoint->job_count = jobs_before;
     return err_set(msg, err, "checkpoint: commit: %s", err_text(err));
 }

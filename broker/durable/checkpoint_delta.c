@@ -211,6 +211,15 @@ enum err delta_put_ack(struct delta *delta, uint64_t sequence, uint64_t session)
     return ERR_OK;
 }
 
+void delta_drop_acks(struct delta *delta, size_t count)
+{
+    CHECK(count <= delta->ack_count);
+    delta->ack_count -= count;
+    delta->bytes -= count * sizeof *delta->acks;
+    if (count > 0 && delta->ack_count > 0)
+        memmove(delta->acks, delta->acks + count, delta->ack_count * sizeof *delta->acks);
+}
+
 enum err delta_put_run(struct delta *delta, uint64_t session, uint64_t first, struct span positions)
 {
     enum err err = delta_grow((void **)&delta->runs, &delta->run_capacity, delta->run_count, sizeof *delta->runs);

@@ -106,6 +106,7 @@ bool delta_end_want(struct delta *delta, uint64_t sequence, uint64_t session);
 void delta_end_retained(struct delta *delta, uint64_t sequence);
 
 enum err delta_put_ack(struct delta *delta, uint64_t sequence, uint64_t session) must_check;
+void delta_drop_acks(struct delta *delta, size_t count); /* the first ones: they are done */
 enum err delta_put_run(struct delta *delta, uint64_t session, uint64_t first, struct span positions) must_check;
 
 struct stored_session *delta_find_session(const struct delta *delta, uint64_t number);

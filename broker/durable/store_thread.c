@@ -85,7 +85,10 @@ static void store_thread_tell(struct store_thread *thread)
     else if (has_space != thread->had_space)
         LOG_WARNING("no space for the checkpoint: the log holds what it lacks, trying again");
     if (has_room != thread->had_room && has_room)
-        LOG_NOTICE("the checkpoint keeps up again", LOG_U64("lag_bytes", (uint64_t)gauge_get(&stats->lag_bytes)));
+        LOG_NOTICE("the checkpoint keeps up and has room again", LOG_U64("lag_bytes", (uint64_t)gauge_get(&stats->lag_bytes)));
+    else if (has_room != thread->had_room && gauge_get(&stats->is_full))
+        LOG_WARNING("the checkpoint has reached checkpoint_max_size: publishers of messages that it must keep wait",
+                    LOG_U64("lag_bytes", (uint64_t)gauge_get(&stats->lag_bytes)));
     else if (has_room != thread->had_room)
         LOG_WARNING("the checkpoint is too far behind the log: publishers of messages that it must keep wait",
                     LOG_U64("lag_bytes", (uint64_t)gauge_get(&stats->lag_bytes)), LOG_DURATION("lag", gauge_get(&stats->lag_ns)));

@@ -109,7 +109,13 @@ static enum err replay_commit(struct checkpoint *checkpoint, const struct log_re
     struct log_cursor_value cursor;
     log_reader_cursor(reader, &cursor);
     CRASH_POINT("replay_applied");
-    enum err err = checkpoint_commit(checkpoint, &cursor, msg);
+    const struct counter *removal_commits = &checkpoint_get_stats(checkpoint)->removal_commits;
+    uint64_t before;
+    enum err err;
+    do {
+        before = counter_get(removal_commits);
+        err = checkpoint_commit(checkpoint, &cursor, msg);
+    } while (err == ERR_NOSPACE && counter_get(removal_commits) != before);
     if (err == ERR_OK)
         CRASH_POINT("replay_committed");
     return err;
@@ -368,10 +374,11 @@ static void tell_checkpoint(struct store_writer *writer)
 static void look_at_size(struct store_writer *writer)
 {
     uint64_t max = writer->options.used_bytes_max;
-    if (max == 0)
-        return;
+    uint64_t used;
+    if (max == 0 || checkpoint_used_bytes(writer->checkpoint, &used) != ERR_OK)
+        return; /* not known this time: as before */
     bool is_full = gauge_get(&writer->stats.is_full);
-    gauge_set(&writer->stats.is_full, checkpoint_used_bytes(writer->checkpoint) > max - (is_full ? max / 16 : 0));
+    gauge_set(&writer->stats.is_full, used > max - (is_full ? max / 16 : 0));
 }
 
 static enum err commit(struct store_writer *writer, int64_t now)

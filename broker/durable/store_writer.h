@@ -58,9 +58,9 @@ struct store_writer_stats {
 struct store_writer;
 
 /* Replays the log from the checkpoint to its end and commits: before anything is loaded. delta_bytes_max: commits in between (0: one at the
- * end); once there is no space for one, there is one more try, at the end. Returns 0, ERR_CORRUPT (the log is damaged, or ends before the
- * checkpoint), ERR_GAP (it does not reach back to the checkpoint; or there is no checkpoint and it does not reach back to its own first
- * record), ERR_VERSION, ERR_NOSPACE, ERR_NOMEM, ERR_IO. Thread: main, after log_writer_open(). */
+ * end); once there is no space for one, the next try is at the end, and then as long as removals can go ahead. Returns 0, ERR_CORRUPT (the
+ * log is damaged, or ends before the checkpoint), ERR_GAP (it does not reach back to the checkpoint; or there is no checkpoint and it does
+ * not reach back to its own first record), ERR_VERSION, ERR_NOSPACE, ERR_NOMEM, ERR_IO. Thread: main, after log_writer_open(). */
 enum err store_writer_replay(struct checkpoint *checkpoint, struct fs *fs, const char *log_dir, uint64_t delta_bytes_max,
                              struct errmsg *msg) must_check;
 

@@ -146,6 +146,9 @@ static void register_checkpoint(struct metrics_registry *registry, const struct 
                                     "Messages with absent or slow recipients, by what became of them.", {"event", "never_written"}));
     metrics_register_counter(registry, &stats->applied_acks,
                              METRIC("tidegate_checkpoint_acks_total", "Acknowledgements and drops applied to the checkpoint."));
+    metrics_register_counter(
+        registry, &stats->removal_commits,
+        METRIC("tidegate_checkpoint_removal_commits_total", "Commits of removals alone, because the rest found no space."));
     metrics_register_counter(registry, &stats->dropped_deleted,
                              METRIC("tidegate_checkpoint_session_gone_total", "Copies whose session had been deleted."));
     metrics_register_counter(registry, &stats->commits, METRIC("tidegate_checkpoint_commits_total", "Commits of the checkpoint."));
@@ -175,6 +178,8 @@ static void register_store(struct admin_api *admin)
         registry, read_seconds, (void *)(uintptr_t)&writer->lag_ns,
         METRIC("tidegate_checkpoint_lag_seconds", "Since when there is something durable that the checkpoint has not."));
     metrics_register_gauge(registry, &writer->has_room, METRIC("tidegate_checkpoint_has_room", "1: the checkpoint keeps up with the log."));
+    metrics_register_gauge(registry, &writer->is_full,
+                           METRIC("tidegate_checkpoint_full", "1: the checkpoint's database has reached checkpoint_max_size."));
     metrics_register_gauge(registry, &writer->no_space, METRIC("tidegate_checkpoint_no_space", "1: the last commit found no space."));
     metrics_register_counter(registry, &writer->refused,
                              METRIC("tidegate_checkpoint_refused_records_total", "Records that no broker writes: passed over."));
@@ -358,7 +363,8 @@ static void health_check_log(struct health *health, const struct admin_sources *
     else if (gauge_get(&store->no_space))
         health_say(health, false, "checkpoint_space", "the checkpoint finds no space: the log grows until there is some");
     else if (gauge_get(&store->is_full))
-        health_say(health, false, "checkpoint_space", "checkpoint_max_size is reached: publishers to absent subscribers wait");
+        health_say(health, false, "checkpoint_full",
+                   "checkpoint_max_size is reached: publishers to absent subscribers wait until queues are drained");
     else if (!gauge_get(&store->has_room))
         health_say(health, false, "checkpoint_lag", "the checkpoint is far behind the log: publishers to absent subscribers wait");
     if (gauge_get(&store_thread_get_stats(sources->store)->prepare_error) != ERR_OK)

@@ -57,13 +57,13 @@ static enum err backup_paths(struct backup *backup)
 
 /* ---- the cursor ---- */
 
-static enum err remove_cursor(struct backup *backup, const char *name)
+static enum err remove_cursor(struct fs *fs, const char *log_dir, const char *name)
 {
     char path[FILE_PATH_MAX];
-    enum err err = snprintf(path, sizeof path, "%s/" LOG_CURSOR_PREFIX "%s", backup->log, name) >= (int)sizeof path ? ERR_TOOLARGE : ERR_OK;
+    enum err err = snprintf(path, sizeof path, "%s/" LOG_CURSOR_PREFIX "%s", log_dir, name) >= (int)sizeof path ? ERR_TOOLARGE : ERR_OK;
     if (!err)
-        err = fs_unlink(backup->fs, path);
-    return err ? err : fs_sync_dir(backup->fs, backup->log);
+        err = fs_unlink(fs, path);
+    return err ? err : fs_sync_dir(fs, log_dir);
 }
 
 static bool is_backup_cursor(const char *file_name)
@@ -72,30 +72,37 @@ static bool is_backup_cursor(const char *file_name)
     return strncmp(file_name, prefix, strlen(prefix)) == 0;
 }
 
-/* Cursors of backups whose process is gone: nobody holds their lock. */
-static enum err remove_stale_cursors(struct backup *backup)
+enum err backup_remove_stale_cursors(struct fs *fs, const char *log_dir, void (*on_removed)(void *arg, const char *path), void *arg,
+                                     struct errmsg *msg)
 {
     char **names;
     size_t count;
-    enum err err = data_files_list(&names, &count, backup->fs, backup->log);
+    enum err err = data_files_list(&names, &count, fs, log_dir);
     if (err)
-        return err_set(backup->msg, err, "%s: %s", backup->log, err_text(err));
+        return err == ERR_NOTFOUND ? ERR_OK : err_set(msg, err, "%s: %s", log_dir, err_text(err));
     for (size_t i = 0; i < count && !err; i++) {
         char path[FILE_PATH_MAX];
         struct file *file = NULL;
-        if (!is_backup_cursor(names[i]) || file_path(path, backup->log, names[i]) != ERR_OK ||
-            fs_open(backup->fs, &file, path, FILE_READ | FILE_WRITE) != ERR_OK)
+        if (!is_backup_cursor(names[i]) || file_path(path, log_dir, names[i]) != ERR_OK ||
+            fs_open(fs, &file, path, FILE_READ | FILE_WRITE) != ERR_OK)
             continue;
         if (file_lock(file) == ERR_OK) {
-            fprintf(backup->options->out, "removed %s: it held the log for a backup that ended without doing so\n", path);
-            err = remove_cursor(backup, names[i] + strlen(LOG_CURSOR_PREFIX));
+            err = remove_cursor(fs, log_dir, names[i] + strlen(LOG_CURSOR_PREFIX));
+            if (!err)
+                on_removed(arg, path);
         }
         file_close(file);
         if (err)
-            err_set(backup->msg, err, "%s: %s", path, err_text(err));
+            err_set(msg, err, "%s: %s", path, err_text(err));
     }
     free(names);
     return err;
+}
+
+static void say_removed(void *arg, const char *path)
+{
+    const struct backup *backup = (const struct backup *)arg;
+    fprintf(backup->options->out, "removed %s: it held the log for a backup that ended without doing so\n", path);
 }
 
 /* The first segment that is there. What the broker reuses before it sees our cursor is behind its checkpoint and all cursors anyway. */
@@ -136,7 +143,7 @@ static enum err hold_log(struct backup *backup)
         return err_set(backup->msg, err, "%s/" LOG_CURSOR_PREFIX "%s: %s", backup->log, backup->cursor_name, err_text(err));
     err = log_cursor_open(&backup->cursor, backup->fs, backup->log, backup->cursor_name, backup->msg);
     backup->has_cursor = !err;
-    if (err && remove_cursor(backup, backup->cursor_name) != ERR_OK)
+    if (err && remove_cursor(backup->fs, backup->log, backup->cursor_name) != ERR_OK)
         fprintf(backup->options->out, "%s/" LOG_CURSOR_PREFIX "%s could not be removed\n", backup->log, backup->cursor_name);
     return err;
 }
@@ -520,17 +527,18 @@ static enum err report_damage(const struct backup *backup)
 
 static enum err backup_held(struct backup *backup)
 {
-    enum err err = remove_stale_cursors(backup);
+    enum err err = backup_remove_stale_cursors(backup->fs, backup->log, say_removed, backup, backup->msg);
     if (!err)
         err = hold_log(backup);
     if (err)
         return err;
     err = make_backup(backup);
     log_cursor_close(&backup->cursor);
-    if (remove_cursor(backup, backup->cursor_name) != ERR_OK)
+    if (remove_cursor(backup->fs, backup->log, backup->cursor_name) != ERR_OK)
         fprintf(backup->options->out,
-                "%s/" LOG_CURSOR_PREFIX "%s could not be removed: the next backup will, until then it holds the log\n", backup->log,
-                backup->cursor_name);
+                "%s/" LOG_CURSOR_PREFIX
+                "%s could not be removed: the next backup or start of the broker will, until then it holds the log\n",
+                backup->log, backup->cursor_name);
     return err;
 }
 

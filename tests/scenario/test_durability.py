@@ -1078,7 +1078,7 @@ def test_full_checkpoint(new_broker, join, topic, is_killed):
         return publisher.data or select.select([publisher.socket], [], [], patience_s)[0]
 
     def is_full():
-        return "checkpoint_space" in [problem["check"] for problem in broker.health()[1]["problems"]]
+        return "checkpoint_full" in [problem["check"] for problem in broker.health()[1]["problems"]]
 
     for sent in range(400):
         publisher.send(wire.publish_packet(topic, b"%d " % sent + body, 1, sent + 1))

@@ -1,6 +1,7 @@
 """backup, restore and repair with real processes: what an operator does with a data directory, and what the clients and the sink see of it.
 
 What is about sessions, queues and retained values is in the tests with `durable`; the others are about the log."""
+import fcntl
 import os
 import re
 import shutil
@@ -497,6 +498,23 @@ def test_cursors_of_dead_backups_are_found(pair):
     shutil.copy(log / "cursor.sink", log / "cursor.backup-1")
     repair(pair.broker, "cursor.backup-1")
     assert not (log / "cursor.backup-1").exists()
+
+
+def test_a_start_removes_cursors_of_dead_backups(pair):
+    """Of a backup that was killed; that of one that runs is locked and stays."""
+    pair.start(sink=False)
+    pair.publish_rows(pair.publisher(), "car1", rows(0, 20))
+    pair.broker.stop()
+    log = pair.broker.data / "log"
+    for name in ("cursor.backup-1", "cursor.backup-2"):
+        shutil.copy(log / "cursor.sink", log / name)
+    with open(log / "cursor.backup-2", "r+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        pair.broker.start()
+        assert sorted(path.name for path in log.glob("cursor.*")) == ["cursor.backup-2", "cursor.sink"]
+        pair.broker.stop()
+    pair.broker.start()
+    assert [path.name for path in log.glob("cursor.*")] == ["cursor.sink"]
 
 
 # ---- durable: with the checkpoint ----

@@ -963,6 +963,49 @@ static void a_commit_without_space_keeps_the_delta(void **state)
     assert_int_equal(try_commit(b), ERR_IO);
 }
 
+/* What the delta removes goes ahead of what does not fit; a crash then replays both from the position before. */
+static void removals_go_ahead_of_what_does_not_fit(void **state)
+{
+    struct bench *b = (struct bench *)*state;
+    uint64_t sequences[40];
+    session(b, 1, false);
+    for (int i = 0; i < 40; i++)
+        sequences[i] = publish(b, 1, 1);
+    commit(b);
+    uint64_t before = checkpoint_state(b->checkpoint).cursor.position.sequence, used = sim_kv_counts(b->sim).used_bytes;
+    sim_kv_set_capacity(b->sim, used + 1000);
+    for (int i = 0; i < 30; i++)
+        apply(b, (struct record){.type = RECORD_ACK, .session = 1, .subject_sequence = sequences[i]});
+    size_t delta = checkpoint_delta_bytes(b->checkpoint);
+    sim_kv_fail(b->sim, SIM_KV_PUT, ERR_NOSPACE, 0); /* of the position: all of it is undone */
+    assert_int_equal(try_commit(b), ERR_NOSPACE);
+    assert_int_equal(STAT(b, removal_commits), 1);
+    assert_int_equal(entries(b, KV_BODIES), 10);
+    assert_true(checkpoint_delta_bytes(b->checkpoint) < delta);
+    assert_true(sim_kv_counts(b->sim).used_bytes < used);
+    assert_int_equal(checkpoint_state(b->checkpoint).cursor.position.sequence, before);
+    assert_int_equal(find_want(b, 1, sequences[0]), ERR_NOTFOUND);
+    OK(find_want(b, 1, sequences[30]));
+    commit(b);
+    assert_int_equal(entries(b, KV_BODIES), 10);
+    assert_true(checkpoint_state(b->checkpoint).cursor.position.sequence > before);
+}
+
+/* Other processes have all the slots of readers: the one writer goes on without. */
+static void a_writer_needs_no_slot_of_a_reader(void **state)
+{
+    struct bench *b = (struct bench *)*state;
+    session(b, 1, false);
+    commit(b);
+    sim_kv_fail(b->sim, SIM_KV_BEGIN_READ, ERR_FULL, 0);
+    uint64_t sequence = publish(b, 1, 300);
+    apply(b, (struct record){.type = RECORD_SESSION, .session = 1, .client_id = SPAN_LITERAL("x")});
+    sim_kv_fail(b->sim, SIM_KV_BEGIN_READ, ERR_FULL, 0);
+    commit(b);
+    sim_kv_fail(b->sim, SIM_KV_BEGIN_READ, ERR_OK, 0);
+    OK(find_want(b, 300, sequence));
+}
+
 static void assert_value(struct bench *b, enum kv_tree tree, struct span key, const uint8_t *expected, size_t size)
 {
     struct kv_txn *txn;
@@ -1715,6 +1758,8 @@ int main(void)
         CASE(damaged_values_are_left_out_and_told),
         CASE(a_callback_that_fails_ends_the_load),
         CASE(a_commit_without_space_keeps_the_delta),
+        CASE(removals_go_ahead_of_what_does_not_fit),
+        CASE(a_writer_needs_no_slot_of_a_reader),
         CASE(values_are_as_in_the_example_of_the_formats_document),
         cmocka_unit_test(any_stream_of_records_comes_back_after_any_crash),
     };
