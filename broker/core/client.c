@@ -600,7 +600,7 @@ static bool send_connack(struct shard *shard, struct client *client, const struc
         if (has_will)
             session_log_will(shard, sess->rare->will);
     }
-    if (sess->is_logged || has_ended) {
+    if (sess->is_logged || has_ended || session_log_is_ending(shard)) {
         struct client_ref ref = client_ref_of(client);
         client->state = CLIENT_WAITING;
         timer_wheel_remove(&shard->client_timers, &client->timer);

@@ -51,13 +51,25 @@ bool session_log_is_full(const struct shard *shard)
     return late->bytes + late->messages * sizeof(struct late_item) > SESSION_LOG_LATE_MAX;
 }
 
+static void log_now(struct shard *shard, const struct record *rec)
+{
+    uint64_t block = shard_log_control(shard, rec);
+    if (rec->type == RECORD_SESSION_DELETE)
+        shard->session_log.delete_block = block;
+}
+
+bool session_log_is_ending(const struct shard *shard)
+{
+    return shard->session_log.first || shard->session_log.delete_block > shard->gate.durable_blocks;
+}
+
 void session_log_put(struct shard *shard, const struct record *rec)
 {
     if (!shard->log.pool)
         return;
     size_t size = record_size(rec);
     if (!shard->session_log.first && shard_log_has_control_room(&shard->log, size)) {
-        shard_log_control(shard, rec);
+        log_now(shard, rec);
         return;
     }
     struct late_item *item = late_add(shard, size);
@@ -101,7 +113,7 @@ void session_log_flush(struct shard *shard)
             struct record rec;
             enum err err = record_decode(&rec, bytes);
             CHECK(err == ERR_OK);
-            shard_log_control(shard, &rec);
+            log_now(shard, &rec);
         } else {
             hold_answer(shard, (enum gate_kind)item->kind, &item->client, bytes);
         }

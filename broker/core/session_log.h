@@ -27,6 +27,7 @@ struct will;
 /* Zero-initialised is empty. */
 struct session_log {
     struct late_item *first, *last;
+    uint64_t delete_block; /* own block with the newest SESSION_DELETE; 0 = there was none */
 };
 
 void session_log_deinit(struct session_log *log);
@@ -37,6 +38,9 @@ void session_log_put(struct shard *shard, const struct record *rec);
 void session_log_answer(struct shard *shard, enum gate_kind kind, const struct client_ref *client, struct span bytes);
 /* So much is late that nothing more is to be begun. */
 bool session_log_is_full(const struct shard *shard);
+/* Whether the end of some session is on its way to the disk. Who asked for it may have gone without its CONNACK and come again: it finds no
+ * session, and must not be told so before that is durable. */
+bool session_log_is_ending(const struct shard *shard);
 /* What is late, as far as there is room. Before the turn's block is sealed. */
 void session_log_flush(struct shard *shard);
 

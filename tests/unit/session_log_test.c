@@ -252,6 +252,27 @@ static void clean_start(void **state, bool keeps)
 static void clean_start_deletes_the_old_session_first(void **state) { clean_start(state, true); }
 static void connack_of_a_session_that_ends_waits_for_the_old_one_s_end(void **state) { clean_start(state, false); }
 
+/* Lost before its CONNACK, it comes again: nothing is there that would have to be deleted, but the log may still show it. */
+static void clean_start_that_comes_twice_waits_for_the_old_one_s_end(void **state)
+{
+    struct rig *rig = RIG();
+    struct packet connect = hour("car", 3600);
+    expect_connack(rig_connect_with(rig, &connect), false);
+    rig_log_hold(rig, true);
+    connect = hour("car", 0);
+    connect.connect.clean_start = true;
+    struct rig_client *client = rig_connect_with(rig, &connect);
+    expect_nothing(client);
+    rig_break(client);
+    rig_settle(rig);
+    client = rig_connect_with(rig, &connect);
+    expect_nothing(client);
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    expect_connack(client, false);
+    rig_free(rig);
+}
+
 static void takeover_of_a_connection_that_waits(void **state)
 {
     struct rig *rig = RIG();
@@ -781,6 +802,7 @@ int main(void)
         CASE(resumed_session_keeps_its_number_and_connack_waits_again),
         CASE(clean_start_deletes_the_old_session_first),
         CASE(connack_of_a_session_that_ends_waits_for_the_old_one_s_end),
+        CASE(clean_start_that_comes_twice_waits_for_the_old_one_s_end),
         CASE(takeover_of_a_connection_that_waits),
         CASE(connection_lost_while_it_waits),
         CASE(messages_wait_behind_connack),
