@@ -149,10 +149,16 @@ enum err shard_restore_want(struct shard *shard, uint64_t number, uint64_t seque
     return waiting_restore(shard, sess, sequence, cost, is_in_run, run_last) ? ERR_OK : ERR_NOMEM;
 }
 
+void shard_restore_unwanted(struct shard *shard, uint64_t number, uint64_t sequence)
+{
+    waiting_log_drop(shard, number, sequence, SHARD_dropped_offline);
+}
+
 /* A few each turn: a million of them take the log some seconds, beside everything else. */
 void shard_restore_step(struct shard *shard)
 {
-    for (uint32_t i = 0; i < SHARD_RESTORED_PER_TURN && shard->restored_count > 0 && !shard->session_log.first; i++) {
+    for (uint32_t i = 0;
+         i < SHARD_RESTORED_PER_TURN && shard->restored_count > 0 && !shard->session_log.first && shard->waiting.drop_count == 0; i++) {
         const struct session *sess = session_table_find_number(&shard->sessions, shard->restored[--shard->restored_count]);
         if (sess && sess->connection == 0) /* otherwise the log knows better */
             session_log_state(shard, sess, 0);

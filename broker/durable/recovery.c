@@ -252,10 +252,12 @@ static enum err load_want(void *arg, uint64_t number, uint64_t sequence, const s
     size_t index = load_find(load, number);
     if (index == NOT_LOADED)
         return ERR_NOTFOUND;
-    /* Perhaps sent, and that it was is not durable; at QoS 0 nothing is sent twice [MQTT-4.3.1-1]. One that was away has not got it. */
-    if (want->qos == 0 && (load->homes[index] & WAS_CONNECTED))
-        return ERR_NOTFOUND;
     struct shard *shard = load->target->shards[load->homes[index] & ~WAS_CONNECTED];
+    /* Perhaps sent, and that it was is not durable; at QoS 0 nothing is sent twice [MQTT-4.3.1-1]. One that was away has not got it. */
+    if (want->qos == 0 && (load->homes[index] & WAS_CONNECTED)) {
+        shard_restore_unwanted(shard, number, sequence);
+        return ERR_NOTFOUND;
+    }
     enum err err = shard_restore_want(shard, number, sequence, cost, is_in_run, load->run_lasts[index]);
     load->loaded->messages += err == ERR_OK;
     return err;
