@@ -174,8 +174,9 @@ struct sim_config {
     uint32_t padding_max;
     uint32_t sink_rest; /* a sink that is down comes back in one of so many steps */
     uint32_t steps;
-    uint32_t away_steps; /* a subscriber that leaves may stay away so long */
-    uint32_t burst;      /* messages published at a time */
+    uint32_t away_steps;   /* a subscriber that leaves may stay away so long */
+    uint32_t burst;        /* messages published at a time */
+    uint32_t large_one_in; /* of so many messages one is large */
     uint32_t alignment;
     bool disk_faults, power_faults, store_faults, wall_faults;
     bool persistence, queue_qos0;

@@ -174,7 +174,7 @@ static void publish_new(struct sim *sim, struct sim_client *client)
     message->clears = message->retain && message->kind == SIM_COMMAND && sim_chance(sim, 1, 3);
     if (message->kind == SIM_COMMAND && client->version == MQTT_V5 && sim_chance(sim, 1, 2))
         message->expiry_s = (uint32_t)(1 + sim_below(sim, 20));
-    if (!message->clears && sim_chance(sim, 1, 15))
+    if (!message->clears && sim_chance(sim, 1, sim->config.large_one_in))
         message->padding = (uint32_t)sim_below(sim, sim->config.padding_max);
     if (message->qos == 0) {
         message->attempts++;
@@ -440,7 +440,9 @@ static void on_connack(struct sim *sim, struct sim_client *client, const struct 
         client->subscriptions[kind].is_pending = false;
     sim_conn_check_taken_over(sim, client);
     sim_trace(sim, "%s is online, session %s", client->id, is_same ? "present" : connack->session_present ? "perhaps another" : "new");
-    client->resumes = RESUMES | (is_same ? 0 : RESUMES_DOUBTFUL) | (connack->session_present ? RESUMES_PRESENT : 0);
+    /* Flows that were not resumed on the connection before are still in doubt if they were then. */
+    client->resumes =
+        RESUMES | (is_same ? client->resumes & RESUMES_DOUBTFUL : RESUMES_DOUBTFUL) | (connack->session_present ? RESUMES_PRESENT : 0);
     /* One that is closed because somebody's queue is full gives its own a chance. */
     if (!sim->calm || sim->config.queue_policy != QUEUE_REFUSE || client->version == MQTT_V5)
         resume_flows(sim, client);

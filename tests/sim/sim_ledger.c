@@ -108,7 +108,8 @@ void sim_ledger_on_all_durable(struct sim *sim)
 {
     for (uint32_t id = 0; id < sim->ledger.count; id++) {
         struct sim_message *message = &sim->ledger.messages[id];
-        message->is_lasting |= message->acked && message->acked_life == sim->incarnation;
+        /* A large one may still be on its way into blocks. */
+        message->is_lasting |= message->acked && message->acked_life == sim->incarnation && message->padding == 0;
         message->is_cancel_lasting |= message->cancelled;
     }
 }

@@ -76,6 +76,7 @@ static void draw_durable_config(struct sim *sim, struct sim_config *config)
     config->store_asks_file = sim_chance(sim, 1, 4);
     config->away_steps = sim_chance(sim, 1, 3) ? 2500 : 200;
     config->burst = sim_chance(sim, 1, 3) ? 5 : 1;
+    config->large_one_in = sim_chance(sim, 1, 4) ? 3 : 15;
     config->expiry_max_s = sim_chance(sim, 1, 6) ? (uint32_t)(5 + sim_below(sim, 60)) : UINT32_MAX;
     config->grace_ms = (uint32_t)sim_below(sim, 5000);
     config->wills_per_s = (uint32_t)sim_below(sim, 4);
