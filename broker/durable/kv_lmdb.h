@@ -5,7 +5,8 @@
  * those of processes that were killed (a backup) end with the next write transaction. Commits are synced (no MDB_NOSYNC, no MDB_WRITEMAP):
  * what LMDB promises is then that after a crash the newest or the one before is whole. ENOSPC and a full map are ERR_NOSPACE; a failed sync
  * or write is ERR_IO, and no write transaction begins until the next opening. Threads: as kv.h says; readers are not bound to threads. One
- * process opens a directory once: LMDB's locks belong to the process.
+ * process opens a directory once: LMDB's locks belong to the process. A read transaction that begins while a commit is under way may see
+ * that commit before kv_commit() has returned, and one that begins later, but still before, may not.
  *
  * The directory holds data.mdb and lock.mdb. data.mdb appears under its name when it is complete (it is made as data.mdb.new), so one that
  * is empty or half is damage, never a crash at the first start.
