@@ -297,16 +297,18 @@ static void test_segment_header(void **state)
     (void)state;
     uint8_t bytes[LOG_SEGMENT_HEADER_SIZE];
     char name[LOG_SEGMENT_NAME_SIZE];
-    struct log_segment_header in = {.broker_id = 5,
-                                    .generation = 0x1f,
-                                    .epoch = 2,
-                                    .alignment = 512,
-                                    .start = 77,
-                                    .first_sequence = 12,
-                                    .predecessor = {0x1e, 8192},
-                                    .size = 65536,
-                                    .created_ns = -5},
-                              out;
+    struct log_segment_header in, out;
+    memset(&in, 0, sizeof in); /* its padding is compared, too */
+    memset(&out, 0, sizeof out);
+    in.broker_id = 5;
+    in.generation = 0x1f;
+    in.epoch = 2;
+    in.alignment = 512;
+    in.start = 77;
+    in.first_sequence = 12;
+    in.predecessor = (struct log_place){0x1e, 8192};
+    in.size = 65536;
+    in.created_ns = -5;
     log_segment_header_encode(bytes, &in);
     assert_int_equal(log_segment_header_decode(&out, bytes, sizeof bytes), ERR_OK);
     assert_memory_equal(&in, &out, sizeof in);
