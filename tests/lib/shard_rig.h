@@ -53,8 +53,9 @@ struct rig;
 
 struct rig *rig_new(const struct rig_options *options);
 void rig_free(struct rig *rig);
-/* The broker stops with everything durable, the checkpoint has that and what it was told before its last commit, and another begins: other shards, another hash key, the next epoch. The
- * log goes on, clocks too; connections are gone and must not be used. Nothing is restored yet. */
+/* The broker stops with everything durable, the checkpoint has that and what it was told before its last commit, and another begins: other
+ * shards, another hash key, the next epoch. The log goes on, clocks too; connections are gone and must not be used. Nothing is restored
+ * yet. */
 void rig_restart(struct rig *rig, uint16_t shard_count);
 /* Sessions, their subscriptions and, with has_store, what they want, as after checkpoint_load(); before anything else. */
 void rig_restore(struct rig *rig, const struct checkpoint_session *sessions, size_t count);

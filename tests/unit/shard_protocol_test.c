@@ -1772,7 +1772,7 @@ static void puback_means_saved(void **state) /* 4.3.2-4, 4.3.3-8; LOG 8 */
     rig_settle(rig);
     expect_connack(client, true, 0);
     expect_ack(client, MQTT_PUBREC, 2, 0); /* on another connection as well */
-    expect_nothing(client); /* the others belonged to the connection before */
+    expect_nothing(client);                /* the others belonged to the connection before */
     assert_int_equal(rig_published_count(rig), 2);
     assert_int_equal(RIG_COUNTER(rig, acks_dropped), 4);
     rig_free(rig);
