@@ -501,10 +501,11 @@ static enum err remove_ahead(struct checkpoint *checkpoint, size_t *jobs_before)
     }
     if (err)
         return err == ERR_NOSPACE ? ERR_OK : err;
-    if (count > 0 || jobs_done > 0)
-        counter_inc(&checkpoint->stats.removal_commits);
     if (jobs_done > *jobs_before)
         jobs_done = *jobs_before;
+    /* Only what is not found again: who tries again as long as this counts would never end. */
+    if (count > 0 || jobs_done > 0)
+        counter_inc(&checkpoint->stats.removal_commits);
     *jobs_before -= jobs_done;
     if (jobs_done > 0)
         memmove(checkpoint->jobs, checkpoint->jobs + jobs_done, *jobs_before * sizeof *checkpoint->jobs);

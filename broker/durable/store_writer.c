@@ -110,12 +110,13 @@ static enum err replay_commit(struct checkpoint *checkpoint, const struct log_re
     log_reader_cursor(reader, &cursor);
     CRASH_POINT("replay_applied");
     const struct counter *removal_commits = &checkpoint_get_stats(checkpoint)->removal_commits;
-    uint64_t before;
-    enum err err;
-    do {
+    uint64_t before = counter_get(removal_commits);
+    enum err err = checkpoint_commit(checkpoint, &cursor, msg);
+    /* Once more in any case: what sessions of this delta left has gone ahead, and is not counted. */
+    for (bool is_first = true; err == ERR_NOSPACE && (is_first || counter_get(removal_commits) != before); is_first = false) {
         before = counter_get(removal_commits);
         err = checkpoint_commit(checkpoint, &cursor, msg);
-    } while (err == ERR_NOSPACE && counter_get(removal_commits) != before);
+    }
     if (err == ERR_OK)
         CRASH_POINT("replay_committed");
     return err;

@@ -963,6 +963,27 @@ static void a_commit_without_space_keeps_the_delta(void **state)
     assert_int_equal(try_commit(b), ERR_IO);
 }
 
+/* What a session left that ended in this very delta is found again by each try: it goes ahead, and is no reason to try for ever. */
+static void removals_that_are_found_again_do_not_count(void **state)
+{
+    struct bench *b = (struct bench *)*state;
+    uint64_t sequences[3];
+    session(b, 1, false);
+    for (int i = 0; i < 3; i++)
+        sequences[i] = publish(b, 1, 1);
+    commit(b);
+    OK(checkpoint_put_run(b->checkpoint, 1, sequences, 3));
+    commit(b);
+    apply(b, (struct record){.type = RECORD_SESSION_DELETE, .session = 1});
+    for (int i = 0; i < 3; i++) {
+        sim_kv_fail(b->sim, SIM_KV_COMMIT, ERR_NOSPACE, 0);
+        assert_int_equal(try_commit(b), ERR_NOSPACE);
+    }
+    assert_int_equal(STAT(b, removal_commits), 0);
+    commit(b);
+    assert_loads(b, NULL, "");
+}
+
 /* What the delta removes goes ahead of what does not fit; a crash then replays both from the position before. */
 static void removals_go_ahead_of_what_does_not_fit(void **state)
 {
@@ -1758,6 +1779,7 @@ int main(void)
         CASE(damaged_values_are_left_out_and_told),
         CASE(a_callback_that_fails_ends_the_load),
         CASE(a_commit_without_space_keeps_the_delta),
+        CASE(removals_that_are_found_again_do_not_count),
         CASE(removals_go_ahead_of_what_does_not_fit),
         CASE(a_writer_needs_no_slot_of_a_reader),
         CASE(values_are_as_in_the_example_of_the_formats_document),
