@@ -13,6 +13,7 @@
 #include "common/crash_point.h"
 #include "common/log_reader.h"
 
+#define REPLAY_TRIES_MAX 64                  /* commits of replay that find no space while removals go ahead */
 #define STORE_STEP_BYTES ((uint64_t)4 << 20) /* of log that one step reads, so that ops do not wait longer */
 #define STORE_TICK_NS (250 * NS_PER_MS)      /* how often the log is looked at */
 #define STORE_RETRY_NS NS_PER_S              /* no space: try again; */
@@ -112,8 +113,9 @@ static enum err replay_commit(struct checkpoint *checkpoint, const struct log_re
     const struct counter *removal_commits = &checkpoint_get_stats(checkpoint)->removal_commits;
     uint64_t before = counter_get(removal_commits);
     enum err err = checkpoint_commit(checkpoint, &cursor, msg);
-    /* Once more in any case: what sessions of this delta left has gone ahead, and is not counted. */
-    for (bool is_first = true; err == ERR_NOSPACE && (is_first || counter_get(removal_commits) != before); is_first = false) {
+    /* Once more in any case: what sessions of this delta left has gone ahead, and is not counted. What looks like progress may be the same
+     * removals found again, so there is an end to it. */
+    for (int tries = 0; err == ERR_NOSPACE && tries < REPLAY_TRIES_MAX && (tries == 0 || counter_get(removal_commits) != before); tries++) {
         before = counter_get(removal_commits);
         err = checkpoint_commit(checkpoint, &cursor, msg);
     }
