@@ -30,6 +30,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 sys.dont_write_bytecode = True
@@ -43,6 +44,7 @@ from harness.pair import Pair  # noqa: E402
 GRACE_S = 2  # will_restart_grace
 WINDOW = 20  # open PUBLISHes of a publisher
 MESSAGES_MAX = 700  # of a round's load
+FINDING_LINES = 16  # of the first finding, at the end of the output
 RECORDER = programs.BUILD / "disk_recorder.so"
 
 BROKER_CONF = {
@@ -257,7 +259,9 @@ class Mourned(Peer):
     def ended(self, state):
         will = self.wills[-1]
         if will.state == "armed":
-            will.state, will.since_s, will.run, will.is_due = state, time.monotonic(), self.campaign.run, state != "left"
+            will.state, will.since_s, will.run = state, time.monotonic(), self.campaign.run
+            # Without a subscriber nobody could miss it; one that subscribes later, when it has not gone yet, may get it.
+            will.is_due = state != "left" and self.campaign.watch.session.has("will/#")
             self.say(will, state)
 
     def crashed(self):
@@ -724,6 +728,8 @@ class Campaign:
             await self.last_round()
         except Stop:
             pass
+        except (AssertionError, OSError, asyncio.TimeoutError):  # of the harness: of one of the programs, or of the machine
+            self.ledger.report("the campaign cannot go on:\n" + traceback.format_exc())
         finally:
             for program in (self.broker, self.sink):
                 if program.process and program.process.poll() is None:
@@ -771,17 +777,19 @@ def tell(campaign, directory, took_s):
         print(f"  crash point {name}: {campaign.point_kills[name]} kills")
         if not campaign.options.seconds and campaign.point_kills[name] < campaign.options.points:
             unreached.append(name)
-    for finding in ledger.findings:
-        print(finding)
+    if ledger.findings:
+        (directory / "notes").write_text("\n".join(ledger.notes))
+        print("what happened before:")
+        print("\n".join(f"  {note}" for note in list(ledger.notes)[-60:]))
+        print("\n".join(ledger.findings))
+    else:
+        shutil.rmtree(directory)
+    # What counts comes last: of a long log people see the end.
     if unreached:
         print(f"not reached often enough: {', '.join(unreached)}")
     if ledger.findings:
-        print("what happened before:")
-        print("\n".join(f"  {note}" for note in list(ledger.notes)[-60:]))
-        (directory / "notes").write_text("\n".join(ledger.notes))
-        print(f"kept: {directory}")
-    else:
-        shutil.rmtree(directory)
+        print("\n".join(line[:400] for line in ledger.findings[0].splitlines()[:FINDING_LINES]))
+        print(f"kept: {directory}; once more: make crash SEED={ledger.seed}")
     failed = len(ledger.findings[:1]) + bool(unreached)
     print(f"{campaign.checks} passed, {failed} failed")
     return 1 if failed else 0
