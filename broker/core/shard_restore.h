@@ -25,10 +25,11 @@
 enum err shard_restore_session(struct shard *shard, const struct checkpoint_session *session) must_check;
 /* A subscription as the tree has it. options: of RECORD_SUBSCRIPTION. */
 struct subscriber shard_restore_subscriber(uint64_t number, actor_id home, uint64_t options);
-/* The session wants this message; ascending by sequence. cost: bytes that it counts for; is_in_run: as checkpoint_loader.on_want;
+/* The session wants this message, at this QoS; ascending by sequence. What may have been sent goes again in that order, QoS 1 between what
+ * is in flight of QoS 2 [MQTT-4.6.0-1]. cost: bytes that it counts for; is_in_run: as checkpoint_loader.on_want;
  * run_last: the newest position that stands in a run of the session, 0 = none. Returns 0, ERR_NOTFOUND (there is no such session),
  * ERR_NOMEM. */
-enum err shard_restore_want(struct shard *shard, uint64_t number, uint64_t sequence, uint32_t cost, bool is_in_run,
+enum err shard_restore_want(struct shard *shard, uint64_t number, uint64_t sequence, uint8_t qos, uint32_t cost, bool is_in_run,
                             uint64_t run_last) must_check;
 
 /* It wants the message, and must not get it. Said in the log, too, before the session is said to be away: the loader may find no space to

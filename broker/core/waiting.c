@@ -324,7 +324,7 @@ static void on_read_inflight(struct shard *shard, struct session *sess, struct s
     }
 }
 
-/* Runs may name what was sent with QoS 2 before a crash, and is in flight since the start, or was: the checkpoint may not know yet. */
+/* Runs may name what was sent before a crash, and is in flight since the start, or was: the checkpoint may not know yet. */
 static bool was_sent_before(const struct session *sess, uint64_t sequence)
 {
     struct span bytes = sess->rare ? position_list_bytes(sess->rare->sent_in_runs) : (struct span){0};
@@ -526,6 +526,15 @@ bool waiting_restore(struct shard *shard, struct session *sess, uint64_t sequenc
         shard->waiting.restored_last = sequence;
     counter_inc(&shard->stats.copies_restored);
     post_runs(shard, sess);
+    return true;
+}
+
+bool waiting_restore_resent(struct shard *shard, struct session *sess, uint64_t sequence)
+{
+    if (!inflight_restore_before_later(&sess->inflight, sequence))
+        return false;
+    counter_inc(&shard->stats.copies_restored);
+    gauge_add(&shard->stats.inflight, 1);
     return true;
 }
 

@@ -258,7 +258,7 @@ static enum err load_want(void *arg, uint64_t number, uint64_t sequence, const s
         shard_restore_unwanted(shard, number, sequence);
         return ERR_NOTFOUND;
     }
-    enum err err = shard_restore_want(shard, number, sequence, cost, is_in_run, load->run_lasts[index]);
+    enum err err = shard_restore_want(shard, number, sequence, want->qos, cost, is_in_run, load->run_lasts[index]);
     load->loaded->messages += err == ERR_OK;
     return err;
 }

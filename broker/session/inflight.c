@@ -46,27 +46,29 @@ static uint16_t index_of(const struct inflight_block *block, const struct inflig
     return (uint16_t)(entry - block->entries);
 }
 
-/* Put a copy of `source` at the end of the order. The block has a free entry. */
-static struct inflight_entry *block_append(struct inflight_block *block, const struct inflight_entry *source)
+/* Put a copy of `source` into the order before the entry of index `before`, NONE: at the end. The block has a free entry. */
+static struct inflight_entry *block_insert(struct inflight_block *block, const struct inflight_entry *source, uint16_t before)
 {
     uint16_t index = block->free;
     CHECK(index != NONE);
     struct inflight_entry *entry = &block->entries[index];
     block->free = entry->next;
     *entry = *source;
-    entry->next = NONE;
-    entry->prev = block->last;
-    if (block->last != NONE)
-        block->entries[block->last].next = index;
-    else
-        block->first = index;
-    block->last = index;
+    entry->next = before;
+    entry->prev = before != NONE ? block->entries[before].prev : block->last;
+    *(entry->prev != NONE ? &block->entries[entry->prev].next : &block->first) = index;
+    *(before != NONE ? &block->entries[before].prev : &block->last) = index;
     uint16_t *cell = &block->cells[entry->packet_id & block->cell_mask];
     entry->next_in_cell = *cell;
     *cell = index;
-    if (!entry->is_sent && block->unsent == NONE)
+    if (!entry->is_sent && block->unsent == before)
         block->unsent = index;
     return entry;
+}
+
+static struct inflight_entry *block_append(struct inflight_block *block, const struct inflight_entry *source)
+{
+    return block_insert(block, source, NONE);
 }
 
 static bool resize(struct inflight *inflight, uint32_t capacity)
@@ -123,6 +125,14 @@ static struct inflight_entry *block_find(struct inflight_block *block, uint16_t 
     return NULL;
 }
 
+/* last_id becomes one that is free. Ends: fewer than 65,535 are in use. */
+static void draw_id(struct inflight *inflight)
+{
+    do
+        inflight->last_id++;
+    while (inflight->last_id == 0 || block_find(inflight->block, inflight->last_id));
+}
+
 struct inflight_entry *inflight_add(struct inflight *inflight, struct msg *msg, uint32_t meta, uint8_t qos)
 {
     CHECK(qos == 1 || qos == 2);
@@ -130,10 +140,7 @@ struct inflight_entry *inflight_add(struct inflight *inflight, struct msg *msg, 
         return NULL;
     if (!grow(inflight))
         return NULL;
-    /* Ends: fewer than 65,535 identifiers are in use. */
-    do
-        inflight->last_id++;
-    while (inflight->last_id == 0 || block_find(inflight->block, inflight->last_id));
+    draw_id(inflight);
     inflight->count++;
     return block_append(inflight->block, &(struct inflight_entry){.msg = msg,
                                                                   .meta = meta,
@@ -154,6 +161,35 @@ bool inflight_restore(struct inflight *inflight, uint64_t sequence, uint16_t pac
                                                            .state = is_received || sequence == 0 ? INFLIGHT_PUBREL : INFLIGHT_PUBLISH_2,
                                                            .is_wanted = sequence != 0,
                                                            .is_dup = true});
+    return true;
+}
+
+static uint16_t find_later(const struct inflight_block *block, uint64_t sequence)
+{
+    uint16_t at = block ? block->first : NONE;
+    while (at != NONE && inflight_sequence(&block->entries[at]) <= sequence)
+        at = block->entries[at].next;
+    return at;
+}
+
+bool inflight_has_later(const struct inflight *inflight, uint64_t sequence)
+{
+    return inflight->count < CAPACITY_MAX && find_later(inflight->block, sequence) != NONE;
+}
+
+bool inflight_restore_before_later(struct inflight *inflight, uint64_t sequence)
+{
+    CHECK(inflight_has_later(inflight, sequence));
+    if (!grow(inflight))
+        return false;
+    draw_id(inflight);
+    inflight->count++;
+    uint16_t before = find_later(inflight->block, sequence);
+    CHECK(!inflight->block->entries[before].is_sent);
+    block_insert(inflight->block,
+                 &(struct inflight_entry){
+                     .sequence = sequence, .packet_id = inflight->last_id, .state = INFLIGHT_PUBLISH_1, .is_wanted = true, .is_dup = true},
+                 before);
     return true;
 }
 

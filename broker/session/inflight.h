@@ -58,8 +58,14 @@ void inflight_deinit(struct inflight *inflight);
 /* Add at the end, unsent, under a fresh identifier. msg: taken when it succeeds. qos: 1 or 2. Borrowed until the next change; NULL when
  * memory is short or all identifiers are taken. */
 struct inflight_entry *inflight_add(struct inflight *inflight, struct msg *msg, uint32_t meta, uint8_t qos);
-/* At start: an outgoing QoS 2 message of an earlier life, by its sequence. False: memory is short, or the identifier is 0 or taken. */
+/* At start: an outgoing QoS 2 message of an earlier life, by its sequence; in the order of sending. False: memory is short, or the
+ * identifier is 0 or taken. */
 bool inflight_restore(struct inflight *inflight, uint64_t sequence, uint16_t packet_id, bool is_received);
+/* At start, after those: whether a message of this sequence was sent before one of them, and there is room for it. */
+bool inflight_has_later(const struct inflight *inflight, uint64_t sequence);
+/* Then: it is one of QoS 1, to be sent again before them [MQTT-4.6.0-1], under a fresh identifier (no record says which it had). Ascending
+ * by sequence, nothing is sent yet. O(n). False: memory is short. */
+bool inflight_restore_before_later(struct inflight *inflight, uint64_t sequence);
 struct inflight_entry *inflight_find(struct inflight *inflight, uint16_t packet_id);
 /* The entry of a message, NULL when there is none. O(n): for start and for what was read back. */
 struct inflight_entry *inflight_find_sequence(struct inflight *inflight, uint64_t sequence);

@@ -297,9 +297,8 @@ static enum err on_runs(void *arg, uint64_t session, uint64_t last_sequence)
 static enum err on_want(void *arg, uint64_t session, uint64_t sequence, const struct checkpoint_want *want, uint32_t cost, bool is_in_run)
 {
     struct loader *loader = arg;
-    (void)want;
     struct part begun = measure(loader);
-    enum err err = shard_restore_want(loader->shard, session, sequence, cost, is_in_run, 0);
+    enum err err = shard_restore_want(loader->shard, session, sequence, want->qos, cost, is_in_run, 0);
     account(&loader->wants, &begun, loader);
     loader->messages++;
     return err;

@@ -330,7 +330,7 @@ void memory_store_each_want(const struct memory_store *store, uint64_t session, 
         const struct want *want = &store->wants[i];
         for (size_t k = 0; want->session == session && k < store->body_count; k++)
             if (store->bodies[k].sequence == want->sequence)
-                visit(arg, want->sequence, (uint32_t)msg_cost(store->bodies[k].msg), is_in_run(store, session, want->sequence));
+                visit(arg, want->sequence, want->qos, (uint32_t)msg_cost(store->bodies[k].msg), is_in_run(store, session, want->sequence));
     }
 }
 

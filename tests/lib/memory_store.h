@@ -37,7 +37,7 @@ size_t memory_store_sent_count(const struct memory_store *store, uint64_t sessio
 /* The message is damaged from now on. */
 void memory_store_damage(struct memory_store *store, uint64_t sequence);
 /* For a start from it: visits the wants of a session in ascending order, with the cost and whether a run has it. */
-typedef void (*memory_store_want_fn)(void *arg, uint64_t sequence, uint32_t cost, bool is_in_run);
+typedef void (*memory_store_want_fn)(void *arg, uint64_t sequence, uint8_t qos, uint32_t cost, bool is_in_run);
 void memory_store_each_want(const struct memory_store *store, uint64_t session, memory_store_want_fn visit, void *arg);
 uint64_t memory_store_run_last(const struct memory_store *store, uint64_t session);
 

@@ -428,13 +428,13 @@ struct restored {
     const struct checkpoint_session *session;
 };
 
-static void restore_want(void *arg, uint64_t sequence, uint32_t cost, bool is_in_run)
+static void restore_want(void *arg, uint64_t sequence, uint8_t qos, uint32_t cost, bool is_in_run)
 {
     const struct restored *restored = arg;
     struct rig *rig = restored->rig;
     struct shard *shard = rig->shards[shard_home(rig->hash_key, rig->shard_count, restored->session->client_id)];
     uint64_t run_last = memory_store_run_last(rig->store, restored->session->number);
-    CHECK(shard_restore_want(shard, restored->session->number, sequence, cost, is_in_run, run_last) == ERR_OK);
+    CHECK(shard_restore_want(shard, restored->session->number, sequence, qos, cost, is_in_run, run_last) == ERR_OK);
 }
 
 void rig_restore(struct rig *rig, const struct checkpoint_session *sessions, size_t count)

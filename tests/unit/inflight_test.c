@@ -176,6 +176,41 @@ static void it_is_made_again_from_what_was_sent(void **state)
     inflight_deinit(&inflight);
 }
 
+static void what_was_sent_before_goes_before_it_again(void **state)
+{
+    (void)state;
+    struct inflight inflight = {0};
+    assert_false(inflight_has_later(&inflight, 1));
+    assert_true(inflight_restore(&inflight, 100, 2, false));
+    assert_true(inflight_restore(&inflight, 0, 3, false)); /* has no name */
+    assert_true(inflight_restore(&inflight, 95, 1, true)); /* sent later, though it is older */
+    assert_true(inflight_restore(&inflight, 120, 4, false));
+    const uint64_t wanted[] = {70, 90, 97, 110, 119, 121, 130}, order[] = {70, 90, 97, 100, 0, 95, 110, 119, 120};
+    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
+        assert_int_equal(inflight_has_later(&inflight, wanted[i]), wanted[i] < 120);
+        if (wanted[i] < 120)
+            assert_true(inflight_restore_before_later(&inflight, wanted[i]));
+    }
+    uint64_t missing[9];
+    assert_int_equal(inflight_missing(&inflight, missing, 9), 7); /* more than the first block held */
+    assert_int_equal(inflight.count, 9);
+    bool has_id[16] = {0};
+    for (size_t i = 0; i < 9; i++) {
+        struct inflight_entry *entry = inflight_next_unsent(&inflight);
+        assert_int_equal(inflight_sequence(entry), order[i]);
+        assert_true(entry->is_dup);
+        assert_false(has_id[entry->packet_id]);
+        assert_ptr_equal(inflight_find(&inflight, entry->packet_id), entry);
+        has_id[entry->packet_id] = true;
+        inflight_mark_sent(&inflight, entry);
+    }
+    assert_null(inflight_next_unsent(&inflight));
+    inflight_restart(&inflight);
+    inflight_remove(&inflight, inflight_find_sequence(&inflight, 70)); /* the first of the order */
+    assert_int_equal(inflight_sequence(inflight_next_unsent(&inflight)), 90);
+    inflight_deinit(&inflight);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -184,6 +219,7 @@ int main(void)
         cmocka_unit_test(nothing_is_kept_when_trimmed),
         cmocka_unit_test(what_is_on_disk_is_let_go_and_given_back),
         cmocka_unit_test(it_is_made_again_from_what_was_sent),
+        cmocka_unit_test(what_was_sent_before_goes_before_it_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

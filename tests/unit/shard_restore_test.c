@@ -320,6 +320,115 @@ static void what_is_in_flight_does_not_come_from_its_run_as_well(void **state)
     rig_free(rig);
 }
 
+/* What the log says is in flight of QoS 2, in the order of sending. Returns the count. */
+static uint32_t sent_of_log(const struct rig *rig, struct checkpoint_sent *sent_out, uint32_t max)
+{
+    struct record rec;
+    uint32_t count = 0;
+    for (size_t i = 0; i < rig_record_count(rig); i++) {
+        rig_record(rig, &rec, i);
+        uint32_t at = 0;
+        while (rec.packet_id != 0 && at < count && sent_out[at].packet_id != rec.packet_id)
+            at++;
+        if (rec.type == RECORD_SENT) {
+            assert_true(count < max);
+            sent_out[count++] = (struct checkpoint_sent){.sequence = rec.subject_sequence, .packet_id = rec.packet_id};
+        } else if (rec.type == RECORD_RECEIVED && at < count)
+            sent_out[at].is_received = true;
+        else if (rec.type == RECORD_ACK && rec.packet_id != 0 && at < count)
+            memmove(&sent_out[at], &sent_out[at + 1], (--count - at) * sizeof *sent_out);
+    }
+    return count;
+}
+
+/* The next PUBLISH, NULL when none comes; exchanges before it are finished on the way. */
+static const struct packet *next_publish(struct rig *rig, struct rig_client *client)
+{
+    const struct packet *packet;
+    while ((packet = rig_next(client)) && packet->type == MQTT_PUBREL) {
+        rig_send_ack(client, MQTT_PUBCOMP, packet->ack.packet_id);
+        rig_settle(rig);
+    }
+    assert_true(!packet || packet->type == MQTT_PUBLISH);
+    return packet;
+}
+
+static void acknowledge(struct rig *rig, struct rig_client *client, const struct packet *packet)
+{
+    assert_non_null(packet);
+    rig_send_ack(client, packet->publish.qos == 1 ? MQTT_PUBACK : MQTT_PUBREC, packet->publish.packet_id);
+    rig_settle(rig);
+}
+
+/* QoS 1 and 2 in turn: what is in flight at the crash is sent again in the order of the first time, whatever its QoS, and new messages come
+ * after it [MQTT-4.6.0-1]; with the window as it was, and with a smaller one. in_runs: they waited on disk before they were sent. */
+static void order_holds_over_both_qos(void **state, bool in_runs, uint16_t receive_max)
+{
+    enum { COUNT = 60, WINDOW = 9, DONE = 20 };
+    struct rig *rig = RIG(.has_store = true, .limits.inflight_max = WINDOW, .limits.session_queue_messages_max = 1000);
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false);
+    rig_subscribe(car, 1, "x", 2);
+    if (in_runs)
+        rig_break(car);
+    rig_settle(rig);
+    char payload[8];
+    for (unsigned i = 0; i < COUNT; i++) {
+        snprintf(payload, sizeof payload, "%u", i);
+        rig_publish(pub, "x", payload, 1 + i % 2, (uint16_t)(i + 1));
+        rig_settle(rig);
+        if (i % 20 == 19)
+            rig_checkpoint(rig);
+    }
+    rig_checkpoint(rig);
+    struct record rec;
+    assert_true(count_records(rig, RECORD_SESSION, &rec) > 0);
+    uint64_t number = rec.session;
+    if (in_runs)
+        car = come_back(rig, "car", false, true);
+    for (unsigned i = 0; i < DONE; i++)
+        acknowledge(rig, car, next_publish(rig, car));
+    for (unsigned i = DONE; i < DONE + WINDOW; i++)
+        assert_non_null(next_publish(rig, car));
+    assert_null(next_publish(rig, car));
+    struct checkpoint_sent sent[WINDOW];
+    struct bytes filters = {0};
+    put_record(&filters, &(struct record){.type = RECORD_SUBSCRIPTION, .topic = SPAN_LITERAL("x"), .options = 2});
+    struct checkpoint_session from = session(rig, "car", 1, 3600, CONNECTED);
+    from.number = number;
+    from.subscriptions = of(&filters);
+    from.sent = sent;
+    from.sent_count = sent_of_log(rig, sent, WINDOW);
+    assert_int_equal(from.sent_count, WINDOW / 2 + DONE % 2);
+    rig_restart(rig, (uint16_t)(8 - *(const uint16_t *)*state));
+    rig_restore(rig, &from, 1);
+    assert_int_equal(RIG_COUNTER(rig, copies_restored), COUNT - DONE);
+    struct packet connect = rig_connect_packet("car", MQTT_V5, false);
+    connect.connect.properties.present |= MQTT_PROPERTY_BIT(RECEIVE_MAXIMUM);
+    connect.connect.properties.receive_maximum = receive_max;
+    car = rig_connect_with(rig, &connect);
+    assert_true(expect(car, MQTT_CONNACK)->connack.session_present);
+    pub = rig_connect(rig, "pub", MQTT_V5, true);
+    rig_publish(pub, "x", "60", 2, 1);
+    rig_settle(rig);
+    for (unsigned i = DONE; i <= COUNT; i++) {
+        snprintf(payload, sizeof payload, "%u", i);
+        const struct packet *packet = next_publish(rig, car);
+        assert_non_null(packet);
+        if (!span_equal(packet->publish.payload, span_of_string(payload)))
+            fail_msg("%u: \"%.*s\"", i, (int)packet->publish.payload.size, (const char *)packet->publish.payload.data);
+        assert_int_equal(packet->publish.qos, i == COUNT ? 2 : 1 + i % 2);
+        assert_int_equal(packet->publish.dup, i < DONE + WINDOW || (i < COUNT && i % 2 == 0));
+        acknowledge(rig, car, packet);
+    }
+    assert_null(next_publish(rig, car));
+    rig_checkpoint(rig);
+    assert_int_equal(memory_store_want_count(rig_store(rig), number), 0);
+    rig_free(rig);
+}
+static void what_was_in_flight_keeps_its_order(void **state) { order_holds_over_both_qos(state, false, 9); }
+static void what_was_in_flight_keeps_its_order_in_a_smaller_window(void **state) { order_holds_over_both_qos(state, false, 1); }
+static void what_was_in_flight_from_runs_keeps_its_order(void **state) { order_holds_over_both_qos(state, true, 9); }
+
 static void name_that_comes_twice_is_the_later_session(void **state)
 {
     struct rig *rig = RIG();
@@ -354,7 +463,7 @@ static void what_no_broker_writes_is_refused(void **state)
     shard_turn_begin(shard, rig_mono_ns(rig), rig_wall_ns(rig));
     for (size_t i = 0; i < 3; i++)
         assert_int_equal(shard_restore_session(shard, &from[i]), ERR_CORRUPT);
-    assert_int_equal(shard_restore_want(shard, NUMBER(9), 1, 10, false, 0), ERR_NOTFOUND);
+    assert_int_equal(shard_restore_want(shard, NUMBER(9), 1, 1, 10, false, 0), ERR_NOTFOUND);
     shard_turn_end(shard);
     assert_int_equal(gauge_get(&rig_stats(rig, 0)->sessions), 0); /* nothing is left of them */
     rig_free(rig);
@@ -581,6 +690,9 @@ int main(void)
         CASE(what_it_wanted_is_sent_in_order),
         CASE(what_is_left_of_a_run_comes_back),
         CASE(what_is_in_flight_does_not_come_from_its_run_as_well),
+        CASE(what_was_in_flight_keeps_its_order),
+        CASE(what_was_in_flight_keeps_its_order_in_a_smaller_window),
+        CASE(what_was_in_flight_from_runs_keeps_its_order),
         CASE(name_that_comes_twice_is_the_later_session),
         CASE(what_no_broker_writes_is_refused),
         CASE(clock_of_one_that_was_away_has_gone_on),
