@@ -110,6 +110,7 @@ void session_on_disconnected(struct shard *shard, struct session *sess, bool say
         session_log_state(shard, sess, protocol);
     waiting_on_away(shard, sess);
     session_rare_trim(sess);
+    session_fold_filter(sess, shard->tree, shard->reader);
     session_arm_timer(shard, sess);
 }
 

@@ -126,6 +126,13 @@ enum err shard_restore_session(struct shard *shard, const struct checkpoint_sess
     return ERR_OK;
 }
 
+void shard_restore_filters_done(struct shard *shard, uint64_t number)
+{
+    struct session *sess = session_table_find_number(&shard->sessions, number);
+    if (sess)
+        session_fold_filter(sess, shard->tree, shard->reader);
+}
+
 struct subscriber shard_restore_subscriber(uint64_t number, actor_id home, uint64_t options)
 {
     uint8_t byte = (uint8_t)options;

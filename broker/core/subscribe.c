@@ -1,6 +1,7 @@
 /* SUBSCRIBE and UNSUBSCRIBE: one request each to the route actor, the answer when it has done it; then the retained values.
  *
- * The session's own list of filters follows the requests as they are sent, so that its end can name all that may be in the tree. Shared
+ * The session's own list of filters follows the requests as they are sent, so that its end can name all that may be in the tree; while it
+ * is away one filter is remembered by its place there (session_fold_filter). Shared
  * subscriptions are refused in this stage, and CONNACK says so. */
 #include <stdlib.h>
 
@@ -161,9 +162,21 @@ enum client_step subscribe_on_unsubscribe(struct shard *shard, struct client *cl
     return CLIENT_NEXT;
 }
 
-/* A request about all filters of a session; NULL when memory is short. */
-static struct route_request *request_about_all(const struct subscription_list *list)
+static struct route_request *request_about_folded(struct topic_filter_ref ref)
 {
+    size_t size = topic_filter_text(ref, NULL);
+    struct route_request *request = route_request_new(1, size);
+    if (request)
+        request->filters[0].size = (uint32_t)topic_filter_text(ref, request->text);
+    return request;
+}
+
+/* A request about all filters of a session, which has some; NULL when memory is short. */
+static struct route_request *request_about_all(const struct session *sess)
+{
+    if (sess->is_folded)
+        return request_about_folded(sess->filter);
+    const struct subscription_list *list = sess->subscriptions;
     struct route_request *request = route_request_new(list->count, list->size);
     struct span filter;
     uint32_t index = 0, used = 0;
@@ -175,21 +188,28 @@ static struct route_request *request_about_all(const struct subscription_list *l
 void subscribe_forget_session(struct shard *shard, struct session *sess)
 {
     /* Without memory its entries stay and lead to a number that is gone: dropped as session_gone. */
-    struct route_request *request = sess->subscriptions ? request_about_all(sess->subscriptions) : NULL;
+    struct route_request *request = session_has_filters(sess) ? request_about_all(sess) : NULL;
     if (request)
         request_send(shard, sess, request, ROUTE_FORGET_SESSION, ++shard->request_id, 0);
 }
 
 bool subscribe_set_full(struct shard *shard, struct session *sess, bool is_full)
 {
-    if (!sess->subscriptions)
+    if (!session_has_filters(sess))
         return true;
-    struct route_request *request = request_about_all(sess->subscriptions);
+    struct route_request *request = request_about_all(sess);
     if (!request)
         return false;
     request->is_full = is_full;
     request_send(shard, sess, request, ROUTE_SET_FULL, ++shard->request_id, 0);
     return true;
+}
+
+/* The last of its requests may have been answered. */
+static void fold_if_away(struct shard *shard, struct session *sess)
+{
+    if (!sess->client)
+        session_fold_filter(sess, shard->tree, shard->reader);
 }
 
 /* SUBACK and UNSUBACK of a session that the log knows wait for their records (LOG 8). */
@@ -279,6 +299,7 @@ void subscribe_on_reply(struct shard *shard, struct route_request *request)
             send_answer(shard, sess->client, request);
         if (request->kind != ROUTE_SUBSCRIBE) /* of a SUBSCRIBE, OP_RETAINED_END is the last */
             session_remove_pending(sess, request->id);
+        fold_if_away(shard, sess);
     }
     route_request_free(request);
 }
@@ -342,6 +363,8 @@ void subscribe_on_retained_value(struct shard *shard, const struct op *op)
 void subscribe_on_retained_end(struct shard *shard, const struct op *op)
 {
     struct session *sess = session_table_find_number(&shard->sessions, op->retained.session.number);
-    if (sess)
+    if (sess) {
         session_remove_pending(sess, op->retained.request_id);
+        fold_if_away(shard, sess);
+    }
 }

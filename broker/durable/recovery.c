@@ -233,6 +233,8 @@ static enum err load_session(void *arg, const struct checkpoint_session *session
         err = load_remember(load, session->number, home, session->was_connected);
     if (!err)
         err = load_subscriptions(load, session, home);
+    if (!err)
+        shard_restore_filters_done(target->shards[home], session->number);
     load->loaded->sessions += err == ERR_OK;
     return err;
 }

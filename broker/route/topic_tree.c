@@ -555,9 +555,10 @@ static bool place_remove(struct topic_tree *tree, subscriber_place *place, const
     return true;
 }
 
+/* Also for readers: a directory's depth never changes, and of a block that is being split the old one or the right half is found. */
 static const struct subscriber *place_find(subscriber_place *place, const struct subscriber *id)
 {
-    uintptr_t word = place_load(place);
+    uintptr_t word = atomic_load_explicit(place, memory_order_acquire);
     void *target = (void *)(word & ~PLACE_TAG_MASK);
     if (word == PLACE_NONE)
         return NULL;
@@ -566,7 +567,8 @@ static const struct subscriber *place_find(subscriber_place *place, const struct
     struct block *block = target;
     if ((word & PLACE_TAG_MASK) == PLACE_FANOUT) {
         struct fanout *fanout = target;
-        block = fanout_block(fanout, fanout_index(fanout->depth, subscriber_hash(id)));
+        size_t at = fanout_index(fanout->depth, subscriber_hash(id));
+        block = atomic_load_explicit(&fanout->blocks[at], memory_order_acquire);
     }
     uint32_t index = block_find(block, id);
     return index < block->count ? &block->subs[index] : NULL;
@@ -681,7 +683,7 @@ static struct node *topic_tree_make_child(struct topic_tree *tree, struct node *
 }
 
 /* The node and place of a wildcard filter. With `make`, missing nodes are made; NULL when memory is short (nothing is left behind).
- * Without, NULL when there is no such filter. */
+ * Without, NULL when there is no such filter; any thread may ask that. */
 static subscriber_place *topic_tree_wildcard_place(struct topic_tree *tree, struct node **node_out, struct span filter, bool make)
 {
     struct node *node = tree->root;
@@ -695,7 +697,7 @@ static subscriber_place *topic_tree_wildcard_place(struct topic_tree *tree, stru
         if (make)
             child = topic_tree_make_child(tree, node, level);
         else
-            child = level_is(level, '+') ? atomic_load_explicit(&node->plus, memory_order_relaxed) : child_find(tree, node, level);
+            child = level_is(level, '+') ? atomic_load_explicit(&node->plus, memory_order_acquire) : child_find(tree, node, level);
         if (child == NULL) {
             if (make)
                 topic_tree_prune(tree, node);
@@ -803,24 +805,85 @@ bool topic_tree_remove(struct topic_tree *tree, struct span filter, uint64_t num
     return true;
 }
 
-bool topic_tree_get(struct topic_tree *tree, struct subscriber *sub_out, struct span filter, uint64_t number)
+/* Low two bits of a topic_filter_ref. */
+#define REF_EXACT ((uintptr_t)1)     /* struct exact */
+#define REF_NODE ((uintptr_t)2)      /* struct node: the filter that ends there */
+#define REF_NODE_HASH ((uintptr_t)3) /* struct node: the filter that ends in "#" below it */
+
+/* A subscriber of a filter and where that stands; NULL when it is not there. Any thread. */
+static const struct subscriber *topic_tree_lookup(struct topic_tree *tree, struct topic_filter_ref *ref_out, struct span filter,
+                                                  uint64_t number)
 {
     struct subscriber id = {.number = number};
+    subscriber_place *place = NULL;
     bool wildcard;
     if (!filter_check(filter, &wildcard))
-        return false;
-    subscriber_place *place = NULL;
+        return NULL;
     if (wildcard) {
         struct node *node;
         place = topic_tree_wildcard_place(tree, &node, filter, false);
+        if (place != NULL)
+            ref_out->word = (uintptr_t)node | (place == &node->hash_subs ? REF_NODE_HASH : REF_NODE);
     } else {
         struct exact *exact = exact_find(tree, filter, hash_span(filter, tree->hash_key));
         place = exact != NULL ? &exact->subs : NULL;
+        ref_out->word = (uintptr_t)exact | REF_EXACT;
     }
-    const struct subscriber *sub = place != NULL ? place_find(place, &id) : NULL;
+    return place != NULL ? place_find(place, &id) : NULL;
+}
+
+bool topic_tree_get(struct topic_tree *tree, struct subscriber *sub_out, struct span filter, uint64_t number)
+{
+    struct topic_filter_ref ref;
+    const struct subscriber *sub = topic_tree_lookup(tree, &ref, filter, number);
     if (sub != NULL)
         *sub_out = *sub;
     return sub != NULL;
+}
+
+struct topic_filter_ref topic_tree_find(struct topic_tree *tree, struct epoch_reader *reader, struct span filter, uint64_t number)
+{
+    DCHECK(reader == NULL || epoch_is_active(reader));
+    (void)reader;
+    struct topic_filter_ref ref;
+    return topic_tree_lookup(tree, &ref, filter, number) != NULL ? ref : (struct topic_filter_ref){0};
+}
+
+/* The end of a text that is written from its end; out NULL: only its size is wanted. */
+static void text_put_before(uint8_t *out, size_t *at, size_t size, struct span piece)
+{
+    *at += piece.size;
+    if (out != NULL && piece.size > 0)
+        memcpy(out + size - *at, piece.data, piece.size);
+}
+
+/* The filter of a node, with "#" or without, into the last bytes of out[0..size). Returns how many. */
+static size_t node_text(const struct node *node, bool hash, uint8_t *out, size_t size)
+{
+    size_t at = 0;
+    if (hash)
+        text_put_before(out, &at, size, SPAN_LITERAL("#"));
+    for (bool more = hash; node->parent != NULL; node = node->parent, more = true) {
+        if (more)
+            text_put_before(out, &at, size, SPAN_LITERAL("/"));
+        text_put_before(out, &at, size, node->is_plus ? SPAN_LITERAL("+") : span_of(node->level, node->size));
+    }
+    return at;
+}
+
+size_t topic_filter_text(struct topic_filter_ref ref, uint8_t *out)
+{
+    CHECK(ref.word != 0);
+    const void *target = (const void *)(ref.word & ~PLACE_TAG_MASK);
+    if ((ref.word & PLACE_TAG_MASK) == REF_EXACT) {
+        const struct exact *exact = target;
+        if (out != NULL)
+            memcpy(out, exact->filter, exact->size);
+        return exact->size;
+    }
+    bool hash = (ref.word & PLACE_TAG_MASK) == REF_NODE_HASH;
+    size_t size = node_text(target, hash, NULL, 0);
+    return out != NULL ? node_text(target, hash, out, size) : size;
 }
 
 void topic_tree_get_stats(const struct topic_tree *tree, struct topic_tree_stats *stats_out)

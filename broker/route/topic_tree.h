@@ -93,6 +93,18 @@ bool topic_tree_remove(struct topic_tree *tree, struct span filter, uint64_t num
 /* The subscriber of a filter, if it is there. Thread: writer. */
 bool topic_tree_get(struct topic_tree *tree, struct subscriber *sub_out, struct span filter, uint64_t number);
 
+/* Where a filter stands in the tree; word 0 = nowhere. Valid for as long as the subscriber is there that it was found for: what it points
+ * to does not change or move until then. */
+struct topic_filter_ref {
+    uintptr_t word;
+};
+
+/* The place of a filter, if the subscriber of that number is on it. reader: of this thread, inside a section; NULL only for the writer
+ * itself. Thread: any. */
+struct topic_filter_ref topic_tree_find(struct topic_tree *tree, struct epoch_reader *reader, struct span filter, uint64_t number);
+/* Its text, into `out` unless that is NULL. Returns its size in bytes. Thread: any, without a section. */
+size_t topic_filter_text(struct topic_filter_ref ref, uint8_t *out);
+
 /* Everyone whose filter matches the topic, into `list` (which it empties first).
  * reader  of this thread, inside a section; NULL only for the writer itself.
  * Returns 0 or ERR_NOMEM when the list could not grow (the list is then incomplete: refuse the message).

@@ -34,7 +34,9 @@ void session_deinit(struct session *sess)
 {
     inflight_deinit(&sess->inflight);
     queue_deinit(&sess->queue, NULL);
-    subscription_list_free(sess->subscriptions);
+    if (!sess->is_folded)
+        subscription_list_free(sess->subscriptions);
+    sess->is_folded = false;
     sess->subscriptions = NULL;
     if (!sess->rare)
         return;
@@ -46,6 +48,42 @@ void session_deinit(struct session *sess)
     id_sets_free(sess->rare);
     free(sess->rare);
     sess->rare = NULL;
+}
+
+void session_fold_filter(struct session *sess, struct topic_tree *tree, struct epoch_reader *reader)
+{
+    CHECK(!sess->client);
+    struct span filter;
+    uint32_t offset = 0;
+    if (sess->is_folded || !sess->subscriptions || sess->subscriptions->count != 1 || (sess->rare && sess->rare->pending) ||
+        !subscription_list_next(sess->subscriptions, &offset, &filter))
+        return;
+    struct topic_filter_ref ref = topic_tree_find(tree, reader, filter, sess->number);
+    if (ref.word == 0)
+        return;
+    subscription_list_free(sess->subscriptions);
+    sess->filter = ref;
+    sess->is_folded = true;
+}
+
+bool session_unfold_filter(struct session *sess)
+{
+    if (!sess->is_folded)
+        return true;
+    size_t size = topic_filter_text(sess->filter, NULL);
+    uint8_t *text = malloc(size);
+    struct subscription_list *list = NULL;
+    if (text) {
+        topic_filter_text(sess->filter, text);
+        if (subscription_list_add(&list, span_of(text, size), sess->hash) != ERR_OK)
+            list = NULL;
+        free(text);
+    }
+    if (!list)
+        return false;
+    sess->subscriptions = list;
+    sess->is_folded = false;
+    return true;
 }
 
 struct session_rare *session_rare_get(struct session *sess)

@@ -8,8 +8,10 @@
  *   gone           nothing is found by its number: whatever is addressed to it is dropped with a reason
  *
  * Memory: what every session needs is in the struct, with the client id behind it; what few need (a will, incoming QoS 2, subscriptions on
- * their way, several subscription identifiers on one message) is in `rare`, allocated when first needed and given back when empty. Pure;
- * owner: the shard. */
+ * their way, several subscription identifiers on one message) is in `rare`, allocated when first needed and given back when empty. The text
+ * of a filter stands in the topic tree as well: a session that is away and has one filter, as nearly all have, knows it by its place there
+ * alone. That place stays as long as the session is subscribed, and nobody but its home asks for that to end, which it does not while it is
+ * folded. Pure; owner: the shard. */
 #ifndef TIDEGATE_BROKER_SESSION_SESSION_H
 #define TIDEGATE_BROKER_SESSION_SESSION_H
 
@@ -18,6 +20,7 @@
 #include <stdint.h>
 
 #include "broker/core/ops.h"
+#include "broker/route/topic_tree.h"
 #include "broker/session/inbound_ids.h"
 #include "broker/session/inflight.h"
 #include "broker/session/queue.h"
@@ -82,15 +85,19 @@ struct session {
     struct timer_node timer; /* session expiry and will delay, whichever is first */
     struct inflight inflight;
     struct queue queue;
-    struct subscription_list *subscriptions; /* NULL = none */
-    struct session_rare *rare;               /* NULL = none */
-    int64_t expiry_at_ms;                    /* mono, while away; INT64_MAX = never */
-    uint32_t connection;                     /* counts connections: an answer for an earlier one is not sent on a later one */
-    uint32_t expiry_interval_s;              /* SESSION_NEVER_EXPIRES: for ever */
-    uint32_t hash;                           /* of the client id, session_table's */
-    uint16_t client_id_size;                 /* bytes */
-    bool is_logged;                          /* a SESSION record says that there is one */
-    bool is_named;                           /* records of messages name it (SUBSCRIBER_PERSISTENT): once persistent, to its end */
+    union {
+        struct subscription_list *subscriptions; /* NULL = none */
+        struct topic_filter_ref filter;          /* is_folded: it has this one */
+    };
+    struct session_rare *rare;  /* NULL = none */
+    int64_t expiry_at_ms;       /* mono, while away; INT64_MAX = never */
+    uint32_t connection;        /* counts connections: an answer for an earlier one is not sent on a later one */
+    uint32_t expiry_interval_s; /* SESSION_NEVER_EXPIRES: for ever */
+    uint32_t hash;              /* of the client id, session_table's */
+    uint16_t client_id_size;    /* bytes */
+    bool is_logged : 1;         /* a SESSION record says that there is one */
+    bool is_named : 1;          /* records of messages name it (SUBSCRIBER_PERSISTENT): once persistent, to its end */
+    bool is_folded : 1;         /* `filter` stands for the list of subscriptions */
     uint8_t client_id[];
 };
 
@@ -110,10 +117,17 @@ static inline uint64_t session_number_of(uint32_t epoch, uint64_t counter)
 }
 
 static inline struct span session_client_id(const struct session *sess) { return span_of(sess->client_id, sess->client_id_size); }
+static inline bool session_has_filters(const struct session *sess) { return sess->is_folded || sess->subscriptions; }
 static inline bool session_is_persistent(const struct session *sess) { return sess->expiry_interval_s > 0; }
 
 /* Everything in it but the struct itself; for session_table. */
 void session_deinit(struct session *sess);
+
+/* Keep the place of a filter that is alone instead of its text, if the topic tree has it (session/subscription_list.h). The session is
+ * away, and none of its requests is on its way. reader: of this thread, inside a section. */
+void session_fold_filter(struct session *sess, struct topic_tree *tree, struct epoch_reader *reader);
+/* The list again. False: memory is short, it stays folded. */
+bool session_unfold_filter(struct session *sess);
 
 /* The rare part, made when needed; NULL when memory is short. */
 struct session_rare *session_rare_get(struct session *sess);

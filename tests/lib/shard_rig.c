@@ -451,6 +451,7 @@ void rig_restore(struct rig *rig, const struct checkpoint_session *sessions, siz
             struct subscriber sub = shard_restore_subscriber(sessions[i].number, home, rec.options);
             CHECK(topic_tree_add(rig->tree, NULL, rec.topic, &sub) == ERR_OK);
         }
+        shard_restore_filters_done(rig->shards[home], sessions[i].number);
     }
     for (size_t i = 0; i < count && rig->store; i++)
         memory_store_each_want(rig->store, sessions[i].number, restore_want, &(struct restored){rig, &sessions[i]});

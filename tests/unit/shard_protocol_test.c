@@ -9,7 +9,7 @@
 
 #include <cmocka.h>
 
-#include "broker/session/session.h"
+#include "broker/core/shard_state.h"
 #include "broker/session/subscription_list.h"
 #include "tests/lib/check_random.h"
 #include "tests/lib/shard_rig.h"
@@ -1686,6 +1686,97 @@ static void unsubscribing_ends_it(void **state) /* 3.10.4-1 to -6, 3.11.3-1, -2 
     rig_free(rig);
 }
 
+static const struct session *session_of(struct rig *rig, const char *id)
+{
+    return session_table_find(&rig_shard(rig, rig_home(rig, id))->sessions, span_of_string(id));
+}
+
+static struct packet hundred_seconds(const char *id)
+{
+    struct packet connect = rig_connect_packet(id, MQTT_V5, false);
+    connect.connect.properties.session_expiry_interval_s = 100;
+    connect.connect.properties.present |= MQTT_PROPERTY_BIT(SESSION_EXPIRY_INTERVAL);
+    return connect;
+}
+
+/* Its text is in the topic tree alone meanwhile. */
+static void a_filter_survives_the_connection(void **state) /* 3.1.2-5, 3.10.4-1 */
+{
+    static const char *const filters[][2] = {{"x/y", "x/y"}, {"x/+/z", "x/1/z"}, {"x/#", "x/y/z"}, {"#", "x"},
+                                             {"/+", "/x"},   {"+", "x"},         {"/", "/"},       {"+/#", "x/y"}};
+    for (size_t i = 0; i < sizeof filters / sizeof filters[0]; i++) {
+        struct rig *rig = RIG();
+        struct packet connect = hundred_seconds("s");
+        struct rig_client *client = v5(rig, "p"), *other = rig_connect_with(rig, &connect);
+        expect_connack(other, false, 0);
+        rig_subscribe(other, 1, filters[i][0], 1);
+        rig_break(other);
+        rig_settle(rig);
+        assert_true(session_of(rig, "s")->is_folded);
+        rig_publish(client, filters[i][1], "away", 1, 1);
+        rig_settle(rig);
+        expect_ack(client, MQTT_PUBACK, 1, 0);
+        other = rig_connect_with(rig, &connect);
+        expect_connack(other, true, 0);
+        expect_publish(other, filters[i][1], "away", 1, 0);
+        assert_false(session_of(rig, "s")->is_folded);
+        rig_send_unsubscribe(other, 2, filters[i][0]);
+        rig_settle(rig);
+        assert_memory_equal(expect(other, MQTT_UNSUBACK)->suback.codes.data, "\x00", 1);
+        assert_false(session_has_filters(session_of(rig, "s")));
+        /* Its end takes it out of the tree. */
+        rig_subscribe(other, 3, filters[i][0], 1);
+        rig_break(other);
+        rig_advance(rig, 101000);
+        assert_null(session_of(rig, "s"));
+        rig_publish(client, filters[i][1], "gone", 1, 2);
+        rig_settle(rig);
+        expect_ack(client, MQTT_PUBACK, 2, 0x10);
+        rig_free(rig);
+    }
+}
+
+/* What is on its way to the route actor when the connection ends is done, and only then may the tree be relied on. */
+static void a_filter_on_its_way_is_not_lost(void **state)
+{
+    struct rig *rig = RIG();
+    struct packet connect = hundred_seconds("s");
+    struct rig_client *client = v5(rig, "p"), *other = rig_connect_with(rig, &connect);
+    expect_connack(other, false, 0);
+    rig_subscribe(other, 1, "x/y", 1);
+    rig_route_hold(rig, true);
+    rig_send_unsubscribe(other, 2, "x/y");
+    rig_send_subscribe(other, 3, "x/z", 1, 0);
+    rig_settle(rig);
+    rig_break(other);
+    rig_settle(rig);
+    assert_false(session_of(rig, "s")->is_folded);
+    rig_route_hold(rig, false);
+    rig_settle(rig);
+    assert_true(session_of(rig, "s")->is_folded);
+    rig_publish(client, "x/y", "not", 1, 1);
+    rig_publish(client, "x/z", "this", 1, 2);
+    rig_settle(rig);
+    expect_ack(client, MQTT_PUBACK, 1, 0x10);
+    expect_ack(client, MQTT_PUBACK, 2, 0);
+    other = rig_connect_with(rig, &connect);
+    expect_connack(other, true, 0);
+    expect_publish(other, "x/z", "this", 1, 0);
+    expect_nothing(other);
+    /* Two are kept as text, and none as nothing. */
+    rig_subscribe(other, 4, "x/y", 1);
+    rig_break(other);
+    rig_settle(rig);
+    assert_false(session_of(rig, "s")->is_folded);
+    rig_advance(rig, 101000);
+    rig_publish(client, "x/y", "gone", 1, 3);
+    rig_publish(client, "x/z", "gone", 1, 4);
+    rig_settle(rig);
+    expect_ack(client, MQTT_PUBACK, 3, 0x10);
+    expect_ack(client, MQTT_PUBACK, 4, 0x10);
+    rig_free(rig);
+}
+
 static void subscription_works_at_suback(void **state) /* 4.5.0-1 */
 {
     struct rig *rig = RIG();
@@ -2453,6 +2544,8 @@ int main(void)
         TEST(filters_in_a_packet_are_bounded),
         TEST(resubscribing_replaces),
         TEST(unsubscribing_ends_it),
+        TEST(a_filter_survives_the_connection),
+        TEST(a_filter_on_its_way_is_not_lost),
         TEST(subscription_works_at_suback),
         TEST(dollar_topics_are_not_for_wildcards),
         TEST(a_step_of_the_wall_clock_expires_nothing),

@@ -167,6 +167,7 @@ static void a_second_subscribe_replaces_the_first(void **state)
 struct model_sub {
     char filter[32];
     struct subscriber sub;
+    struct topic_filter_ref ref; /* while it is there */
     bool there;
 };
 
@@ -213,6 +214,21 @@ static void model_check(struct topic_tree *tree, struct model_sub *model, const 
     assert_int_equal(topic_tree_any(tree, NULL, span_of_string(topic), list), count > 0);
 }
 
+/* The same place as when it was added, and the filter's text at it. */
+static void check_place(struct topic_tree *tree, const struct model_sub *one)
+{
+    uint8_t text[sizeof one->filter];
+    struct span filter = span_of_string(one->filter);
+    struct topic_filter_ref ref = topic_tree_find(tree, NULL, filter, one->sub.number);
+    assert_int_equal(ref.word, one->there ? one->ref.word : 0);
+    if (!one->there)
+        return;
+    size_t size = topic_filter_text(ref, NULL);
+    assert_true(size <= sizeof text);
+    assert_int_equal(topic_filter_text(ref, text), size);
+    assert_true(span_equal(span_of(text, size), filter));
+}
+
 /* With `starve`, malloc fails at random: a refused add changes nothing, and a removal is spared (it cannot be refused). */
 static void run_model(uint64_t seed, bool starve)
 {
@@ -241,18 +257,23 @@ static void run_model(uint64_t seed, bool starve)
             one->there = err == ERR_OK;
             assert_int_equal(was_there, !one->there);
             there += one->there;
+            one->ref = topic_tree_find(tree, NULL, span_of_string(one->filter), one->sub.number);
+            assert_int_equal(one->ref.word != 0, one->there);
         } else if (one->there && check_random_chance(&random, 1, 3)) {
             one->sub.qos = (uint8_t)check_random_below(&random, 3);
             bool was_there = false;
             assert_int_equal(topic_tree_add(tree, &was_there, span_of_string(one->filter), &one->sub), ERR_OK);
             assert_true(was_there);
         } else if (one->there && !grow) {
+            check_place(tree, one);
             assert_false(topic_tree_remove(tree, span_of_string(one->filter), one->sub.number ^ (uint64_t)1 << 63));
             assert_true(topic_tree_remove(tree, span_of_string(one->filter), one->sub.number));
             assert_false(topic_tree_remove(tree, span_of_string(one->filter), one->sub.number));
             one->there = false;
             there--;
         }
+        if (one->filter[0] != '\0')
+            check_place(tree, one);
         if (step % 16 == 0) {
             char topic[32];
             random_text(&random, topic, false);
@@ -387,6 +408,8 @@ struct shared {
     _Atomic uint64_t rounds[2];
 };
 
+static const char *const shared_filters[] = {"s/#", "s/t", "+/t", "s/+", "x/y/+", "x/y"};
+
 struct reader {
     struct shared *shared;
     int index;
@@ -420,7 +443,20 @@ static void *match_on(void *arg)
                 abort(); /* missed, or seen twice */
         if (!topic_tree_any(self->shared->tree, reader, SPAN_LITERAL("s/u"), &list))
             abort();
+        /* A place that is found stays. */
+        struct topic_filter_ref places[3];
+        uint64_t number = sub_of((uint32_t)(round % STEADY)).number;
+        for (int i = 0; i < 3; i++)
+            places[i] = topic_tree_find(self->shared->tree, reader, span_of_string(shared_filters[i]), number);
+        if (topic_tree_find(self->shared->tree, reader, SPAN_LITERAL("s/u"), number).word != 0)
+            abort();
         epoch_end(reader);
+        for (int i = 0; i < 3; i++) {
+            uint8_t text[3];
+            if (places[i].word == 0 || topic_filter_text(places[i], NULL) != 3 || topic_filter_text(places[i], text) != 3 ||
+                memcmp(text, shared_filters[i], 3) != 0)
+                abort();
+        }
         atomic_store_explicit(&self->shared->rounds[self->index], round, memory_order_relaxed);
     }
     match_list_deinit(&list);
@@ -431,7 +467,7 @@ static void *match_on(void *arg)
 static void readers_see_every_steady_subscription_exactly_once(void **state)
 {
     (void)state;
-    static const char *const filters[] = {"s/#", "s/t", "+/t", "s/+", "x/y/+", "x/y"};
+    const char *const *filters = shared_filters;
     struct shared shared = {.tree = topic_tree_new(5)};
     struct check_random random;
     check_random_init(&random, check_random_seed(5));
