@@ -93,7 +93,7 @@ void checkpoint_free(struct checkpoint *checkpoint)
 {
     if (!checkpoint)
         return;
-    delta_clear(&checkpoint->delta);
+    delta_free(&checkpoint->delta);
     buf_deinit(&checkpoint->scratch);
     free(checkpoint->removals);
     free(checkpoint->jobs);

@@ -5,13 +5,14 @@
 
 #include <stdlib.h>
 
-#define BLOCK_SIZE ((size_t)64 << 10)
+#define BLOCK_SIZE (((size_t)64 << 10) - sizeof(struct delta_block))
 #define BUCKETS_MIN 64u
 #define DEAD_MIN 4096 /* entries without message that are worth taking out */
 
 struct delta_block {
-    struct delta_block *next;
+    struct delta_block *next, *before; /* before: of message blocks alone */
     size_t used, size;
+    size_t live; /* messages in it that are not done */
     uint64_t bytes[];
 };
 
@@ -30,22 +31,58 @@ enum err delta_grow(void **items, size_t *capacity, size_t count, size_t item_si
     return ERR_OK;
 }
 
+/* A block with room for `size`: of the usual size, or one for something large alone. */
+static struct delta_block *take_block(struct delta *delta, size_t size)
+{
+    struct delta_block *block = delta->spare_blocks;
+    if (size > BLOCK_SIZE || !block) {
+        size = size > BLOCK_SIZE ? size : BLOCK_SIZE;
+        block = (struct delta_block *)malloc(sizeof *block + size);
+        if (!block)
+            return NULL;
+    } else {
+        size = BLOCK_SIZE;
+        delta->spare_blocks = block->next;
+        delta->spare_count--;
+    }
+    *block = (struct delta_block){.size = size};
+    delta->block_count += size == BLOCK_SIZE;
+    return block;
+}
+
+static void give_block(struct delta *delta, struct delta_block *block)
+{
+    delta->bytes -= block->used;
+    if (block->size != BLOCK_SIZE) {
+        free(block);
+        return;
+    }
+    delta->block_count--;
+    delta->spare_count++;
+    block->next = delta->spare_blocks;
+    delta->spare_blocks = block;
+}
+
+static void *block_alloc(struct delta *delta, struct delta_block *block, size_t size)
+{
+    uint8_t *at = (uint8_t *)block->bytes + block->used;
+    block->used += size;
+    delta->bytes += size;
+    return at;
+}
+
 void *delta_alloc(struct delta *delta, size_t size)
 {
     size = align_up(size ? size : 1, 8);
     struct delta_block *block = delta->blocks;
     if (!block || block->size - block->used < size) {
-        size_t block_size = size > BLOCK_SIZE ? size : BLOCK_SIZE;
-        block = (struct delta_block *)malloc(sizeof *block + block_size);
+        block = take_block(delta, size);
         if (!block)
             return NULL;
-        *block = (struct delta_block){.next = delta->blocks, .size = block_size};
+        block->next = delta->blocks;
         delta->blocks = block;
-        delta->bytes += block_size;
     }
-    uint8_t *at = (uint8_t *)block->bytes + block->used;
-    block->used += size;
-    return at;
+    return block_alloc(delta, block, size);
 }
 
 bool delta_is_empty(const struct delta *delta)
@@ -54,38 +91,98 @@ bool delta_is_empty(const struct delta *delta)
            delta->run_count == 0;
 }
 
-static size_t message_bytes(const struct delta_message *message)
+static struct delta_message *alloc_message(struct delta *delta, size_t size)
 {
-    return sizeof *message + message->want_count * sizeof *message->wants + message->recipients_size + message->body_size;
+    size = align_up(size, 8);
+    struct delta_block *block = delta->last_message_block;
+    if (!block || block->size - block->used < size) {
+        block = take_block(delta, size);
+        if (!block)
+            return NULL;
+        block->before = delta->last_message_block;
+        *(block->before ? &block->before->next : &delta->message_blocks) = block;
+        delta->last_message_block = block;
+    }
+    block->live++;
+    struct delta_message *message = (struct delta_message *)block_alloc(delta, block, size);
+    message->block = block;
+    return message;
 }
 
 static void free_message(struct delta *delta, struct delta_entry *entry)
 {
-    delta->bytes -= message_bytes(entry->message);
-    free(entry->message);
+    struct delta_block *block = entry->message->block;
     entry->message = NULL;
     delta->dead_count++;
+    if (--block->live > 0)
+        return;
+    *(block->before ? &block->before->next : &delta->message_blocks) = block->next;
+    *(block->next ? &block->next->before : &delta->last_message_block) = block->before;
+    give_block(delta, block);
+}
+
+static void give_blocks(struct delta *delta, struct delta_block *block)
+{
+    for (struct delta_block *next; block; block = next) {
+        next = block->next;
+        give_block(delta, block);
+    }
+}
+
+/* What the array had room for stays, unless it was more than eight times what was used. */
+static void clear_array(void **items, size_t *count, size_t *capacity)
+{
+    if (*capacity / 8 > *count) {
+        free(*items);
+        *items = NULL;
+        *capacity = 0;
+    }
+    *count = 0;
 }
 
 void delta_clear(struct delta *delta)
 {
-    for (size_t i = 0; i < delta->message_count; i++)
-        free(delta->messages[i].message);
     for (size_t b = 0; b < delta->session_bucket_count; b++) {
         for (struct stored_session *session = delta->session_buckets[b], *next; session; session = next) {
             next = session->next;
             stored_session_clear(session);
         }
     }
-    while (delta->blocks) {
-        struct delta_block *next = delta->blocks->next;
-        free(delta->blocks);
-        delta->blocks = next;
+    free(delta->session_buckets);
+    free(delta->retained_buckets);
+    /* A need that was once goes by halves. */
+    delta->blocks_wanted = delta->block_count > delta->blocks_wanted / 2 ? delta->block_count : delta->blocks_wanted / 2;
+    give_blocks(delta, delta->blocks);
+    give_blocks(delta, delta->message_blocks);
+    struct delta kept = *delta;
+    *delta = (struct delta){.blocks_wanted = kept.blocks_wanted, .spare_blocks = kept.spare_blocks, .spare_count = kept.spare_count};
+    while (delta->spare_count > delta->blocks_wanted) {
+        struct delta_block *block = delta->spare_blocks;
+        delta->spare_blocks = block->next;
+        delta->spare_count--;
+        free(block);
+    }
+    clear_array((void **)&kept.messages, &kept.message_count, &kept.message_capacity);
+    clear_array((void **)&kept.acks, &kept.ack_count, &kept.ack_capacity);
+    clear_array((void **)&kept.runs, &kept.run_count, &kept.run_capacity);
+    delta->messages = kept.messages;
+    delta->message_capacity = kept.message_capacity;
+    delta->acks = kept.acks;
+    delta->ack_capacity = kept.ack_capacity;
+    delta->runs = kept.runs;
+    delta->run_capacity = kept.run_capacity;
+}
+
+void delta_free(struct delta *delta)
+{
+    delta_clear(delta);
+    while (delta->spare_blocks) {
+        struct delta_block *next = delta->spare_blocks->next;
+        free(delta->spare_blocks);
+        delta->spare_blocks = next;
     }
     free(delta->messages);
     free(delta->acks);
-    free(delta->session_buckets);
-    free(delta->retained_buckets);
     free(delta->runs);
     *delta = (struct delta){0};
 }
@@ -116,10 +213,11 @@ enum err delta_put_message(struct delta *delta, uint64_t sequence, const struct 
         return err;
     size_t wants_size = want_count * sizeof *wants, body_size = record_size(body);
     size_t recipients_size = want_count ? rec->recipients.size : 0;
-    struct delta_message *message = (struct delta_message *)malloc(sizeof *message + wants_size + recipients_size + body_size);
+    struct delta_message *message = alloc_message(delta, sizeof *message + wants_size + recipients_size + body_size);
     if (!message)
         return ERR_NOMEM;
     *message = (struct delta_message){
+        .block = message->block,
         .want_count = want_count,
         .outstanding = want_count,
         .recipients_size = (uint32_t)recipients_size,
@@ -134,7 +232,7 @@ enum err delta_put_message(struct delta *delta, uint64_t sequence, const struct 
     }
     record_encode(at + recipients_size, body);
     delta->messages[delta->message_count++] = (struct delta_entry){sequence, message};
-    delta->bytes += message_bytes(message) + sizeof *delta->messages;
+    delta->bytes += sizeof *delta->messages;
     return ERR_OK;
 }
 

@@ -8,6 +8,10 @@
  * It knows nothing of the database: whoever looks there gives it what was found. Sequences come in ascending order, so the messages are an
  * array that only grows at its end; an acknowledgement costs two binary searches.
  *
+ * Memory comes in blocks and is kept from one delta to the next, as much as the greatest of late needed: each second's messages go where
+ * the last second's were, without a call of the allocator or a fresh page. Messages lie in blocks of their own, in order of arrival; a
+ * block all of whose messages are done is used again at once, so what comes and goes within one delta takes no room.
+ *
  * Bound: checkpoint_delta_bytes(), which the store writer keeps in view. Owner: the store thread. Pure. */
 #ifndef TIDEGATE_BROKER_DURABLE_CHECKPOINT_DELTA_H
 #define TIDEGATE_BROKER_DURABLE_CHECKPOINT_DELTA_H
@@ -24,8 +28,9 @@ struct delta_want {
     uint32_t at; /* of its encoding in the recipients' bytes; DELTA_WANT_DONE */
 };
 
-/* One block: wants ascending by session, then the recipients as the record had them, then the body as an encoded record. */
+/* Contiguous: wants ascending by session, then the recipients as the record had them, then the body as an encoded record. */
 struct delta_message {
+    struct delta_block *block; /* in which it lies */
     uint32_t want_count, outstanding;
     uint32_t recipients_size, body_size;
     uint32_t content_bytes; /* of topic, properties and payload */
@@ -78,14 +83,21 @@ struct delta {
     size_t retained_bucket_count, retained_count;
     struct delta_run *runs;
     size_t run_count, run_capacity;
-    struct delta_block *blocks; /* of delta_alloc() */
-    size_t bytes;               /* of everything */
+    struct delta_block *blocks;                              /* of delta_alloc() */
+    struct delta_block *message_blocks, *last_message_block; /* the last is being filled */
+    struct delta_block *spare_blocks;
+    size_t block_count, spare_count; /* of the usual size: in use, not in use */
+    size_t blocks_wanted;            /* so many are kept */
+    size_t bytes;                    /* of everything that is in use */
 };
 
 /* Room for one more in an array that doubles. */
 enum err delta_grow(void **items, size_t *capacity, size_t count, size_t item_size) must_check;
 
+/* Everything is done; most of the memory stays. */
 void delta_clear(struct delta *delta);
+/* That goes as well. */
+void delta_free(struct delta *delta);
 bool delta_is_empty(const struct delta *delta);
 /* Live messages. */
 static inline size_t delta_message_count(const struct delta *delta) { return delta->message_count - delta->dead_count; }

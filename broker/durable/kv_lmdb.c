@@ -41,6 +41,7 @@ struct kv_lmdb_txn {
     MDB_txn *txn;
     enum err failed; /* why LMDB answers MDB_BAD_TXN from now on */
     MDB_cursor *cursors[KV_TREE_COUNT];
+    MDB_cursor *ends[KV_TREE_COUNT]; /* at the end of a tree whose puts are in the order of its keys */
 };
 
 static struct kv_lmdb *lmdb_of(struct kv *kv)
@@ -236,12 +237,36 @@ static enum err lmdb_get(struct kv_txn *base, enum kv_tree tree, struct span key
     return after_read(txn, rc);
 }
 
+/* A cursor at the end believes in its place, so any other change of the tree is the end of it. */
+static void leave_end(struct kv_lmdb_txn *txn, enum kv_tree tree)
+{
+    if (txn->ends[tree])
+        mdb_cursor_close(txn->ends[tree]);
+    txn->ends[tree] = NULL;
+}
+
+/* What is named by sequence comes in ascending order mostly: then there is nothing to search, and full pages stay full. */
+static bool is_sequential(enum kv_tree tree) { return tree == KV_RECIPIENTS || tree == KV_BODIES || tree == KV_HOLDERS; }
+
+static int put_at_end(struct kv_lmdb_txn *txn, enum kv_tree tree, MDB_val *key, MDB_val *room)
+{
+    int rc = 0;
+    if (!txn->ends[tree])
+        rc = mdb_cursor_open(txn->txn, lmdb_of(txn->base.kv)->trees[tree], &txn->ends[tree]);
+    return rc ? rc : mdb_cursor_put(txn->ends[tree], key, room, MDB_RESERVE | MDB_APPEND);
+}
+
 static enum err lmdb_put(struct kv_txn *base, enum kv_tree tree, struct span key, struct span value, const uint8_t crc[4])
 {
     struct kv_lmdb_txn *txn = (struct kv_lmdb_txn *)base;
     struct kv_lmdb *lmdb = lmdb_of(base->kv);
     MDB_val mdb_key = val_of(key), room = {value.size + 4, NULL};
-    int rc = mdb_put(txn->txn, lmdb->trees[tree], &mdb_key, &room, MDB_RESERVE);
+    int rc = is_sequential(tree) ? put_at_end(txn, tree, &mdb_key, &room) : MDB_KEYEXIST;
+    if (rc == MDB_KEYEXIST) { /* it does not belong at the end */
+        leave_end(txn, tree);
+        room = (MDB_val){value.size + 4, NULL};
+        rc = mdb_put(txn->txn, lmdb->trees[tree], &mdb_key, &room, MDB_RESERVE);
+    }
     if (rc)
         return after_write(lmdb, rc);
     if (value.size)
@@ -256,6 +281,7 @@ static enum err lmdb_del(struct kv_txn *base, enum kv_tree tree, struct span key
     struct kv_lmdb_txn *txn = (struct kv_lmdb_txn *)base;
     struct kv_lmdb *lmdb = lmdb_of(base->kv);
     MDB_val mdb_key = val_of(key);
+    leave_end(txn, tree);
     int rc = mdb_del(txn->txn, lmdb->trees[tree], &mdb_key, NULL);
     return rc == MDB_NOTFOUND ? ERR_NOTFOUND : after_write(lmdb, rc);
 }

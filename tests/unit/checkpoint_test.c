@@ -310,6 +310,25 @@ static void what_all_acknowledge_within_a_delta_is_never_written(void **state)
     assert_int_equal(checkpoint_delta_bytes(b->checkpoint), 0);
 }
 
+/* Messages of an online subscriber come and go between two commits: they take the room of a few, however many they are. */
+static void what_comes_and_goes_takes_no_room(void **state)
+{
+    struct bench *b = (struct bench *)*state;
+    uint64_t kept = publish(b, 1, 1), before = 0;
+    for (int i = 0; i < 20000; i++) {
+        uint64_t sequence = publish(b, 1, 1);
+        if (before)
+            ack(b, 1, before);
+        before = sequence;
+        assert_true(checkpoint_delta_bytes(b->checkpoint) < (size_t)400 << 10);
+    }
+    assert_int_equal(STAT(b, never_written), 19999);
+    commit(b);
+    OK(find_want(b, 1, kept));
+    OK(find_want(b, 1, before));
+    assert_int_equal(entries(b, KV_BODIES), 2);
+}
+
 static void a_body_stays_as_long_as_somebody_wants_it(void **state)
 {
     struct bench *b = (struct bench *)*state;
@@ -1751,6 +1770,7 @@ int main(void)
         CASE(a_newer_format_is_refused_and_one_without_position_is_corrupt),
         CASE(values_without_a_format_are_corrupt),
         CASE(what_all_acknowledge_within_a_delta_is_never_written),
+        CASE(what_comes_and_goes_takes_no_room),
         CASE(a_body_stays_as_long_as_somebody_wants_it),
         CASE(wants_end_in_any_order_over_several_chunks),
         CASE(a_session_that_comes_twice_wants_it_once_at_the_greater_qos),

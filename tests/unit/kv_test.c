@@ -612,6 +612,59 @@ static void test_random_histories(void **state)
     free(committed);
 }
 
+/* Keys that grow take a way of their own (trees named by sequence); what else changes the tree in between must not lead it astray. */
+static void test_growing_keys(void **state)
+{
+    enum { KEYS = 6000 };
+    struct bench *b = (struct bench *)*state;
+    struct check_random random;
+    check_random_init(&random, check_random_seed(8));
+    uint16_t *sizes = (uint16_t *)calloc(KEYS, sizeof *sizes); /* of the values, less one; 0: none */
+    uint64_t count = 0;
+    uint8_t bytes[8];
+    while (count < KEYS) {
+        struct kv_txn *txn = begin(b, true);
+        for (int step = 0; step < 300 && count < KEYS; step++) {
+            uint64_t chosen =
+                check_random_chance(&random, 1, 12) && count > 0 ? count - 1 - check_random_below(&random, count < 40 ? count : 40) : count;
+            if (chosen < count && check_random_chance(&random, 1, 2)) {
+                OK(kv_del(txn, KV_BODIES, kv_key_u64(bytes, chosen)));
+                sizes[chosen] = 0;
+                continue;
+            }
+            struct span key, value;
+            if (chosen < count && check_random_chance(&random, 1, 2)) {
+                enum err err = kv_floor(txn, KV_BODIES, kv_key_u64(bytes, chosen), &key, &value);
+                assert_true(err == ERR_OK || err == ERR_NOTFOUND);
+                continue;
+            }
+            size_t size = check_random_chance(&random, 1, 20) ? check_random_below(&random, 20000) : check_random_below(&random, 400);
+            OK(kv_put(txn, KV_BODIES, kv_key_u64(bytes, chosen), span_of(value_buffer, size)));
+            sizes[chosen] = (uint16_t)(size + 1);
+            count += chosen == count;
+        }
+        OK(kv_commit(txn));
+    }
+    reopen(b);
+    struct kv_txn *txn = begin(b, false);
+    struct span key, value;
+    enum err err = kv_seek(txn, KV_BODIES, span_of(NULL, 0), &key, &value);
+    for (uint64_t i = 0; i < KEYS; i++) {
+        if (sizes[i] == 0)
+            continue;
+        OK(err);
+        assert_int_equal(kv_key_read_u64(key.data), i);
+        assert_int_equal(value.size, sizes[i] - 1);
+        struct span got;
+        OK(kv_get(txn, KV_BODIES, kv_key_u64(bytes, i), &got));
+        assert_true(span_equal(got, value));
+        err = kv_next(txn, KV_BODIES, &key, &value);
+    }
+    assert_int_equal(err, ERR_NOTFOUND);
+    kv_abort(txn);
+    free(sizes);
+}
+
 /* --- memory alone -------------------------------------------------------------------------------------------------------------------- */
 
 static void test_crash_keeps_commits(void **state)
@@ -1083,6 +1136,7 @@ int main(void)
         BOTH(test_full_and_again),
         BOTH(test_damage_is_found),
         BOTH(test_random_histories),
+        BOTH(test_growing_keys),
         MEMORY(test_crash_keeps_commits),
         MEMORY(test_failed_commits),
         MEMORY(test_faults),
