@@ -787,12 +787,36 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
     return CLIENT_NEXT;
 }
 
+/* The value is not kept. A QoS 2 message is refused with it: its identifier (packet_id, 0 = it has none) is free again, by the same record,
+ * and what comes under it next is another attempt. */
+static void log_value_refused(struct shard *shard, const struct msg *msg, uint16_t packet_id)
+{
+    struct session *sess = packet_id != 0 && msg->qos == 2 ? session_table_find_number(&shard->sessions, msg->publisher) : NULL;
+    session_log_retained_refused(shard, msg, sess && session_is_persistent(sess) ? packet_id : 0);
+    if (sess)
+        close_inbound(sess, packet_id);
+}
+
+void publish_on_value_refused(struct shard *shard, const struct msg *msg, uint64_t ticket)
+{
+    if (msg->qos > 0)
+        refused_values_add(&shard->refused_values, &(struct refused_value){.ticket = ticket,
+                                                                           .number = msg->retained_number,
+                                                                           .wait_block = shard->log.pool ? REFUSED_VALUE_LATE : 0});
+    struct publish_job *large = shard->log.large;
+    if (large && large->msg == msg) {
+        large->is_value_refused = true;
+        return;
+    }
+    const struct session *sess = msg->qos == 2 ? session_table_find_number(&shard->sessions, msg->publisher) : NULL;
+    const struct inbound_id *id = sess && sess->rare ? inbound_ids_find_retained(&sess->rare->inbound, ticket) : NULL;
+    log_value_refused(shard, msg, id ? id->packet_id : 0);
+}
+
 void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wait_block)
 {
     if (job->is_telemetry)
         counter_inc(&shard->stats.telemetry_logged), gauge_add(&shard->stats.telemetry_logging, -1);
-    if (job->is_value_refused)
-        session_log_retained_refused(shard, job->msg);
     shard->is_room_news = true; /* for another large one, and for who repeats or releases this one's identifier */
     give_held(shard, job->msg, span_of(job->held.data, job->held.size), job->held_count, wait_block, 0);
     struct gate_item item = answer_of(job->qos, job->packet_id, (enum mqtt_reason)job->reason);
@@ -803,6 +827,8 @@ void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wa
         if (id && id->wait_block == WAIT_UNKNOWN)
             keep_waits(id, &item);
     }
+    if (job->is_value_refused)
+        log_value_refused(shard, job->msg, job->is_will ? 0 : job->packet_id);
     struct client *client = job->is_will ? NULL : client_find(shard, &job->client);
     if (client && job->qos > 0)
         client_answer(shard, client, item);
@@ -813,15 +839,6 @@ void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wa
         publish_say_passed(shard, shard->passed_number);
         shard->passed_number = 0;
     }
-}
-
-void publish_on_value_refused(struct shard *shard, const struct msg *msg)
-{
-    struct publish_job *large = shard->log.large;
-    if (large && large->msg == msg)
-        large->is_value_refused = true;
-    else
-        session_log_retained_refused(shard, msg);
 }
 
 /* Whether the session's open identifiers are in the checkpoint, or on their way there. */
@@ -888,54 +905,39 @@ bool publish_will(struct shard *shard, const struct will *will)
     return true;
 }
 
-/* Whether the route actor refused the retained PUBLISH of this ticket; forgets what came before. (Not this one: a repeated PUBREC may stand
- * behind the first, and one that stays is asked again.) */
-static bool is_refused(struct shard *shard, uint64_t ticket)
+/* What the answer of a refused value waits for: its record. 0 = nothing more. */
+static uint64_t wait_of_refusal(const struct shard *shard, const struct refused_value *refused)
 {
-    uint32_t passed = 0;
-    while (passed < shard->retained_refused_count && shard->retained_refused[passed] < ticket)
-        passed++;
-    shard->retained_refused_count -= passed;
-    memmove(shard->retained_refused, shard->retained_refused + passed, shard->retained_refused_count * sizeof *shard->retained_refused);
-    return shard->retained_refused_count > 0 && shard->retained_refused[0] == ticket;
-}
-
-/* The identifier of a QoS 2 message that is refused after all is free again. Returns the block to wait for before the client is told so, 0
- * = none. False: no room to log it. */
-static bool close_refused(struct shard *shard, struct session *sess, uint64_t *wait_block_out, uint16_t packet_id)
-{
-    *wait_block_out = 0;
-    if (!sess->rare || !inbound_ids_find(&sess->rare->inbound, packet_id))
-        return true;
-    if (logs_inbound(shard, sess)) {
-        struct record rec = released_record(sess, packet_id);
-        if (!shard_log_has_control_room(&shard->log, record_size(&rec)))
-            return false;
-        *wait_block_out = shard_log_control(shard, &rec);
-    }
-    close_inbound(sess, packet_id);
-    return true;
+    uint64_t durable = shard->gate.durable_blocks;
+    if (refused->wait_block == REFUSED_VALUE_LATE)
+        return durable + 1; /* all blocks are at the disk: one comes back, and it is asked again */
+    return refused->wait_block > durable ? refused->wait_block : 0;
 }
 
 static uint64_t release_ack(struct shard *shard, const struct gate_item *item)
 {
-    bool is_bad = item->wait_retained != 0 && shard->retained_refused_count > 0 && is_refused(shard, item->wait_retained);
+    const struct refused_value *refused = NULL;
+    if (item->wait_retained != 0 && item->packet_type != MQTT_PUBCOMP)
+        refused = refused_values_reach(&shard->refused_values, item->wait_retained);
+    uint64_t wait_block = refused ? wait_of_refusal(shard, refused) : 0;
+    if (wait_block != 0)
+        return wait_block;
     struct client *client = client_find(shard, &item->client);
     if (!client) {
         counter_inc(&shard->stats.acks_dropped);
         return 0;
     }
-    struct gate_item sent = *item;
-    if (is_bad && client->version == MQTT_V5 && item->reason < MQTT_REASON_UNSPECIFIED_ERROR && item->packet_type != MQTT_PUBCOMP) {
-        uint64_t wait_block = 0;
-        /* Without room to log that the identifier is free the message counts as taken: only its value is not retained. */
-        if (item->packet_type != MQTT_PUBREC || close_refused(shard, client->session, &wait_block, item->packet_id))
-            sent.reason = MQTT_REASON_QUOTA_EXCEEDED;
-        if (wait_block != 0)
-            return wait_block;
-    }
     CHECK(client->gate_held > 0);
     client->gate_held--;
+    if (refused && client->version < MQTT_V5) {
+        /* It cannot be told so, and an acknowledgement would say that the value is kept [MQTT-3.3.5-2 of 3.1.1]. */
+        counter_inc(&shard->stats.acks_dropped);
+        client_close(shard, client, MQTT_REASON_SUCCESS, &shard->stats.closed_refused_publish);
+        return 0;
+    }
+    struct gate_item sent = *item;
+    if (refused)
+        sent.reason = MQTT_REASON_QUOTA_EXCEEDED;
     counter_inc(&shard->stats.acks_released);
     histogram_record(&shard->stats.gate_hold_ns, (uint64_t)(shard->now_mono_ns - item->since_mono_ns));
     client_send_answer(shard, client, &sent);

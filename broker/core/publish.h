@@ -74,8 +74,9 @@ bool publish_will(struct shard *shard, const struct will *will);
 /* The record of a large publish is complete: its last block is `wait_block`. The job is taken. */
 void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wait_block);
 void publish_job_free(struct publish_job *job);
-/* The route actor had no room for a retained message: said in the log, behind the message's own record. */
-void publish_on_value_refused(struct shard *shard, const struct msg *msg);
+/* The route actor had no room for the retained message of this ticket: said in the log, behind the message's own record, then to the
+ * publisher. */
+void publish_on_value_refused(struct shard *shard, const struct msg *msg, uint64_t ticket);
 /* All retained PUBLISHes of this shard below `number` are logged, or on their way as the large record: say so to the store (LOG 12). */
 void publish_say_passed(struct shard *shard, uint64_t number);
 /* The gate lets an item out. */

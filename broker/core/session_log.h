@@ -54,7 +54,8 @@ void session_log_delete(struct shard *shard, uint64_t number);
 /* options: the byte of SUBSCRIBE. */
 void session_log_subscription(struct shard *shard, uint64_t number, struct span filter, uint8_t options, uint32_t subscription_id);
 void session_log_unsubscribe(struct shard *shard, uint64_t number, struct span filter);
-/* The message's record says that it is retained, and there was no room for its topic. */
-void session_log_retained_refused(struct shard *shard, const struct msg *msg);
+/* The message's record says that it is retained, and there was no room for its topic. packet_id: the identifier of its publisher that is
+ * free with that, 0 = none is. */
+void session_log_retained_refused(struct shard *shard, const struct msg *msg, uint16_t packet_id);
 
 #endif

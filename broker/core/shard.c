@@ -8,7 +8,6 @@
 #include "common/hash.h"
 
 #define DROP_RECORD_SIZE ((size_t)4096) /* more than a DROP record takes */
-#define REFUSED_MAX 4096                /* retained refusals remembered for answers in the gate */
 
 actor_id shard_home(uint64_t hash_key, uint16_t shard_count, struct span client_id)
 {
@@ -110,7 +109,7 @@ void shard_free(struct shard *shard)
     publish_scratch_deinit(&shard->scratch);
     outbox_pool_deinit(&shard->outboxes);
     epoch_reader_unregister(shard->reader);
-    free(shard->retained_refused);
+    refused_values_deinit(&shard->refused_values);
     free(shard);
 }
 
@@ -198,20 +197,8 @@ static void on_retained(struct shard *shard, const struct op *op)
 {
     CHECK(op->retain.hold == shard->gate.retained_answered + 1);
     if (op->flag) {
-        publish_on_value_refused(shard, op->retain.msg);
+        publish_on_value_refused(shard, op->retain.msg, op->retain.hold);
         msg_unref(op->retain.msg);
-        if (ack_gate_is_empty(&shard->gate))
-            shard->retained_refused_count = 0;
-        if (shard->retained_refused_count == shard->retained_refused_capacity && shard->retained_refused_capacity < REFUSED_MAX) {
-            uint32_t capacity = shard->retained_refused_capacity ? shard->retained_refused_capacity * 2 : 16;
-            uint64_t *grown = realloc(shard->retained_refused, capacity * sizeof *grown);
-            if (grown) {
-                shard->retained_refused = grown;
-                shard->retained_refused_capacity = capacity;
-            }
-        }
-        if (shard->retained_refused_count < shard->retained_refused_capacity)
-            shard->retained_refused[shard->retained_refused_count++] = op->retain.hold;
     }
     ack_gate_set_retained(&shard->gate, op->retain.hold);
 }

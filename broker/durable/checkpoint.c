@@ -512,7 +512,10 @@ static enum err apply(struct checkpoint *checkpoint, const struct record *rec, u
     case RECORD_DROP:
         return end_wants(checkpoint, rec);
     case RECORD_RETAINED_REFUSED:
-        return apply_retained_refused(checkpoint, rec);
+        err = apply_retained_refused(checkpoint, rec);
+        if (!err && rec->session != 0 && rec->packet_id != 0)
+            err = apply_session(checkpoint, rec->session, &(struct record){.type = RECORD_RELEASED, .packet_id = rec->packet_id});
+        return err;
     case RECORD_PARTITIONS:
     case RECORD_BEGUN:
     case RECORD_DEVICE:

@@ -133,6 +133,11 @@ def test_3_3_1_retained_quota(new_broker, join, name, topic):
     metrics = broker.metrics()
     assert metrics.get("tidegate_retained_messages") == 3
     assert metrics.get("tidegate_retained_updates_total", result="refused") == 1
+    for version, qos in ((3, 1), (4, 2)):  # cannot be told, and an acknowledgement would say that it is kept
+        older = join(broker, name(), version)
+        older.send(wire.publish_packet(f"{topic}/4", b"x", qos=qos, packet_id=1, retain=True, version=version))
+        assert older.expect_closed() == []
+    assert broker.metrics().get("tidegate_retained_messages") == 3
 
 
 def test_3_3_1_newest_on_every_shard(broker, join, name, topic, spread):

@@ -444,18 +444,102 @@ static void refused_value_frees_the_identifier_durably_first(void **state)
     rig_route_hold(rig, false);
     rig_settle(rig);
     expect_nothing(pub);
-    struct record rec;
-    assert_int_equal(records_of(rig, &rec, RECORD_RELEASED), 1);
-    assert_int_equal(rec.packet_id, 2);
+    struct record rec, published;
+    rig_published(rig, &published, 1);
     assert_int_equal(records_of(rig, &rec, RECORD_RETAINED_REFUSED), 1); /* or the next start would have it */
     assert_true(span_equal(rec.topic, span_of_string("y")));
     assert_int_equal(rec.retained_number, 2);
+    assert_int_equal(rec.packet_id, 2); /* in one record: a resend is another attempt if and only if the value is not kept */
+    assert_true(rec.session == published.session);
     rig_log_hold(rig, false);
     rig_settle(rig);
     expect_ack(pub, MQTT_PUBREC, 2, MQTT_REASON_QUOTA_EXCEEDED);
     expect_ack(pub, MQTT_PUBACK, 3, MQTT_REASON_NO_MATCHING_SUBSCRIBERS); /* in order */
-    assert_int_equal(records_of(rig, &rec, RECORD_RELEASED), 1);
+    assert_int_equal(records_of(rig, &rec, RECORD_RELEASED), 0);
+    rig_publish_retained(pub, "x", "v", 2, 2); /* another message */
+    rig_settle(rig);
+    expect_ack(pub, MQTT_PUBREC, 2, MQTT_REASON_NO_MATCHING_SUBSCRIBERS);
     rig_free(rig);
+}
+
+/* Its publisher was told that it is not kept: a crash must not leave it kept. at_tier_memory: the message's own record is not waited for,
+ * this one is. */
+static void refusal(void **state, enum mqtt_version version, bool is_late, bool at_tier_memory)
+{
+    struct rig *rig = RIG(.retained_max = 1, .body_max = 1024, .block_count = 4, .tiers = at_tier_memory ? "# memory" : NULL);
+    struct rig_client *pub = rig_connect(rig, "pub", version, false), *other = v5(rig, "other");
+    char large[20000];
+    memset(large, 'x', sizeof large - 1);
+    large[sizeof large - 1] = '\0';
+    rig_publish_retained(pub, "x", "v", 0, 0);
+    rig_settle(rig);
+    rig_route_hold(rig, true);
+    rig_publish_retained(pub, "y", "v", 1, 1);
+    rig_settle(rig);
+    expect_nothing(pub);
+    rig_log_hold(rig, true);
+    if (is_late) {
+        rig_publish(other, "t/dev/1", large, 1, 1); /* takes all blocks */
+        rig_settle(rig);
+    }
+    rig_route_hold(rig, false);
+    rig_settle(rig);
+    struct record rec;
+    expect_nothing(pub);
+    assert_false(rig_is_closed(pub));
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    assert_int_equal(records_of(rig, &rec, RECORD_RETAINED_REFUSED), 1);
+    assert_int_equal(rec.packet_id, 0);
+    if (version == MQTT_V5)
+        expect_ack(pub, MQTT_PUBACK, 1, MQTT_REASON_QUOTA_EXCEEDED);
+    expect_nothing(pub);
+    assert_int_equal(rig_is_closed(pub), version != MQTT_V5);
+    assert_int_equal(RIG_COUNTER(rig, closed_refused_publish), version != MQTT_V5);
+    rig_free(rig);
+}
+
+static void refusal_of_a_value_waits_for_its_record(void **state)
+{
+    for (int i = 0; i < 4; i++)
+        refusal(state, MQTT_V5, i & 1, i & 2);
+}
+
+/* It cannot be told that the value is not kept; an acknowledgement would say that it is [MQTT-3.3.5-2 of 3.1.1]. */
+static void older_client_is_closed_when_its_value_is_refused(void **state)
+{
+    for (int i = 0; i < 4; i++)
+        refusal(state, i & 2 ? MQTT_V311 : MQTT_V31, i & 1, false);
+}
+
+/* The publisher of a refused QoS 2 value has gone meanwhile, and comes again with it: it is another attempt, not a repeated message that
+ * was taken. */
+static void refused_value_is_not_taken_when_it_comes_again(void **state)
+{
+    for (int is_large = 0; is_large < 2; is_large++) {
+        struct rig *rig = RIG(.retained_max = 1, .body_max = 1024, .block_count = 4);
+        struct rig_client *pub = v5_stay(rig, "pub");
+        char payload[20000];
+        memset(payload, 'x', sizeof payload - 1);
+        payload[is_large ? sizeof payload - 1 : 5] = '\0';
+        rig_publish_retained(pub, "x", "v", 1, 9);
+        rig_settle(rig);
+        expect(pub, MQTT_PUBACK);
+        rig_log_hold(rig, true);
+        rig_publish_retained(pub, "y", payload, 2, 1);
+        rig_settle(rig);
+        rig_break(pub);
+        rig_settle(rig);
+        rig_log_hold(rig, false);
+        rig_settle(rig);
+        pub = come_back(rig, "pub");
+        expect(pub, MQTT_CONNACK);
+        rig_publish_retained(pub, "y", payload, 2, 1);
+        rig_settle(rig);
+        expect_ack(pub, MQTT_PUBREC, 1, MQTT_REASON_QUOTA_EXCEEDED);
+        assert_int_equal(rig_published_count(rig), 3);
+        rig_free(rig);
+    }
 }
 
 /* Its record comes first, though the route actor says no before it is complete. */
@@ -845,6 +929,9 @@ int main(void)
         CASE(pubcomp_waits_until_the_identifier_is_closed),
         CASE(refused_value_frees_the_identifier_durably_first),
         CASE(refused_large_value_is_said_behind_its_record),
+        CASE(refusal_of_a_value_waits_for_its_record),
+        CASE(older_client_is_closed_when_its_value_is_refused),
+        CASE(refused_value_is_not_taken_when_it_comes_again),
         CASE(sequence_of_small_records_in_one_block),
         CASE(sequence_of_records_in_many_blocks),
         CASE(sequence_of_records_in_compressed_blocks),
