@@ -119,6 +119,20 @@ bool position_list_pop(struct position_list **place, uint64_t *sequence_out)
     return true;
 }
 
+void position_list_trim(struct position_list **place)
+{
+    struct position_list *list = *place;
+    uint32_t used = list ? list->size - list->first : 0;
+    if (!list || block_size(list->size) <= 2 * block_size(used))
+        return;
+    memmove(list->bytes, list->bytes + list->first, used);
+    list->first = 0;
+    list->size = used;
+    struct position_list *shrunk = (struct position_list *)realloc(list, block_size(used));
+    if (shrunk)
+        *place = shrunk;
+}
+
 uint32_t position_list_count(const struct position_list *list) { return list ? list->count : 0; }
 
 struct span position_list_bytes(const struct position_list *list)

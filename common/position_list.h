@@ -20,6 +20,8 @@ enum err position_list_push(struct position_list **list, uint64_t sequence) must
 /* Take the first off; false when empty. Frees the list with its last. */
 bool position_list_pop(struct position_list **list, uint64_t *sequence_out);
 bool position_list_first(const struct position_list *list, uint64_t *sequence_out);
+/* Give back what a list that was much longer holds: more than twice what it needs. */
+void position_list_trim(struct position_list **list);
 uint32_t position_list_count(const struct position_list *list);
 /* The encoded bytes, borrowed until the next change. */
 struct span position_list_bytes(const struct position_list *list);

@@ -298,7 +298,11 @@ static int compare_sequences(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-bool queue_is_tail_long(const struct queue *queue) { return queue->body && position_list_count(queue->body->tail) > QUEUE_TAIL_MAX; }
+bool queue_is_tail_long(const struct queue *queue)
+{
+    const struct position_list *tail = queue->body ? queue->body->tail : NULL;
+    return position_list_count(tail) > QUEUE_TAIL_MAX || position_list_bytes(tail).size > QUEUE_TAIL_SIZE_MAX;
+}
 
 static uint64_t max_of(uint64_t a, uint64_t b) { return a > b ? a : b; }
 
@@ -326,8 +330,9 @@ bool queue_take_run(struct queue *queue, uint64_t inflight_max, struct store_run
     uint32_t late = 0; /* up to the last of the oldest that may not go into a run */
     struct span bytes = position_list_bytes(body->tail);
     size_t offset = 0;
+    uint32_t count = position_list_count(body->tail) - 1;
     run_out->count = 0;
-    while (run_out->count < QUEUE_RUN) {
+    while (run_out->count < QUEUE_RUN && run_out->count < count) {
         enum err err = position_list_next(bytes, &offset, &sequence);
         CHECK(err == ERR_OK);
         run_out->sequences[run_out->count++] = sequence;
@@ -347,6 +352,8 @@ bool queue_take_run(struct queue *queue, uint64_t inflight_max, struct store_run
     }
     for (uint32_t i = 0; i < run_out->count; i++)
         position_list_pop(&body->tail, &sequence);
+    if (!queue_is_tail_long(queue))
+        position_list_trim(&body->tail); /* many came at once */
     qsort(run_out->sequences, run_out->count, sizeof run_out->sequences[0], compare_sequences);
     body->run_max = run_out->sequences[run_out->count - 1];
     body->run_count += run_out->count;

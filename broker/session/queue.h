@@ -17,7 +17,8 @@
  * be sent before the runs: what is in none and below the first; the rest comes after them. A run read before the store has
  * committed it is not found: it is asked for again with the next checkpoint.
  *
- * A session that is away costs struct queue, the body (48 bytes) and a list of at most QUEUE_TAIL_MAX sequences, however long its queue.
+ * A session that is away costs struct queue, the body (48 bytes) and the tail's list (64 bytes), however long its queue, whatever came at
+ * once and however far apart; one that came back and left while it was reading the list of the front as well.
  * Nothing is allocated while it is empty and never had runs. Counts and bytes cover all parts; the bounds are the caller's, with
  * queue_judge(). Pure; owner: the shard. */
 #ifndef TIDEGATE_BROKER_SESSION_QUEUE_H
@@ -33,8 +34,9 @@
 #include "common/metrics.h"
 
 #define QUEUE_HEAD_MAX STORE_READ_MAX /* messages read ahead; a run may bring as many beyond half of it */
-#define QUEUE_TAIL_MAX 13             /* sequences in memory; at one more the oldest QUEUE_RUN become a run */
-#define QUEUE_RUN 12                  /* at three bytes a sequence the list takes 64 bytes, one size class of the allocator */
+#define QUEUE_TAIL_MAX 13             /* sequences in memory, or QUEUE_TAIL_SIZE_MAX; at one more the oldest become a run, */
+#define QUEUE_RUN 12                  /* so many at most */
+#define QUEUE_TAIL_SIZE_MAX 39        /* bytes of theirs: with another of 5 the list takes 64, one size class of the allocator */
 #define QUEUE_RUN_MISSES_MAX 100      /* checkpoints in a row without the run that must be there: it is given up, counted */
 
 /* What stands beside a message for one recipient, in 32 bits:

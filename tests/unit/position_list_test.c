@@ -6,6 +6,8 @@
 #include <stdarg.h>
 #include <stdlib.h>
 
+#include <malloc.h>
+
 #include <cmocka.h>
 
 #define OK(call) assert_int_equal((call), ERR_OK)
@@ -120,6 +122,31 @@ static void put_writes_what_push_writes(void **state)
     position_list_free(list);
 }
 
+static void a_list_that_was_long_gives_back(void **state)
+{
+    (void)state;
+    struct position_list *list = NULL;
+    uint64_t sequence = 0;
+    position_list_trim(&list);
+    assert_null(list);
+    for (uint64_t i = 1; i <= 1000; i++)
+        OK(position_list_push(&list, i << 20));
+    for (uint64_t i = 1; i <= 990; i++) {
+        assert_true(position_list_pop(&list, &sequence));
+        if (i % 100 == 0)
+            position_list_trim(&list);
+    }
+    position_list_trim(&list);
+    assert_true(malloc_usable_size(list) <= 128);
+    OK(position_list_push(&list, UINT64_C(1001) << 20));
+    assert_int_equal(position_list_count(list), 11);
+    for (uint64_t i = 991; i <= 1001; i++) {
+        assert_true(position_list_pop(&list, &sequence));
+        assert_int_equal(sequence, i << 20);
+    }
+    assert_null(list);
+}
+
 static void bytes_cut_short_or_too_long_are_corrupt(void **state)
 {
     (void)state;
@@ -142,6 +169,7 @@ int main(void)
         cmocka_unit_test(an_empty_list_is_null_again),
         cmocka_unit_test(neighbours_take_a_byte_each),
         cmocka_unit_test(put_writes_what_push_writes),
+        cmocka_unit_test(a_list_that_was_long_gives_back),
         cmocka_unit_test(bytes_cut_short_or_too_long_are_corrupt),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -29,58 +29,86 @@ static uint64_t read_count(const char *name)
 }
 static uint64_t allocated(void) { return mallctl ? read_count("thread.allocated") - read_count("thread.deallocated") : 0; }
 
+struct world {
+    struct session_table table;
+    struct topic_tree *tree;
+    struct session *sessions[SESSIONS];
+    struct queue_stats window;
+    struct queue_shared shared;
+};
+
+static void add_session(struct world *world, uint32_t i)
+{
+    char id[25], filter[31];
+    snprintf(id, sizeof id, "device-%017u", i);
+    snprintf(filter, sizeof filter, "fleet/%09u/commands/a/set", i);
+    assert_int_equal(strlen(filter), 30);
+    struct session *sess = world->sessions[i] = session_table_add(&world->table, span_of(id, 24), i + 1);
+    assert_non_null(sess);
+    sess->expiry_interval_s = 3600;
+    assert_int_equal(subscription_list_add(&sess->subscriptions, span_of_string(filter), 7), 0);
+    assert_int_equal(topic_tree_add(world->tree, NULL, span_of_string(filter), &(struct subscriber){.number = i + 1}), 0);
+    session_fold_filter(sess, world->tree, NULL);
+    assert_true(sess->is_folded);
+}
+
+/* What the checkpoint has is let go, and the oldest of it written down. */
+static void settle(struct world *world, struct session *sess)
+{
+    struct store_run run;
+    CHECK(!queue_settle(&sess->queue, &world->shared, false));
+    while (queue_is_tail_long(&sess->queue))
+        CHECK(queue_take_run(&sess->queue, 0, &run));
+}
+
+/* Sessions that are away take QUEUED messages each, in turn, so that between two of a session stand those of all others; `distance` of
+ * anything else in the log between two messages. at_once: nothing is in the checkpoint before all came. */
+static uint64_t cost_of(uint32_t sessions, uint64_t distance, bool at_once)
+{
+    struct world *world = calloc(1, sizeof *world);
+    assert_non_null(world);
+    world->shared = (struct queue_shared){.window = &world->window, .checkpoint = at_once ? 0 : UINT64_MAX};
+    assert_int_equal(session_table_init(&world->table, 1), 0);
+    world->tree = topic_tree_new(1);
+    assert_non_null(world->tree);
+    uint64_t before = allocated(), sequence = 0;
+    for (uint32_t i = 0; i < sessions; i++)
+        add_session(world, i);
+    for (uint32_t k = 0; k < QUEUED; k++)
+        for (uint32_t i = 0; i < sessions; i++) {
+            struct msg *msg = msg_new(&(struct msg_source){.topic = SPAN_LITERAL("t"), .payload = SPAN_LITERAL("payload"), .qos = 1});
+            CHECK(msg);
+            atomic_store(&msg->sequence, sequence += 1 + distance);
+            CHECK(queue_push(&world->sessions[i]->queue, &world->shared, &(struct queue_item){.msg = msg, .is_wanted = true}));
+            if (!at_once)
+                settle(world, world->sessions[i]);
+        }
+    world->shared.checkpoint = UINT64_MAX;
+    for (uint32_t i = 0; i < sessions; i++) {
+        settle(world, world->sessions[i]);
+        CHECK(queue_count(&world->sessions[i]->queue) == QUEUED);
+    }
+    assert_int_equal(world->window.messages, 0);
+    while (topic_tree_poll(world->tree)) {
+    }
+    uint64_t cost = (allocated() - before) / sessions;
+    session_table_deinit(&world->table);
+    topic_tree_free(world->tree);
+    free(world);
+    return cost;
+}
+
 static void an_offline_session_is_small_however_long_its_queue(void **state)
 {
     (void)state;
-    struct session_table table;
-    struct queue_stats window = {0};
-    struct queue_shared shared = {.window = &window, .checkpoint = UINT64_MAX};
-    assert_int_equal(session_table_init(&table, 1), 0);
-    struct topic_tree *tree = topic_tree_new(1);
-    assert_non_null(tree);
-    struct session **sessions = malloc(SESSIONS * sizeof(struct session *));
-    assert_non_null(sessions);
-    uint64_t before = allocated(), sequence = 0, longest = 0;
-    for (uint32_t i = 0; i < SESSIONS; i++) {
-        char id[25], filter[31];
-        snprintf(id, sizeof id, "device-%017u", i);
-        snprintf(filter, sizeof filter, "fleet/%09u/commands/a/set", i);
-        assert_int_equal(strlen(filter), 30);
-        sessions[i] = session_table_add(&table, span_of(id, 24), i + 1);
-        assert_non_null(sessions[i]);
-        sessions[i]->expiry_interval_s = 3600;
-        assert_int_equal(subscription_list_add(&sessions[i]->subscriptions, span_of_string(filter), 7), 0);
-        assert_int_equal(topic_tree_add(tree, NULL, span_of_string(filter), &(struct subscriber){.number = i + 1}), 0);
-        session_fold_filter(sessions[i], tree, NULL);
-        assert_true(sessions[i]->is_folded);
-    }
-    /* One message in turn for each: between two of a session stand those of all others. */
-    struct msg *msg = msg_new(&(struct msg_source){.topic = SPAN_LITERAL("t"), .payload = SPAN_LITERAL("payload"), .qos = 1});
-    for (uint32_t k = 0; k < QUEUED; k++)
-        for (uint32_t i = 0; i < SESSIONS; i++) {
-            atomic_store(&msg->sequence, ++sequence);
-            struct queue_item item = {.msg = msg_ref(msg), .is_wanted = true};
-            CHECK(queue_push(&sessions[i]->queue, &shared, &item));
-            CHECK(!queue_settle(&sessions[i]->queue, &shared, false));
-            struct store_run run;
-            while (queue_take_run(&sessions[i]->queue, 0, &run))
-                CHECK(run.count == QUEUE_RUN);
-        }
-    for (uint32_t i = 0; i < SESSIONS; i++) {
-        CHECK(queue_count(&sessions[i]->queue) == QUEUED);
-        longest = queue_count(&sessions[i]->queue);
-    }
-    assert_int_equal(longest, QUEUED);
-    assert_int_equal(atomic_load(&msg->refs), 1);
-    while (topic_tree_poll(tree)) {
-    }
-    uint64_t cost = (allocated() - before) / SESSIONS;
-    print_message("a session that is away with %u messages: %lu bytes\n", QUEUED, (unsigned long)cost);
-    assert_true(cost <= BYTES_MAX);
-    msg_unref(msg);
-    free(sessions);
-    session_table_deinit(&table);
-    topic_tree_free(tree);
+    uint64_t in_turn = cost_of(SESSIONS, 0, false);
+    uint64_t at_once = cost_of(SESSIONS / 10, 0, true);
+    uint64_t far_apart = cost_of(SESSIONS / 10, 1u << 16, false); /* 1.3e8 between two of a session: five bytes each */
+    print_message("a session that is away with %u messages: %lu bytes; that came at once: %lu; far apart: %lu\n", QUEUED,
+                  (unsigned long)in_turn, (unsigned long)at_once, (unsigned long)far_apart);
+    assert_true(in_turn <= BYTES_MAX);
+    assert_true(at_once <= BYTES_MAX);
+    assert_true(far_apart <= BYTES_MAX);
 }
 
 int main(void)
