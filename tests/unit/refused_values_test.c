@@ -27,7 +27,7 @@ static void tickets_are_reached_in_order(void **state)
                     assert_true(value->wait_block == (reached % 6 == 0 ? reached / 3 : REFUSED_VALUE_LATE));
             }
         }
-        assert_true(refused.capacity <= 64);
+        assert_true(refused.capacity <= 128);
     }
     assert_null(refused_values_reach(&refused, 3001)); /* all are forgotten */
     assert_false(refused_values_has(&refused, 3000));
