@@ -196,7 +196,11 @@ sim: $(B)/tidegate-sim
 	$(if $(SEED),$< --seed $(SEED),@$(TALLY) $(MODE)-sim $< --seeds $(SEEDS))
 
 PYTEST := /usr/bin/python3 -B -m pytest -p no:cacheprovider --no-header -rs
-scenario: $(PROGRAMS)
+# Preloaded into the broker by tests of a disk that fails.
+$(B)/failing_disk.so: tests/harness/failing_disk.c $(B)/flags
+	$(CC) $(CPPFLAGS) -std=gnu11 -O2 -g -fPIC -shared $(WARN) -o $@ $< -ldl
+
+scenario: $(PROGRAMS) $(B)/failing_disk.so
 	@MODE=$(MODE) $(TALLY) $(MODE)-scenario $(PYTEST) tests/scenario
 e2e: $(PROGRAMS) $(B)/bench/replay
 	@MODE=$(MODE) $(TALLY) $(MODE)-e2e $(PYTEST) tests/e2e

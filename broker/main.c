@@ -10,6 +10,7 @@
  * failed, the same without waiting for it, and status 1. */
 #include <errno.h>
 #include <getopt.h>
+#include <limits.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -44,7 +45,7 @@
 #define EXIT_USAGE 2
 #define MAIN_FLUSH_MS 10000   /* how often lines held back by the rate limit are told */
 #define CHECKPOINT_READERS 16 /* read transactions at one time: the reader thread, backups */
-#define FD_RESERVE 128        /* descriptors that are no connections: log, listeners, HTTP, ... */
+#define FD_RESERVE 128        /* descriptors that are no connections: log, listeners, HTTP, ...; of a low limit a half */
 
 extern char **environ;
 
@@ -351,7 +352,10 @@ static enum err open_kv(void *arg, struct kv **kv_out, struct errmsg *msg)
         else if (saved > 0)
             LOG_NOTICE("checkpoint compacted", LOG_U64("saved_bytes", saved));
     }
-    return kv_lmdb_open(kv_out, &options, msg);
+    err = kv_lmdb_open(kv_out, &options, msg);
+    if (err == ERR_OK)
+        kv_lmdb_catch_faults(*kv_out);
+    return err;
 }
 
 /* What must be known of the log before numbers are drawn from its epoch. */
@@ -685,6 +689,14 @@ static enum err start_listeners(struct broker *broker, struct errmsg *msg)
     return ERR_OK;
 }
 
+/* A broker that cannot open a segment of its log for want of a descriptor must end: so connections never take the last ones. */
+static int connection_fd_end(void)
+{
+    uint64_t limit = proc_raise_fd_limit();
+    uint64_t reserve = limit / 2 < FD_RESERVE ? limit / 2 : FD_RESERVE;
+    return limit - reserve < INT_MAX ? (int)(limit - reserve) : INT_MAX;
+}
+
 static enum err start_door(struct broker *broker, struct errmsg *msg)
 {
     const struct broker_config *config = &broker->config;
@@ -709,6 +721,7 @@ static enum err start_door(struct broker *broker, struct errmsg *msg)
         .guests_max = (uint32_t)config->connecting_limit,
         .guest_bytes_max = (uint64_t)config->connecting_bytes_limit,
         .connections_max = limit_u64(config->global_max_connections),
+        .fd_end = connection_fd_end(),
         .accept_rate = rate_u64(config->accept_rate),
         .accept_burst = (uint64_t)config->accept_burst,
         .connection_rate = rate_u64(config->connection_rate),

@@ -88,6 +88,8 @@ enum err log_identity_begin(struct log_identity *identity_out, struct fs *fs, co
     }
     identity.epoch++;
     err = log_identity_save(&slots, &identity, fs, dir);
+    if (!err && create) /* both slots have their space from now on, however full the disk becomes */
+        err = log_identity_save(&slots, &identity, fs, dir);
     if (!err)
         *identity_out = identity;
 out:

@@ -11,8 +11,10 @@
  *
  * Threads. `lock` guards the list of files and the prepared segment: the log thread takes it at a roll only. What room() needs is atomic.
  *
- * Failure. A write or sync that fails leaves unknown contents; `failed` is set and stays. Only the lack of a next segment (limit or full
- * disk) is not final, because nothing was written.
+ * Failure. A write or sync that fails leaves unknown contents; `failed` is set and stays, and `failure` says of which file. Only a lack of
+ * space is not final where nothing depends on what was or was not written: for the next segment (limit or full disk), and in a write of
+ * blocks, which a file system that never writes in place may refuse although the segment is full of zeros: the same bytes are written to
+ * the same place again before anybody hears of them. A sync is never tried again, whatever its reason.
  *
  * Rejected: preparing under the spare's name and renaming at the roll (a directory sync, several ms, in the way of every acknowledgement);
  * fallocate instead of zeros (unwritten extents make each sync a journal commit). */
@@ -109,6 +111,8 @@ struct log_writer {
 
     /* Any thread. */
     atomic_int failed;
+    struct errmsg failure; /* written before `failed`, by who sets it */
+    pthread_mutex_t failure_lock;
     _Atomic uint64_t used_closed;  /* bytes of closed segments that are needed */
     _Atomic uint64_t used_current; /* bytes of the current */
     _Atomic uint64_t ready_bytes;  /* in free, prepared and spare files */
@@ -128,11 +132,23 @@ static enum err writer_segment_path(const struct log_writer *writer, char *path_
 
 static const char spare_name[] = "spare-0.seg";
 
-static enum err writer_fail(struct log_writer *writer, enum err err)
+/* The end of this writer; the first reason is kept. */
+static enum err writer_fail(struct log_writer *writer, enum err err, const char *file, const char *what)
 {
-    int none = ERR_OK;
-    atomic_compare_exchange_strong(&writer->failed, &none, err == ERR_OK ? ERR_IO : err);
+    pthread_mutex_lock(&writer->failure_lock);
+    if (atomic_load(&writer->failed) == ERR_OK) {
+        err_set(&writer->failure, ERR_IO, "%s/%s: %s: %s", writer->dir, file, what, err_text(err));
+        atomic_store(&writer->failed, err == ERR_OK ? ERR_IO : err);
+    }
+    pthread_mutex_unlock(&writer->failure_lock);
     return ERR_IO;
+}
+
+void log_writer_failure(struct log_writer *writer, struct errmsg *msg_out)
+{
+    pthread_mutex_lock(&writer->failure_lock);
+    *msg_out = writer->failure;
+    pthread_mutex_unlock(&writer->failure_lock);
 }
 
 enum err log_writer_failed(const struct log_writer *writer)
@@ -183,6 +199,13 @@ static void writer_account(struct log_writer *writer)
     atomic_store_explicit(&writer->ready_bytes, ready + writer->fill_bytes, memory_order_relaxed);
 }
 
+/* Names as they are now, durably. Also where space is what is missing, a sync that failed says nothing about the next one. */
+static enum err writer_sync_dir(struct log_writer *writer)
+{
+    enum err err = fs_sync_dir(writer->fs, writer->dir);
+    return err ? writer_fail(writer, err, "", "sync of the directory") : ERR_OK;
+}
+
 /* Give the file `from` the next generation's name, durably, and open it as the prepared segment. */
 static enum err writer_adopt(struct log_writer *writer, const char *from)
 {
@@ -191,7 +214,7 @@ static enum err writer_adopt(struct log_writer *writer, const char *from)
     if (!err)
         err = fs_rename(writer->fs, from, to);
     if (!err)
-        err = fs_sync_dir(writer->fs, writer->dir);
+        err = writer_sync_dir(writer);
     if (!err)
         err = fs_open(writer->fs, &writer->prepared, to, FILE_READ | FILE_WRITE | FILE_DIRECT | FILE_DSYNC);
     return err;
@@ -217,7 +240,7 @@ static enum err writer_recycle(struct log_writer *writer)
         if (!err)
             err = fs_unlink(writer->fs, path);
         if (!err)
-            err = fs_sync_dir(writer->fs, writer->dir);
+            err = writer_sync_dir(writer);
         if (err && err != ERR_NOTFOUND)
             return err;
         writer_remove_closed(writer);
@@ -242,10 +265,10 @@ static enum err writer_create(struct log_writer *writer)
     if (err)
         return err;
     err = file_truncate(writer->prepared, writer->segment_size);
+    if (!err && file_sync(writer->prepared) != ERR_OK)
+        err = ERR_IO;
     if (!err)
-        err = file_sync(writer->prepared);
-    if (!err)
-        err = fs_sync_dir(writer->fs, writer->dir);
+        err = writer_sync_dir(writer);
     if (err) {
         file_close(writer->prepared);
         writer->prepared = NULL;
@@ -257,15 +280,18 @@ static enum err writer_create(struct log_writer *writer)
 
 struct writer_look {
     struct log_writer *writer;
+    char current[LOG_SEGMENT_NAME_SIZE]; /* the current segment */
+    bool has_current;
     uint64_t floor;
     enum err err;
     struct errmsg *msg;
 };
 
-static void writer_look_cursor(void *context, const char *name)
+static void writer_look_at_name(void *context, const char *name)
 {
     struct writer_look *look = (struct writer_look *)context;
     struct log_cursor_value value;
+    look->has_current = look->has_current || strcmp(name, look->current) == 0;
     if (strncmp(name, LOG_CURSOR_PREFIX, strlen(LOG_CURSOR_PREFIX)) != 0)
         return;
     enum err err = log_cursor_read_durable(&value, look->writer->fs, look->writer->dir, name + strlen(LOG_CURSOR_PREFIX));
@@ -279,14 +305,22 @@ static void writer_look_cursor(void *context, const char *name)
 }
 
 /* How far is everybody, how full is the disk?
- * cursor_err_out  a cursor that cannot be read stops all reuse, and nothing else. */
+ * cursor_err_out  a cursor that cannot be read stops all reuse, and nothing else.
+ * Returns ERR_NOTFOUND when the current segment has lost its name: what is written to it nobody would find. */
 static enum err writer_look(struct log_writer *writer, enum err *cursor_err_out, struct errmsg *msg)
 {
     struct writer_look look = {.writer = writer, .floor = UINT64_MAX, .msg = msg};
     uint64_t free_bytes;
-    enum err err = fs_list(writer->fs, writer->dir, &look, writer_look_cursor);
+    /* It keeps its name while we look: only this thread's look lets segments be reused. */
+    pthread_mutex_lock(&writer->lock);
+    bool is_open = writer->file;
+    log_segment_name(look.current, writer->generation);
+    pthread_mutex_unlock(&writer->lock);
+    enum err err = fs_list(writer->fs, writer->dir, &look, writer_look_at_name);
     if (err)
         return err_set(msg, err, "%s: %s", writer->dir, err_text(err));
+    if (is_open && !look.has_current)
+        return err_set(msg, ERR_NOTFOUND, "%s/%s: was removed while it was written", writer->dir, look.current);
     err = fs_free_bytes(writer->fs, &free_bytes, writer->dir);
     if (err)
         return err_set(msg, err, "%s: free space: %s", writer->dir, err_text(err));
@@ -320,7 +354,7 @@ static enum err writer_shrink(struct log_writer *writer)
     if (err && err != ERR_NOTFOUND)
         return err;
     /* Older names must not outlive younger ones: the chain has no holes. */
-    err = fs_sync_dir(writer->fs, writer->dir);
+    err = writer_sync_dir(writer);
     if (err)
         return err;
     writer_remove_closed(writer);
@@ -383,10 +417,13 @@ enum err log_writer_prepare(struct log_writer *writer, struct errmsg *msg)
         return err_set(msg, ERR_IO, "%s: the log has failed", writer->dir);
     enum err cursor_err = ERR_OK;
     enum err err = writer_look(writer, &cursor_err, msg);
-    if (err) {
-        writer_fail(writer, err);
-        return ERR_IO;
+    if (err == ERR_NOTFOUND) {
+        char name[LOG_SEGMENT_NAME_SIZE];
+        log_segment_name(name, writer->generation);
+        return writer_fail(writer, err, name, "the segment was removed while it was written");
     }
+    if (err)
+        return writer_fail(writer, err, "", "looking at its files and the free space");
     pthread_mutex_lock(&writer->lock);
     bool had = writer->prepared;
     uint64_t recycled = writer->recycled_count;
@@ -413,8 +450,9 @@ enum err log_writer_prepare(struct log_writer *writer, struct errmsg *msg)
         return err_set(msg, ERR_NOSPACE, "%s: no space for the next segment", writer->dir);
     }
     if (err && err != ERR_AGAIN) {
-        writer_fail(writer, err);
-        return err_set(msg, ERR_IO, "%s: preparing a segment: %s", writer->dir, err_text(err));
+        (void)writer_fail(writer, err, spare_name, "preparing the next segment");
+        log_writer_failure(writer, msg);
+        return ERR_IO;
     }
     return err ? err : cursor_err;
 }
@@ -558,6 +596,8 @@ static enum err writer_open_segment(struct log_writer *writer)
     if (!err)
         err = file_sync(file);
     file_close(file);
+    if (err) /* what it has taken belongs to whoever makes room */
+        (void)!fs_unlink(writer->fs, path);
     if (!err)
         err = fs_sync_dir(writer->fs, writer->dir);
     if (!err)
@@ -613,13 +653,44 @@ static enum err writer_trim_predecessor(struct log_writer *writer, struct log_pl
     return err;
 }
 
-/* The first segment of this start: its header pins where the log ended. */
+enum err log_writer_release(struct log_writer *writer, bool *is_more_out, struct errmsg *msg)
+{
+    char path[FILE_PATH_MAX];
+    enum err cursor_err;
+    *is_more_out = false;
+    enum err err = writer_look(writer, &cursor_err, msg);
+    if (!err && (err = file_path(path, writer->dir, spare_name)) == ERR_OK) {
+        enum err gone = fs_unlink(writer->fs, path);
+        *is_more_out = gone == ERR_OK;
+    }
+    /* The oldest first, each durably: older names must not outlive younger ones. */
+    while (!err && writer->closed_count && writer->closed[0].generation < writer->floor) {
+        err = writer_segment_path(writer, path, writer->closed[0].generation);
+        if (!err)
+            err = fs_unlink(writer->fs, path);
+        if (!err || err == ERR_NOTFOUND)
+            err = writer_sync_dir(writer);
+        if (err)
+            return err_set(msg, err, "%s: %s", path, err_text(err));
+        writer_remove_closed(writer);
+        *is_more_out = true;
+    }
+    return err;
+}
+
+/* The first segment of this start: its header pins where the log ended. What the last start left beyond its end goes back to the disk
+ * first, which may be full; so does what could be reused, if that is not enough. */
 static enum err writer_open_start(struct log_writer *writer)
 {
     struct log_end end = writer->recovery.end;
+    bool is_more = false;
     writer->generation = writer->recovery.last_generation;
     enum err err = writer_open_list(writer);
     if (!err)
+        err = writer_trim_predecessor(writer, end.place);
+    if (!err)
+        err = writer_open_segment(writer);
+    if (err == ERR_NOSPACE && log_writer_release(writer, &is_more, NULL) == ERR_OK && is_more)
         err = writer_open_segment(writer);
     if (err)
         return err;
@@ -648,7 +719,7 @@ static enum err writer_open_start(struct log_writer *writer)
         err = file_sync(writer->state.slots.file);
     if (!err)
         err = fs_sync_dir(writer->fs, writer->dir);
-    return err ? err : writer_trim_predecessor(writer, end.place);
+    return err;
 }
 
 static enum err writer_open_memory(struct log_writer *writer)
@@ -692,6 +763,7 @@ enum err log_writer_open(struct log_writer **writer_out, const struct log_writer
         return err_set(msg, ERR_NOMEM, "%s", err_text(ERR_NOMEM));
     pthread_mutex_init(&writer->lock, NULL);
     pthread_mutex_init(&writer->end_lock, NULL);
+    pthread_mutex_init(&writer->failure_lock, NULL);
     writer->fs = options->fs;
     writer->dir = strdup(options->dir);
     log_writer_set_checkpoint(writer, options->checkpoint);
@@ -719,7 +791,8 @@ enum err log_writer_open(struct log_writer **writer_out, const struct log_writer
         goto fail;
     err = writer_open_start(writer);
     if (err) {
-        err_set(msg, err, "%s: starting segment %016" PRIx64 ": %s", writer->dir, writer->recovery.last_generation + 1, err_text(err));
+        err_set(msg, err, "%s/%016" PRIx64 ".seg: cannot start this segment: %s", writer->dir, writer->recovery.last_generation + 1,
+                err_text(err));
         goto fail;
     }
     atomic_store(&writer->used_current, LOG_SEGMENT_HEADER_SIZE);
@@ -730,7 +803,8 @@ enum err log_writer_open(struct log_writer **writer_out, const struct log_writer
     *writer_out = writer;
     return ERR_OK;
 fail:
-    writer_fail(writer, err);
+    if (!log_writer_failed(writer))
+        (void)writer_fail(writer, err, "", "cannot open");
     log_writer_close(writer);
     return err;
 }
@@ -741,8 +815,7 @@ void log_writer_close(struct log_writer *writer)
         return;
     if (!log_writer_failed(writer) && writer_write_state(writer) == ERR_OK) {
         /* The state is a hint; an error here changes nothing that was promised. */
-        if (file_sync(writer->state.slots.file) != ERR_OK)
-            writer_fail(writer, ERR_IO);
+        (void)!file_sync(writer->state.slots.file);
     }
     log_state_close(&writer->state);
     file_close(writer->file);
@@ -751,6 +824,7 @@ void log_writer_close(struct log_writer *writer)
     file_close(writer->lock_file);
     pthread_mutex_destroy(&writer->lock);
     pthread_mutex_destroy(&writer->end_lock);
+    pthread_mutex_destroy(&writer->failure_lock);
     free(writer->closed);
     free(writer->parts);
     free(writer->headers);
@@ -902,6 +976,17 @@ static enum err writer_roll(struct log_writer *writer)
     return err;
 }
 
+static enum err writer_fail_part(struct log_writer *writer, const struct log_writer_part *part, enum err err, struct errmsg *msg)
+{
+    char file[LOG_SEGMENT_NAME_SIZE], what[96];
+    log_segment_name(file, part->generation);
+    snprintf(what, sizeof what, "write of %" PRIu64 " bytes at %" PRIu64, part->end - part->offset, part->offset);
+    (void)writer_fail(writer, err, file, what);
+    if (msg)
+        log_writer_failure(writer, msg);
+    return ERR_IO;
+}
+
 enum err log_writer_write(struct log_writer *writer, struct errmsg *msg)
 {
     if (log_writer_failed(writer))
@@ -910,7 +995,7 @@ enum err log_writer_write(struct log_writer *writer, struct errmsg *msg)
     while (writer->part_done < writer->part_count) {
         const struct log_writer_part *part = &writer->parts[writer->part_done];
         enum err err = ERR_OK;
-        if (part->offset == 0)
+        if (part->offset == 0 && part->generation != writer->generation)
             err = writer_roll(writer);
         if (err == ERR_NOSPACE || err == ERR_NOMEM) /* nothing was written: later, perhaps */
             return err_set(msg, ERR_NOSPACE, "%s: no space for segment %016" PRIx64, writer->dir, part->generation);
@@ -919,11 +1004,11 @@ enum err log_writer_write(struct log_writer *writer, struct errmsg *msg)
             err = file_pwritev(writer->file, writer->iov + part->iov_begin, part->iov_count, part->offset);
             atomic_fetch_add_explicit(&writer->write_count, 1, memory_order_relaxed);
         }
-        if (err) {
-            writer_fail(writer, err);
-            return err_set(msg, ERR_IO, "%s/%016" PRIx64 ".seg: write of %" PRIu64 " bytes at %" PRIu64 ": %s", writer->dir,
-                           part->generation, part->end - part->offset, part->offset, err_text(err));
-        }
+        if (err == ERR_NOSPACE) /* all of it again: see above */
+            return err_set(msg, ERR_NOSPACE, "%s/%016" PRIx64 ".seg: write at %" PRIu64 ": %s", writer->dir, part->generation, part->offset,
+                           err_text(err));
+        if (err)
+            return writer_fail_part(writer, part, err, msg);
         writer->part_done++;
         if (writer->part_done < writer->part_count)
             CRASH_POINT("log_part_written"); /* the rest goes into the next segment */
@@ -973,7 +1058,7 @@ enum err log_writer_idle(struct log_writer *writer, int64_t *wait_ns_out, int64_
     }
     enum err err = writer_write_state(writer);
     if (err)
-        return writer_fail(writer, err);
+        return writer_fail(writer, err, "state", "write");
     writer->state_ns = now_ns;
     writer->state_written = true;
     return ERR_OK;

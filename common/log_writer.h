@@ -6,8 +6,9 @@
  * end). Begin, write and finish are apart so that a simulator can stop between any two.
  *
  * Invariants: blocks of a shard arrive in the order of their shard_block, none missing (CHECK); nothing is durable before finish; a failed
- * write or sync is final: every later call returns ERR_IO, because nobody knows what is on disk (a restart finds out). A sector that is
- * durable is never written again. Segments are reused only behind every cursor and the checkpoint.
+ * write or sync is final: every later call returns ERR_IO, because nobody knows what is on disk (a restart finds out). Only a write that
+ * found no space is made again, as it was, until there is some. A sector that is durable is never written again. Segments are reused only
+ * behind every cursor and the checkpoint.
  *
  * Bounds: `log_bytes_max` for the files, a floor for the free disk; at most LOG_WRITER_BATCH_MAX blocks a write.
  *
@@ -90,7 +91,8 @@ uint64_t log_writer_batch_bytes_max(const struct log_writer *writer);
 void log_writer_begin(struct log_writer *writer, struct log_block *const *blocks, size_t block_count);
 
 /* Write what was begun.
- * Returns 0; ERR_NOSPACE when the next segment cannot be made (nothing is lost: call again later, after space was made); ERR_IO for good.
+ * Returns 0; ERR_NOSPACE when the next segment cannot be made, or the file system has no space for the write itself (nothing is lost: call
+ * again later, after space was made); ERR_IO for good.
  */
 must_check enum err log_writer_write(struct log_writer *writer, struct errmsg *msg);
 
@@ -124,7 +126,15 @@ must_check enum err log_writer_ensure_cursor(struct log_writer *writer, const ch
 
 void log_writer_stats(struct log_writer *writer, struct log_writer_stats *stats_out);
 
+/* For a start that lacks space: free segments and a spare go back to the disk; without them the log works as it does when it is new.
+ * is_more_out  whether there was anything to give back.
+ * Thread: main, before other threads. */
+must_check enum err log_writer_release(struct log_writer *writer, bool *is_more_out, struct errmsg *msg);
+
 /* ERR_OK, or the error that ended this writer. Thread: any. */
 enum err log_writer_failed(const struct log_writer *writer);
+
+/* Which file that was about; empty when it has not failed. Thread: any. */
+void log_writer_failure(struct log_writer *writer, struct errmsg *msg_out);
 
 #endif

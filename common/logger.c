@@ -338,6 +338,8 @@ enum err logger_open(const char *path, enum logger_format format, enum logger_le
 
 void logger_set_threshold(enum logger_level threshold) { __atomic_store_n(&logger_threshold, (int)threshold, __ATOMIC_RELAXED); }
 
+int logger_fd(void) { return __atomic_load_n(&output.fd, __ATOMIC_RELAXED); }
+
 void logger_close(void)
 {
     logger_flush();

@@ -141,6 +141,8 @@ void logger_set_threshold(enum logger_level threshold);
 
 /* Tell what sites still hold back, one line each. Call it about every ten seconds and at the end. */
 void logger_flush(void);
+/* Where lines go, for a signal handler that may call nothing else here. */
+int logger_fd(void);
 /* Flush, close the file, back to stderr. */
 void logger_close(void);
 

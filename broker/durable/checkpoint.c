@@ -24,10 +24,10 @@ static enum err open_new(struct checkpoint *checkpoint, struct errmsg *msg)
     struct kv_stats stats;
     enum err err = kv_get_stats(checkpoint->kv, &stats);
     if (err)
-        return err_set(msg, err, "checkpoint: %s", err_text(err));
+        return err_set(msg, err, "%s: %s", kv_name(checkpoint->kv), err_text(err));
     for (int tree = 0; tree < KV_TREE_COUNT; tree++)
         if (stats.entries[tree] > 0)
-            return err_set(msg, ERR_CORRUPT, "checkpoint: %s without a format", kv_tree_name((enum kv_tree)tree));
+            return err_set(msg, ERR_CORRUPT, "%s: %s without a format", kv_name(checkpoint->kv), kv_tree_name((enum kv_tree)tree));
     checkpoint->is_new = true;
     return ERR_OK;
 }
@@ -35,12 +35,12 @@ static enum err open_new(struct checkpoint *checkpoint, struct errmsg *msg)
 static enum err open_stored(struct checkpoint *checkpoint, struct kv_txn *txn, struct span format, struct errmsg *msg)
 {
     if (format.size < 4)
-        return err_set(msg, ERR_CORRUPT, "checkpoint: its format says nothing");
+        return err_set(msg, ERR_CORRUPT, "%s: its format says nothing", kv_name(checkpoint->kv));
     uint32_t number = load_le32(format.data);
     if (number > CHECKPOINT_FORMAT)
-        return err_set(msg, ERR_VERSION, "checkpoint: it has format %u, this program knows %u", number, CHECKPOINT_FORMAT);
+        return err_set(msg, ERR_VERSION, "%s: it has format %u, this program knows %u", kv_name(checkpoint->kv), number, CHECKPOINT_FORMAT);
     if (number == 0 || format.size != CHECKPOINT_FORMAT_SIZE)
-        return err_set(msg, ERR_CORRUPT, "checkpoint: its format is none");
+        return err_set(msg, ERR_CORRUPT, "%s: its format is none", kv_name(checkpoint->kv));
     checkpoint->random = load_le64(format.data + 8);
     struct span state;
     enum err err = kv_get(txn, KV_META, CHECKPOINT_KEY_STATE, &state);
@@ -48,7 +48,7 @@ static enum err open_stored(struct checkpoint *checkpoint, struct kv_txn *txn, s
         err = checkpoint_state_decode(&checkpoint->state, state);
     if (err == ERR_NOTFOUND)
         err = ERR_CORRUPT;
-    return err ? err_set(msg, err, "checkpoint: its position: %s", err_text(err)) : ERR_OK;
+    return err ? err_set(msg, err, "%s: its position: %s", kv_name(checkpoint->kv), err_text(err)) : ERR_OK;
 }
 
 static enum err open_kv(struct checkpoint *checkpoint, struct errmsg *msg)
@@ -56,13 +56,13 @@ static enum err open_kv(struct checkpoint *checkpoint, struct errmsg *msg)
     struct kv_txn *txn;
     enum err err = begin_look(checkpoint, &txn);
     if (err)
-        return err_set(msg, err, "checkpoint: %s", err_text(err));
+        return err_set(msg, err, "%s: %s", kv_name(checkpoint->kv), err_text(err));
     struct span format;
     err = kv_get(txn, KV_META, CHECKPOINT_KEY_FORMAT, &format);
     if (!err)
         err = open_stored(checkpoint, txn, format, msg);
     else if (err != ERR_NOTFOUND)
-        err = err_set(msg, err, "checkpoint: its format: %s", err_text(err));
+        err = err_set(msg, err, "%s: its format: %s", kv_name(checkpoint->kv), err_text(err));
     else
         checkpoint->is_new = true;
     kv_abort(txn);
@@ -73,7 +73,7 @@ enum err checkpoint_open(struct checkpoint **checkpoint_out, struct kv *kv, uint
 {
     struct checkpoint *checkpoint = (struct checkpoint *)calloc(1, sizeof *checkpoint);
     if (!checkpoint)
-        return err_set(msg, ERR_NOMEM, "checkpoint: %s", err_text(ERR_NOMEM));
+        return err_set(msg, ERR_NOMEM, "%s: %s", kv_name(kv), err_text(ERR_NOMEM));
     checkpoint->kv = kv;
     checkpoint->random = random;
     buf_init(&checkpoint->scratch, KV_VALUE_MAX);

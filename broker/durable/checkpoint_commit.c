@@ -557,5 +557,5 @@ enum err checkpoint_commit(struct checkpoint *checkpoint, const struct log_curso
         err = removed ? removed : err;
     }
     checkpoint->job_count = jobs_before;
-    return err_set(msg, err, "checkpoint: commit: %s", err_text(err));
+    return err_set(msg, err, "%s: commit: %s", kv_name(checkpoint->kv), err_text(err));
 }

@@ -677,7 +677,7 @@ enum err checkpoint_load(struct checkpoint *checkpoint, const struct checkpoint_
         err = load_bodies(&load);
     free_load(&load);
     if (err)
-        return err_set(msg, err, "checkpoint: load: %s", err_text(err));
+        return err_set(msg, err, "%s: load: %s", kv_name(checkpoint->kv), err_text(err));
     checkpoint->state.session_count = load.session_count;
     checkpoint->state.retained_count = load.retained_count;
     checkpoint->removal_count = 0;

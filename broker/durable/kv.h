@@ -67,6 +67,7 @@ struct kv_ops {
 /* Implementations embed these as their first members. */
 struct kv {
     const struct kv_ops *ops;
+    const char *name; /* for messages, the file; NULL: "checkpoint" */
 };
 struct kv_txn {
     struct kv *kv;
@@ -109,6 +110,9 @@ enum err kv_floor(struct kv_txn *txn, enum kv_tree tree, struct span key, struct
 enum err kv_get_stats(struct kv *kv, struct kv_stats *stats_out) must_check;
 /* No transaction is open. NULL is fine. */
 void kv_close(struct kv *kv);
+
+/* Where it is, for messages. Lives as long as the database. */
+static inline const char *kv_name(const struct kv *kv) { return kv->name ? kv->name : "checkpoint"; }
 
 /* "sessions", ... for messages. Static storage. */
 const char *kv_tree_name(enum kv_tree tree);

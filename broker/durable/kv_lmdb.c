@@ -5,11 +5,15 @@
 #include "common/check.h"
 #include "common/crash_point.h"
 #include "common/data_dir.h"
+#include "common/file.h"
+#include "common/logger.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <lmdb.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,6 +37,7 @@ struct kv_lmdb {
     MDB_env *env;
     MDB_dbi trees[KV_TREE_COUNT];
     atomic_bool is_failed;  /* a write failed: none begins any more */
+    char *path;             /* of the data file */
     atomic_uint open_count; /* transactions */
 };
 
@@ -199,12 +204,29 @@ static void extend_file(MDB_env *env)
         (void)!ftruncate(fd, (off_t)bytes);
 }
 
+/* Is the file that is written the one that the next start will find? */
+static bool has_name(const struct kv_lmdb *lmdb)
+{
+    int fd;
+    struct stat by_name, by_fd;
+    if (mdb_env_get_fd(lmdb->env, &fd) != 0 || fstat(fd, &by_fd) != 0)
+        return true; /* not known */
+    if (stat(lmdb->path, &by_name) != 0)
+        return errno != ENOENT && errno != ENOTDIR;
+    return by_name.st_ino == by_fd.st_ino && by_name.st_dev == by_fd.st_dev;
+}
+
 static enum err lmdb_commit(struct kv_txn *base)
 {
     struct kv_lmdb_txn *txn = (struct kv_lmdb_txn *)base;
     struct kv_lmdb *lmdb = lmdb_of(base->kv);
     CRASH_POINT("lmdb_commit");
     enum err err = after_write(lmdb, mdb_txn_commit(txn->txn));
+    if (!err && !has_name(lmdb)) {
+        LOG_ERROR("the checkpoint's database was removed or replaced while it was in use", LOG_TEXT("file", lmdb->path));
+        atomic_store(&lmdb->is_failed, true);
+        err = ERR_CORRUPT;
+    }
     if (!err)
         extend_file(lmdb->env);
     txn_free(txn);
@@ -376,12 +398,91 @@ static enum err lmdb_stats(struct kv *kv, struct kv_stats *stats_out)
     return err_of(rc);
 }
 
+/* --- faults -------------------------------------------------------------------------------------------------------------------------- */
+
+/* The map of the one database that is watched. The handler runs in the thread that touched it, on what was written before. */
+static struct {
+    struct kv_lmdb *lmdb; /* NULL: none */
+    uintptr_t begin, end;
+    struct sigaction before[2];
+    char line[FILE_PATH_MAX + 256];
+    size_t offset_at; /* in `line`: sixteen digits */
+} watched;
+static const int fault_signals[2] = {SIGBUS, SIGSEGV};
+
+static void on_fault(int number, siginfo_t *info, void *context)
+{
+    uintptr_t at = (uintptr_t)info->si_addr;
+    (void)context;
+    if (!watched.lmdb || at < watched.begin || at >= watched.end) { /* not ours: once more, for whoever had it before */
+        (void)sigaction(number, &watched.before[number == SIGSEGV], NULL);
+        return;
+    }
+    uintptr_t offset = at - watched.begin;
+    for (size_t i = 16; i-- > 0; offset >>= 4)
+        watched.line[watched.offset_at + i] = "0123456789abcdef"[offset & 15];
+    size_t size = strlen(watched.line);
+    (void)!write(logger_fd(), watched.line, size);
+    _exit(EXIT_FAILURE);
+}
+
+/* Where the file is mapped: LMDB does not say. */
+static bool find_map(const char *path, uintptr_t *begin_out, uintptr_t *end_out)
+{
+    struct stat status;
+    FILE *maps = stat(path, &status) == 0 ? fopen("/proc/self/maps", "re") : NULL;
+    char line[FILE_PATH_MAX + 128];
+    bool is_found = false;
+    while (maps && !is_found && fgets(line, sizeof line, maps)) {
+        uintptr_t begin, end;
+        unsigned long inode;
+        is_found = sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %*s %*s %*s %lu", &begin, &end, &inode) == 3 && inode == status.st_ino;
+        if (is_found) {
+            *begin_out = begin;
+            *end_out = end;
+        }
+    }
+    if (maps)
+        (void)fclose(maps);
+    return is_found;
+}
+
+void kv_lmdb_catch_faults(struct kv *kv)
+{
+    static const char zeros[] = "0000000000000000";
+    struct kv_lmdb *lmdb = lmdb_of(kv);
+    CHECK(!watched.lmdb);
+    if (!find_map(lmdb->path, &watched.begin, &watched.end))
+        return;
+    int head = snprintf(watched.line, sizeof watched.line, "ERROR %s: offset 0x", lmdb->path);
+    watched.offset_at = (size_t)head;
+    (void)snprintf(watched.line + head, sizeof watched.line - (size_t)head,
+                   "%s cannot be read: it was cut, the disk has failed, or a page is damaged; the broker ends. What was acknowledged is in "
+                   "the log and here; see `tidegate-broker repair`\n",
+                   zeros);
+    watched.lmdb = lmdb;
+    struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
+    for (size_t i = 0; i < 2; i++)
+        (void)sigaction(fault_signals[i], &action, &watched.before[i]);
+}
+
+static void faults_forget(const struct kv_lmdb *lmdb)
+{
+    if (watched.lmdb != lmdb)
+        return;
+    for (size_t i = 0; i < 2; i++)
+        (void)sigaction(fault_signals[i], &watched.before[i], NULL);
+    watched.lmdb = NULL;
+}
+
 static void lmdb_close(struct kv *kv)
 {
     struct kv_lmdb *lmdb = lmdb_of(kv);
     CHECK(atomic_load(&lmdb->open_count) == 0);
+    faults_forget(lmdb);
     mdb_env_close(lmdb->env);
     lmdb->magic = 0;
+    free(lmdb->path);
     free(lmdb);
 }
 
@@ -530,12 +631,17 @@ static bool are_missing_free(MDB_env *env, const struct extent *extent)
 
 /* --- opening ------------------------------------------------------------------------------------------------------------------------- */
 
-/* LMDB ends the process over a page that cannot be; whoever reads the last line shall know what to do. */
+/* LMDB wants the process ended over a page that cannot be; whoever reads the last line shall know what to do. */
 static void on_assert(MDB_env *env, const char *text)
 {
     const char *path = NULL;
     (void)mdb_env_get_path(env, &path);
-    check_failed(__FILE__, __LINE__, "%s: the database is damaged (%s); see `tidegate-broker repair`", path ? path : "checkpoint", text);
+    LOG_ERROR("a page of the checkpoint's database is damaged; this process ends", LOG_TEXT("file", path ? path : "checkpoint"),
+              LOG_TEXT("detail", text),
+              LOG_TEXT("do", "see `tidegate-broker repair`: what was acknowledged is in the log and the checkpoint"));
+    logger_flush();
+    (void)fflush(NULL);
+    _exit(EXIT_FAILURE);
 }
 
 static enum err open_env(struct kv_lmdb *lmdb, const struct kv_lmdb_options *options, const char *path, unsigned flags, struct errmsg *msg)
@@ -677,7 +783,13 @@ enum err kv_lmdb_open(struct kv **kv_out, const struct kv_lmdb_options *options,
         close(dir_fd);
         return err_set(msg, ERR_NOMEM, "%s: out of memory", dir);
     }
+    if (asprintf(&lmdb->path, "%s/" DATA_NAME, dir) < 0) {
+        close(dir_fd);
+        free(lmdb);
+        return err_set(msg, ERR_NOMEM, "%s: out of memory", dir);
+    }
     lmdb->base.ops = &lmdb_ops;
+    lmdb->base.name = lmdb->path;
     lmdb->magic = KV_LMDB_MAGIC;
     lmdb->read_only = options->read_only;
     err = options->read_only ? open_to_read(lmdb, options, dir_fd, msg) : open_to_write(lmdb, options, dir_fd, msg);
@@ -687,6 +799,7 @@ enum err kv_lmdb_open(struct kv **kv_out, const struct kv_lmdb_options *options,
     if (err) {
         if (lmdb->env)
             mdb_env_close(lmdb->env);
+        free(lmdb->path);
         free(lmdb);
         return err;
     }
@@ -774,6 +887,7 @@ enum err kv_lmdb_compact(uint64_t *saved_out, const struct kv_lmdb_options *opti
     enum err err = kv_lmdb_open(&kv, options, msg);
     if (err)
         return err;
+    kv_lmdb_catch_faults(kv);
     bool is_due = is_worth_it(kv, free_percent, &free_bytes) && !has_readers(lmdb_of(kv));
     int dir_fd = is_due ? open(options->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
     if (is_due)

@@ -16,11 +16,19 @@
  * end need not have been written; a writer looks them up in the list of free pages, and keeps the file long enough for readers.) Damaged
  * values are found by kv.h's CRC, pages of a wrong kind by LMDB. What cannot be prevented here: a file that is cut while it is open, an
  * unreadable sector under the map (SIGBUS), and a page that looks right but whose inner offsets were changed (anything from ERR_CORRUPT to
- * a crash). */
+ * an end of the process, whose last line names file and command: kv_lmdb_catch_faults()).
+ *
+ * A file that was removed or replaced while it is open is noticed by the next commit, which fails for good: nobody would find again what
+ * goes into it, and the log must not be given up for that. */
 #ifndef TIDEGATE_BROKER_DURABLE_KV_LMDB_H
 #define TIDEGATE_BROKER_DURABLE_KV_LMDB_H
 
 #include "broker/durable/kv.h"
+
+/* The process ends with status 1 and one line that names file, offset and the way out when a page of this database cannot be read (SIGBUS:
+ * the file was cut, or the disk has failed) or leads outside of it (SIGSEGV), from now until kv_close(). Faults elsewhere are as before.
+ * For one database of the process. kv must be of kv_lmdb_open(). Thread: main. */
+void kv_lmdb_catch_faults(struct kv *kv);
 
 struct kv_lmdb_options {
     const char *dir;     /* made when missing, and what is missing above it */

@@ -146,7 +146,11 @@ static void log_thread_fail(struct log_thread *thread, enum err err, const char 
 {
     thread->failed = true;
     gauge_set(&thread->stats.failed, 1);
-    LOG_ERROR("the log has failed for good; nothing is acknowledged from here on", LOG_ERR("error", err), LOG_TEXT("detail", detail));
+    struct errmsg failure = {{0}};
+    log_writer_failure(thread->writer, &failure);
+    LOG_ERROR("the log has failed for good; nothing is acknowledged from here on", LOG_ERR("error", err),
+              LOG_TEXT("detail", failure.text[0] ? failure.text : detail),
+              LOG_TEXT("do", "mend the disk, then start again: what was acknowledged is in the log"));
     log_thread_post_all(thread, &(struct op){.type = OP_LOG_FAILED});
     exchange_flush(thread->exchange, ACTOR_LOG);
     thread->config.on_failed(thread->config.on_failed_arg);
@@ -181,10 +185,12 @@ static bool log_thread_commit(struct log_thread *thread)
         log_thread_look_at_room(thread, clock_mono());
         (void)op_backlog_flush(&thread->backlog, log_thread_try_post, thread);
         exchange_flush(thread->exchange, ACTOR_LOG);
+        gauge_set(&thread->stats.waits_for_space, 1);
         LOG_WARNING("no space for the log: trying again", LOG_TEXT("detail", msg.text));
         bell_wait(&thread->bell, LOG_THREAD_RETRY_NS);
         err = log_writer_write(thread->writer, &msg);
     }
+    gauge_set(&thread->stats.waits_for_space, 0);
     if (err == ERR_OK)
         err = log_writer_finish(thread->writer, clock_mono());
     if (err != ERR_OK) {

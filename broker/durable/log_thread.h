@@ -29,15 +29,16 @@ struct log_thread_config {
 
 /* Cells: the log thread. */
 struct log_thread_stats {
-    struct histogram commit_ns; /* one write, from its start to the durable end */
-    struct histogram wait_ns;   /* from finding a block in the ring to its being durable */
-    struct histogram batch;     /* blocks a write */
-    struct queue_stats pending; /* blocks taken from the rings and not yet durable */
-    struct counter spaced;      /* writes that were held back for company */
-    struct counter no_space;    /* writes that found no space and were tried again */
-    struct gauge has_room;      /* 1: takes PUBLISH records */
-    struct gauge failed;        /* 1: failed for good */
-    struct gauge raised;        /* 1: the priority could be raised */
+    struct histogram commit_ns;   /* one write, from its start to the durable end */
+    struct histogram wait_ns;     /* from finding a block in the ring to its being durable */
+    struct histogram batch;       /* blocks a write */
+    struct queue_stats pending;   /* blocks taken from the rings and not yet durable */
+    struct counter spaced;        /* writes that were held back for company */
+    struct counter no_space;      /* writes that found no space and were tried again */
+    struct gauge has_room;        /* 1: takes PUBLISH records */
+    struct gauge failed;          /* 1: failed for good */
+    struct gauge waits_for_space; /* 1: a write waits until the disk has space */
+    struct gauge raised;          /* 1: the priority could be raised */
 };
 
 /* Returns 0 or ERR_NOMEM. Thread: main. */

@@ -19,6 +19,8 @@
 #include "common/logger.h"
 #include "common/proc.h"
 
+#define RECOVERY_ROOM ((uint64_t)256 << 20) /* bytes; with less free the log keeps no segments for reuse through a start */
+
 /* --- open ---------------------------------------------------------------------------------------------------------------------------- */
 
 enum err recovery_match(const struct checkpoint_state *state, uint64_t log_broker_id, struct fs *fs, const char *data_dir,
@@ -55,10 +57,8 @@ static enum err recovery_open_checkpoint(struct durable *durable, const struct r
                                          struct errmsg *msg)
 {
     enum err err = options->open_kv(options->open_kv_arg, &durable->kv, msg);
-    if (!err && (err = checkpoint_open(&durable->checkpoint, durable->kv, options->random, msg)) != ERR_OK) {
-        struct errmsg why = *msg;
-        err_set(msg, err, "%s/checkpoint: %s", options->data_dir, why.text);
-    }
+    if (!err)
+        err = checkpoint_open(&durable->checkpoint, durable->kv, options->random, msg);
     if (!err && version >= DATA_FORMAT_CHECKPOINT && checkpoint_state(durable->checkpoint).broker_id == 0)
         err = err_set(msg, ERR_CORRUPT,
                       "%s/checkpoint: missing or empty, and there was one (format %" PRIu32
@@ -80,10 +80,20 @@ static enum err recovery_begin_at_oldest(struct durable *durable, struct errmsg 
     return checkpoint_commit(durable->checkpoint, &cursor, msg);
 }
 
+/* A disk that is nearly full gets back what the log keeps for later, before the checkpoint grows. */
+static enum err recovery_make_room(struct durable *durable, const struct recovery_options *options, struct errmsg *msg)
+{
+    uint64_t free_bytes;
+    bool is_more;
+    if (fs_free_bytes(options->fs, &free_bytes, options->data_dir) != ERR_OK || free_bytes >= RECOVERY_ROOM)
+        return ERR_OK;
+    return log_writer_release(durable->writer, &is_more, msg);
+}
+
 static enum err recovery_replay(struct durable *durable, const struct recovery_options *options, uint32_t version, struct errmsg *msg)
 {
-    enum err err = ERR_OK;
-    if (version == DATA_FORMAT_LOG_ONLY && checkpoint_state(durable->checkpoint).broker_id == 0)
+    enum err err = recovery_make_room(durable, options, msg);
+    if (!err && version == DATA_FORMAT_LOG_ONLY && checkpoint_state(durable->checkpoint).broker_id == 0)
         err = recovery_begin_at_oldest(durable, msg);
     if (err)
         return err;
@@ -96,6 +106,16 @@ static void recovery_point_to_repair(enum err err, struct errmsg *msg)
     struct errmsg why = *msg;
     if ((err == ERR_CORRUPT || err == ERR_GAP) && !strstr(why.text, "restore both") && !strstr(why.text, "tidegate-broker repair"))
         err_set(msg, err, "%s; see `tidegate-broker repair`", why.text);
+}
+
+/* A start needs some space: for a segment of the log, and for what the checkpoint lacks. */
+static void recovery_ask_for_room(enum err err, const struct recovery_options *options, struct errmsg *msg)
+{
+    struct errmsg why = *msg;
+    uint64_t free_bytes = 0;
+    if (err != ERR_NOSPACE || fs_free_bytes(options->fs, &free_bytes, options->data_dir) != ERR_OK)
+        return;
+    err_set(msg, err, "%s; %" PRIu64 " bytes are free there: make room and start again, nothing is lost", why.text, free_bytes);
 }
 
 enum err recovery_open(struct durable *durable_out, struct recovery_options *options, struct errmsg *msg)
@@ -123,6 +143,7 @@ enum err recovery_open(struct durable *durable_out, struct recovery_options *opt
     }
     if (err) {
         recovery_point_to_repair(err, msg);
+        recovery_ask_for_room(err, options, msg);
         recovery_close(&durable);
         return err;
     }

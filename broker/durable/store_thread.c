@@ -110,7 +110,9 @@ static int64_t store_thread_step(struct store_thread *thread, bool flush)
     store_thread_tell(thread);
     if (err != ERR_OK) {
         thread->failed = true;
-        LOG_ERROR("the checkpoint has failed for good", LOG_ERR("error", err), LOG_TEXT("detail", msg.text));
+        LOG_ERROR("the checkpoint has failed for good", LOG_ERR("error", err), LOG_TEXT("detail", msg.text),
+                  LOG_TEXT("do", err == ERR_CORRUPT ? "see `tidegate-broker repair`: what was acknowledged is in the log and the checkpoint"
+                                                    : "mend the disk, then start again: what was acknowledged is in the log"));
         thread->on_failed(thread->on_failed_arg);
         return INT64_MAX;
     }
@@ -118,10 +120,24 @@ static int64_t store_thread_step(struct store_thread *thread, bool flush)
     return wait;
 }
 
+/* The log thread says so at its next write, and that may never come. */
+static int64_t store_thread_prepare_failed(struct store_thread *thread)
+{
+    struct errmsg failure = {{0}};
+    log_writer_failure(thread->writer, &failure);
+    LOG_ERROR("the log has failed for good: its next segment", LOG_TEXT("detail", failure.text),
+              LOG_TEXT("do", "mend the disk, then start again: what was acknowledged is in the log"));
+    gauge_set(&thread->stats.prepare_error, log_writer_failed(thread->writer));
+    counter_inc(&thread->stats.prepare_errors);
+    if (thread->on_failed)
+        thread->on_failed(thread->on_failed_arg);
+    return INT64_MAX;
+}
+
 /* One step when it is time; returns ns until the next. */
 static int64_t store_thread_prepare(struct store_thread *thread)
 {
-    if (!thread->writer)
+    if (!thread->writer || log_writer_failed(thread->writer) != ERR_OK) /* the log thread has said so */
         return INT64_MAX;
     mono_ns now = clock_mono();
     if (now < thread->next_prepare_ns)
@@ -133,6 +149,8 @@ static int64_t store_thread_prepare(struct store_thread *thread)
         thread->next_prepare_ns = now;
         return 0;
     }
+    if (log_writer_failed(thread->writer) != ERR_OK)
+        return store_thread_prepare_failed(thread);
     if (err != ERR_OK && gauge_get(&thread->stats.prepare_error) != err)
         LOG_WARNING("the log's next segment cannot be prepared", LOG_ERR("error", err), LOG_TEXT("detail", msg.text));
     if (err != ERR_OK)

@@ -522,12 +522,15 @@ static bool door_accept_one(struct door *door, struct door_socket *sock)
     struct sockaddr_storage address = {0};
     socklen_t size = sizeof address;
     int fd = accept4(sock->fd, (struct sockaddr *)&address, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd >= 0) {
+    bool is_reserved = fd >= 0 && door->config.fd_end > 0 && fd >= door->config.fd_end; /* the kernel gives the lowest that is free */
+    if (fd >= 0 && !is_reserved) {
         counter_inc(&listener->accepted);
         door_welcome(door, listener, fd, &address, now);
         return true;
     }
-    int errnum = errno;
+    int errnum = is_reserved ? EMFILE : errno;
+    if (is_reserved)
+        close(fd);
     admission_give_back(&listener->accepts);
     admission_give_back(&door->accepts);
     if (errnum == EAGAIN || errnum == EWOULDBLOCK)

@@ -34,6 +34,7 @@ struct door_config {
     uint32_t guests_max;
     uint64_t guest_bytes_max;
     uint64_t connections_max; /* of all listeners; UINT64_MAX: no limit */
+    int fd_end;               /* descriptors from here on are not for connections, but for the broker's own files; 0: no limit */
     uint64_t accept_rate, accept_burst;
     uint64_t connection_rate, connection_burst;
     int64_t defer_max_ns; /* how long admission may hold a CONNECT back; 0: what is not on time is refused */

@@ -245,6 +245,9 @@ static void register_log(struct admin_api *admin)
     metrics_register_counter(registry, &log->spaced, METRIC("tidegate_log_spaced_writes_total", "Writes held back for company."));
     metrics_register_counter(registry, &log->no_space,
                              METRIC("tidegate_log_no_space_total", "Writes that found no space and were tried again."));
+    metrics_register_gauge(
+        registry, &log->waits_for_space,
+        METRIC("tidegate_log_waits_for_space", "1: a write waits until the disk has space; nothing durable is acknowledged."));
     metrics_register_gauge(registry, &log->has_room, METRIC("tidegate_log_has_room", "1: the log takes messages."));
     metrics_register_gauge(registry, &log->failed, METRIC("tidegate_log_failed", "1: the log has failed for good."));
     metrics_register_gauge(registry, &log->raised, METRIC("tidegate_log_thread_raised", "1: the log thread runs at a raised priority."));
@@ -348,7 +351,11 @@ static void health_check_log(struct health *health, const struct admin_sources *
         return;
     const struct log_thread_stats *log = log_thread_get_stats(sources->log);
     if (gauge_get(&log->failed))
-        health_say(health, true, "log", "a write to the log failed; nothing is acknowledged; restart after repairing the disk");
+        health_say(health, true, "log",
+                   "a write to the log failed; nothing is acknowledged; the broker ends: mend the disk, then start it again");
+    else if (gauge_get(&log->waits_for_space))
+        health_say(health, true, "log_space",
+                   "a write to the log finds no space on the disk; nothing durable is acknowledged until there is some");
     else if (!gauge_get(&log->has_room))
         health_say(health, true, "log_full",
                    "the log takes no messages: its readers are behind, or the disk is nearly full; publishers of durable messages wait");
@@ -359,7 +366,7 @@ static void health_check_log(struct health *health, const struct admin_sources *
                    "little free space in persistence_location");
     const struct store_writer_stats *store = store_thread_writer_stats(sources->store);
     if (gauge_get(&store->failed))
-        health_say(health, true, "checkpoint", "the checkpoint has failed; restart after repairing the disk");
+        health_say(health, true, "checkpoint", "the checkpoint has failed; the broker ends: mend the disk, then start it again");
     else if (gauge_get(&store->no_space))
         health_say(health, false, "checkpoint_space", "the checkpoint finds no space: the log grows until there is some");
     else if (gauge_get(&store->is_full))

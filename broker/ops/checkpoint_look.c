@@ -137,8 +137,9 @@ enum err checkpoint_look(struct checkpoint_look **look_out, const char *dir, boo
             continue;
         }
         if (err && look->phase < 0)
-            look->err =
-                err_set(&look->why, ERR_CORRUPT, "%s: a page is damaged: the process that read it was ended by signal %d", dir, signal);
+            look->err = signal ? err_set(&look->why, ERR_CORRUPT, "%s: a page is damaged: the process that read it was ended by signal %d",
+                                         dir, signal)
+                               : err_set(&look->why, ERR_CORRUPT, "%s: a page is damaged: LMDB does not read on", dir);
         return ERR_OK;
     }
 }

@@ -794,7 +794,7 @@ static void an_expired_value_goes_when_the_load_refuses_it(void **state)
 }
 
 /* The place of a topic's value, as docs/formats.md has it. */
-static struct span retained_key(uint8_t key_out[16], const char *topic, uint64_t slot)
+__attribute__((noinline)) static struct span retained_key(uint8_t key_out[16], const char *topic, uint64_t slot)
 {
     XXH128_hash_t hash = XXH3_128bits_withSeed(topic, strlen(topic), RANDOM_SEED);
     return kv_key_u64_u64(key_out, hash.high64, (hash.low64 & ~UINT64_C(7)) + slot);
