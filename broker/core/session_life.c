@@ -48,6 +48,9 @@ void session_publish_will(struct shard *shard, struct will *will)
         will_is_done(shard, will);
         return;
     }
+    /* Its SESSION_DELETE comes behind its record, which may be long: until then a crash would bring the session back. */
+    if (will->ends_session)
+        session_log_over(shard, will);
     will->next = NULL;
     if (shard->wills_first)
         shard->wills_last->next = will;

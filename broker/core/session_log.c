@@ -51,18 +51,24 @@ bool session_log_is_full(const struct shard *shard)
     return late->bytes + late->messages * sizeof(struct late_item) > SESSION_LOG_LATE_MAX;
 }
 
+static bool is_end(const struct record *rec)
+{
+    uint64_t lives = rec->options & (RECORD_SESSION_EXPIRY_MASK | RECORD_SESSION_CONNECTED);
+    return rec->type == RECORD_SESSION_DELETE || (rec->type == RECORD_SESSION && lives == 0);
+}
+
 static void log_now(struct shard *shard, const struct record *rec)
 {
     uint64_t block = shard_log_control(shard, rec);
-    if (rec->type == RECORD_SESSION_DELETE)
-        shard->session_log.delete_block = block;
+    if (is_end(rec))
+        shard->session_log.end_block = block;
     else if (rec->type == RECORD_RETAINED_REFUSED)
         refused_values_on_logged(&shard->refused_values, rec->retained_number, block);
 }
 
 bool session_log_is_ending(const struct shard *shard)
 {
-    return shard->session_log.first || shard->session_log.delete_block > shard->gate.durable_blocks;
+    return shard->session_log.first || shard->session_log.end_block > shard->gate.durable_blocks;
 }
 
 void session_log_put(struct shard *shard, const struct record *rec)
@@ -166,6 +172,13 @@ void session_log_will_delete(struct shard *shard, uint64_t number)
 void session_log_delete(struct shard *shard, uint64_t number)
 {
     session_log_put(shard, &(struct record){.type = RECORD_SESSION_DELETE, .session = number});
+}
+
+void session_log_over(struct shard *shard, const struct will *will)
+{
+    session_log_put(
+        shard, &(struct record){
+                   .type = RECORD_SESSION, .session = will->publisher, .client_id = will->client_id, .received_ns = shard->now_steady_ns});
 }
 
 /* Positions of a session that ends, a record full at a time. */

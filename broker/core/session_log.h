@@ -27,7 +27,7 @@ struct will;
 /* Zero-initialised is empty. */
 struct session_log {
     struct late_item *first, *last;
-    uint64_t delete_block; /* own block with the newest SESSION_DELETE; 0 = there was none */
+    uint64_t end_block; /* own block that last said of some session that it has ended; 0 = there was none */
 };
 
 void session_log_deinit(struct session_log *log);
@@ -48,9 +48,12 @@ void session_log_flush(struct shard *shard);
 void session_log_state(struct shard *shard, const struct session *sess, uint8_t protocol);
 void session_log_will(struct shard *shard, const struct will *will);
 void session_log_will_delete(struct shard *shard, uint64_t number);
-/* DROP of all that the session still knows of; then SESSION_DELETE, unless its will has to come before (session_log_delete follows). */
+/* DROP of all that the session still knows of; then SESSION_DELETE, unless its will has to come before (session_log_delete follows,
+ * and session_log_over comes first if the will has to wait). */
 void session_log_end(struct shard *shard, const struct session *sess, bool is_over);
 void session_log_delete(struct shard *shard, uint64_t number);
+/* SESSION: it has ended, and the log knows it only until its will, which has to wait, is said: nobody will find it again. */
+void session_log_over(struct shard *shard, const struct will *will);
 /* options: the byte of SUBSCRIBE. */
 void session_log_subscription(struct shard *shard, uint64_t number, struct span filter, uint8_t options, uint32_t subscription_id);
 void session_log_unsubscribe(struct shard *shard, uint64_t number, struct span filter);

@@ -273,6 +273,45 @@ static void clean_start_that_comes_twice_waits_for_the_old_one_s_end(void **stat
     rig_free(rig);
 }
 
+/* The old session's will finds no room, so its SESSION_DELETE comes late: the log says at once that it is over. */
+static void clean_start_waits_for_the_old_one_s_end_when_its_will_has_to_wait(void **state)
+{
+    struct rig *rig = RIG();
+    struct packet connect = hour("car", 3600);
+    add_will(&connect, 60);
+    struct rig_client *client = rig_connect_with(rig, &connect);
+    expect_connack(client, false);
+    rig_break(client);
+    rig_settle(rig);
+    rig_log_room(rig, false);
+    rig_settle(rig);
+    rig_log_hold(rig, true);
+    connect = hour("car", 0);
+    connect.connect.clean_start = true;
+    client = rig_connect_with(rig, &connect);
+    expect_nothing(client);
+    rig_break(client); /* and comes again */
+    rig_settle(rig);
+    client = rig_connect_with(rig, &connect);
+    expect_nothing(client);
+    struct record first, over;
+    find_record(rig, &first, RECORD_SESSION, 0);
+    find_record(rig, &over, RECORD_SESSION, count_records(rig, RECORD_SESSION) - 1);
+    expect_text(over.client_id, "car");
+    assert_int_equal(over.options, 0); /* not connected, expired */
+    assert_true(over.session == first.session);
+    assert_int_equal(count_records(rig, RECORD_SESSION_DELETE), 0);
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    expect_connack(client, false); /* the log is full for PUBLISH alone */
+    assert_int_equal(RIG_COUNTER(rig, wills_published), 0);
+    rig_log_room(rig, true);
+    rig_advance(rig, 1000);
+    assert_int_equal(RIG_COUNTER(rig, wills_published), 1);
+    assert_int_equal(count_records(rig, RECORD_SESSION_DELETE), 1);
+    rig_free(rig);
+}
+
 static void takeover_of_a_connection_that_waits(void **state)
 {
     struct rig *rig = RIG();
@@ -803,6 +842,7 @@ int main(void)
         CASE(clean_start_deletes_the_old_session_first),
         CASE(connack_of_a_session_that_ends_waits_for_the_old_one_s_end),
         CASE(clean_start_that_comes_twice_waits_for_the_old_one_s_end),
+        CASE(clean_start_waits_for_the_old_one_s_end_when_its_will_has_to_wait),
         CASE(takeover_of_a_connection_that_waits),
         CASE(connection_lost_while_it_waits),
         CASE(messages_wait_behind_connack),
