@@ -100,7 +100,8 @@ struct sim_message {
     uint32_t attempts; /* PUBLISH packets that began a flow, resends with the same session left out */
     int64_t ts_ms;
     uint64_t first_sent_step, acked_step;
-    uint32_t flow; /* changes when the flow had to begin anew: session or broker memory was lost */
+    uint32_t flow;   /* changes when the flow had to begin anew: session or broker memory was lost */
+    bool is_refused; /* its end: no promise was made */
 };
 
 struct sim_flow {
@@ -128,6 +129,8 @@ struct sim_client {
     bool wants_clean;         /* the next session is to be a new one; until CONNACK says so */
     bool is_persistent;       /* its present session is */
     bool is_session_promised; /* a CONNACK said so: there must be one at the next, unless it has expired */
+    bool may_have_session;    /* the broker may have one: of this connection, or of a CONNECT that nobody answered */
+    bool may_find_session;    /* likewise, when the CONNECT of this connection was sent */
     int64_t seen_online_mono; /* when it was last certainly connected */
     int64_t seen_online_ahead;
     uint64_t away_until; /* step */
@@ -158,8 +161,16 @@ struct sim_client {
     uint64_t packets;
 };
 
+/* What readers of a retained topic agreed about while nobody wrote it. */
+struct sim_retained {
+    uint64_t written_step; /* the last at which somebody sent a value, or heard what became of one, or a crash may have undone one */
+    uint64_t read_step;    /* written_step when `value` was read */
+    uint32_t value;        /* message id + 1; 0: nothing was read */
+};
+
 struct sim_ledger {
     struct sim_message messages[SIM_MESSAGES_MAX];
+    struct sim_retained retained[SIM_DEVICES_MAX][SIM_KINDS];
     uint32_t count;
     int64_t next_ts_ms[SIM_DEVICES_MAX];
     uint32_t logged_order[SIM_CLIENTS_MAX][SIM_DEVICES_MAX]; /* newest message id + 1 whose first record the sink has read */
@@ -174,14 +185,20 @@ struct sim_config {
     uint32_t padding_max;
     uint32_t sink_rest; /* a sink that is down comes back in one of so many steps */
     uint32_t steps;
-    uint32_t away_steps;   /* a subscriber that leaves may stay away so long */
-    uint32_t burst;        /* messages published at a time */
-    uint32_t large_one_in; /* of so many messages one is large */
+    uint32_t away_steps;     /* a subscriber that leaves may stay away so long */
+    uint32_t burst;          /* messages published at a time */
+    uint32_t large_one_in;   /* of so many messages one is large */
+    uint32_t log_rest;       /* the log thread gets the processor one time in so many */
+    uint32_t haste;          /* behind one promise in so many the broker dies soon; 0: only when it happens so */
+    uint32_t change_one_in;  /* of so many things that a subscriber does one changes what it is subscribed to */
+    uint32_t clean_one_in;   /* of so many connections one begins with a clean start, */
+    uint32_t give_up_one_in; /* and before its CONNACK it is given up, once in so many looks; 0: never */
     uint32_t alignment;
     bool disk_faults, power_faults, store_faults, wall_faults;
     bool persistence, queue_qos0;
     bool is_bounded; /* queues may overflow */
     bool has_memory_tier;
+    bool has_drought;     /* the sink goes at half time and comes back when the log is full and all that can go on without it has */
     bool store_asks_file; /* the store's writer reads the durable end from the state file */
     uint8_t queue_policy;
     uint16_t inflight_max;
@@ -202,6 +219,7 @@ struct sim {
     int64_t calm_mono;
     bool calm;    /* no more faults and no new messages: come to rest */
     bool hurries; /* nothing happens any more: let time pass */
+    bool is_dry;  /* the sink stays away */
     bool trace;
     struct sim_fs *fs;
     struct sim_kv *kv;
@@ -214,6 +232,7 @@ struct sim {
     unsigned starved; /* number of the ring that is not served until starved_end; SIM_RINGS: none */
     uint64_t starved_end;
     uint64_t power_loss_step; /* behind a fault of the disk; 0: none */
+    uint64_t kill_step;       /* behind a promise; 0: none */
     struct sim_client clients[SIM_CLIENTS_MAX];
     struct sim_ledger ledger;
     uint64_t progress; /* counts everything that moves, to know rest */
@@ -224,6 +243,8 @@ __attribute__((format(printf, 2, 3), noreturn)) void sim_found(struct sim *sim, 
 __attribute__((format(printf, 2, 3))) void sim_trace(struct sim *sim, const char *format, ...);
 uint64_t sim_below(struct sim *sim, uint64_t bound);
 bool sim_chance(struct sim *sim, uint32_t numerator, uint32_t denominator);
+/* The broker has said something that it must keep: it may die now. is_rare: of a kind that seldom comes. */
+void sim_promised(struct sim *sim, bool is_rare);
 
 /* sim_net.c: bytes and connections. */
 void sim_pipe_put(struct sim_pipe *pipe, const void *data, size_t size);
@@ -243,11 +264,15 @@ bool sim_broker_step(struct sim *sim); /* one thing that could happen inside; fa
 bool sim_broker_is_quiet(struct sim *sim);
 void sim_broker_describe(struct sim *sim); /* what it holds, for a run that is stuck */
 void sim_broker_check_books(struct sim *sim);
-bool sim_broker_failed(struct sim *sim);      /* log or store failed: it must be restarted */
-bool sim_broker_is_drained(struct sim *sim);  /* no message waits for anybody */
-void sim_broker_check_store(struct sim *sim); /* at rest: the database holds nothing that nobody wants */
+bool sim_broker_is_log_full(const struct sim *sim); /* publishers were told to wait */
+/* Its home had been told that the checkpoint lags too far behind when this was sent, and nothing else since. */
+bool sim_broker_is_told_to_wait(const struct sim *sim, const struct sim_conn *conn, uint64_t sent_step);
+bool sim_broker_failed(struct sim *sim);              /* log or store failed: it must be restarted */
+unsigned sim_broker_ring_from_shard(struct sim *sim); /* the number of a ring from a shard to the route actor or the log */
+bool sim_broker_is_drained(struct sim *sim);          /* no message waits for anybody */
+void sim_broker_check_store(struct sim *sim);         /* at rest: the database holds nothing that nobody wants */
 void sim_store_fault(struct sim *sim);
-void sim_broker_count_drops(struct sim *sim); /* of this life, into sim->drops */
+void sim_broker_count_drops(const struct sim *sim, uint64_t drops[2]); /* adds those of this life */
 bool sim_topic_is_memory(const struct sim *sim, enum sim_kind kind, uint8_t device);
 
 /* sim_client.c */
@@ -276,13 +301,16 @@ struct sim_message *sim_ledger_new_will(struct sim *sim, uint8_t client, uint8_t
 size_t sim_ledger_topic(const struct sim_message *message, char *out, size_t size);
 size_t sim_ledger_payload(const struct sim_message *message, char *out, size_t size);
 bool sim_ledger_parse(uint32_t *id_out, struct span payload);
+void sim_ledger_on_sent(struct sim *sim, struct sim_message *message);
 void sim_ledger_on_acked(struct sim *sim, uint32_t id);
+void sim_ledger_on_refused(struct sim *sim, uint32_t id);
 void sim_ledger_on_all_durable(struct sim *sim); /* everything that the broker was told so far survives it */
 void sim_ledger_on_broker_end(struct sim *sim);
 void sim_ledger_forgive(struct sim_client *client); /* its session was replaced: it is owed nothing */
 void sim_ledger_on_delivered(struct sim *sim, struct sim_client *subscriber, uint32_t id, uint8_t qos, bool dup);
 void sim_ledger_on_retained(struct sim *sim, struct sim_client *subscriber, uint32_t id);
 void sim_ledger_on_record(struct sim *sim, uint32_t id, bool replayed);
+void sim_ledger_check_wills(struct sim *sim); /* at rest, before anybody subscribes again */
 void sim_ledger_check_end(struct sim *sim);
 void sim_device_name(char *out, size_t size, uint8_t device);
 

@@ -58,6 +58,12 @@ bool sim_ring_is_starved(const struct sim_broker *broker, unsigned from, unsigne
     return broker->sim->starved == from * NODE_COUNT + to;
 }
 
+unsigned sim_broker_ring_from_shard(struct sim *sim)
+{
+    unsigned from = (unsigned)sim_below(sim, sim->config.shard_count);
+    return from * NODE_COUNT + (sim_chance(sim, 2, 3) ? NODE_ROUTE : NODE_LOG);
+}
+
 /* --- what a shard asks of its surroundings
  * ------------------------------------------------------------------------------------------------ */
 
@@ -319,7 +325,7 @@ void sim_broker_die(struct sim *sim, bool power)
         conn->core = NULL;
     }
     sim_ledger_on_broker_end(sim);
-    sim_broker_count_drops(sim);
+    sim_broker_count_drops(sim, sim->drops);
     sim_fs_kill_process(sim->fs, 1);
     return_blocks(broker);
     for (uint16_t i = 0; i < sim->shard_count; i++) {
@@ -569,6 +575,8 @@ static bool serve_shard(struct sim_broker *broker, unsigned index)
         for (uint64_t count = ring->count && !sim_ring_is_starved(broker, from, index) ? sim_below(sim, ring->count + 1) : 0; count;
              count--) {
             struct op op = sim_ring_pop(ring);
+            if (op.type == OP_STORE_ROOM)
+                broker->no_room_step[index] = op.flag ? 0 : sim->step;
             shard_on_op(shard, &op);
             served = true;
         }
@@ -595,7 +603,7 @@ static bool serve_node(struct sim_broker *broker, unsigned node)
 {
     switch (node) {
     case NODE_LOG:
-        return log_step(broker);
+        return (broker->sim->calm || sim_chance(broker->sim, 1, broker->sim->config.log_rest)) && log_step(broker);
     case NODE_ROUTE:
         return serve_route(broker);
     case NODE_STORE:
@@ -639,6 +647,14 @@ bool sim_broker_step(struct sim *sim)
     return true;
 }
 
+bool sim_broker_is_log_full(const struct sim *sim) { return !sim->broker->room_said; }
+
+bool sim_broker_is_told_to_wait(const struct sim *sim, const struct sim_conn *conn, uint64_t sent_step)
+{
+    uint64_t since = sim->broker->no_room_step[shard_index(sim->broker, conn->shard)];
+    return since != 0 && sent_step > since;
+}
+
 bool sim_broker_failed(struct sim *sim) { return sim->broker->log_failed || sim->broker->store_failed; }
 
 bool sim_broker_is_quiet(struct sim *sim)
@@ -663,14 +679,14 @@ bool sim_broker_is_drained(struct sim *sim)
 }
 
 /* Whether bounds explain a drop of a message with QoS 1 or 2, or nothing does: memory is not short here, and nothing rots. */
-void sim_broker_count_drops(struct sim *sim)
+void sim_broker_count_drops(const struct sim *sim, uint64_t drops[2])
 {
     for (uint16_t i = 0; i < sim->shard_count && sim->broker->shards[i]; i++) {
         const struct shard_stats *stats = shard_get_stats(sim->broker->shards[i]);
-        sim->drops[0] += counter_get(&stats->dropped_queue_full) + counter_get(&stats->dropped_queue_bytes) +
-                         counter_get(&stats->dropped_total_messages) + counter_get(&stats->dropped_queue_age);
-        sim->drops[1] += counter_get(&stats->dropped_no_memory) + counter_get(&stats->dropped_corrupt) +
-                         counter_get(&stats->dropped_too_large) + counter_get(&stats->dropped_total_bytes);
+        drops[0] += counter_get(&stats->dropped_queue_full) + counter_get(&stats->dropped_queue_bytes) +
+                    counter_get(&stats->dropped_total_messages) + counter_get(&stats->dropped_queue_age);
+        drops[1] += counter_get(&stats->dropped_no_memory) + counter_get(&stats->dropped_corrupt) + counter_get(&stats->dropped_too_large) +
+                    counter_get(&stats->dropped_total_bytes);
     }
 }
 

@@ -52,6 +52,7 @@ struct sim_broker {
     size_t collected_count;
     size_t writing;                                                /* blocks of the batch that is under way: the first ones of collected */
     enum { LOG_IDLE, LOG_BEGUN, LOG_WRITTEN, LOG_FINISHED } stage; /* BEGUN: the disk was full, to be written again */
+    uint64_t no_room_step[SIM_SHARDS_MAX];                         /* when a shard heard that the checkpoint has no room; 0: it has */
     bool room_said;                                                /* what the shards were told last */
     bool log_failed, store_failed;
     int64_t store_next_mono;

@@ -88,6 +88,9 @@ static void add_will(struct sim *sim, struct sim_client *client, struct packet_c
     }
 }
 
+/* Whether the session of the next connection outlives it. */
+static bool is_kept(const struct sim_client *client) { return client->version == MQTT_V5 ? client->expiry_s > 0 : !client->wants_clean; }
+
 static void connect_broker(struct sim *sim, struct sim_client *client)
 {
     char will_texts[2][128];
@@ -96,7 +99,7 @@ static void connect_broker(struct sim *sim, struct sim_client *client)
     client->input.size = 0;
     client->closing = client->online = false;
     packet.connect.version = client->version;
-    client->wants_clean |= client->clean || (!sim->calm && sim_chance(sim, 1, 30));
+    client->wants_clean |= client->clean || (!sim->calm && sim_chance(sim, 1, sim->config.clean_one_in));
     packet.connect.clean_start = client->wants_clean;
     client->will_pending = 0;
     client->has_keep_alive = sim_chance(sim, 1, 3);
@@ -107,6 +110,8 @@ static void connect_broker(struct sim *sim, struct sim_client *client)
         packet.connect.properties.session_expiry_interval_s = client->expiry_s;
         packet.connect.properties.present |= MQTT_PROPERTY_BIT(SESSION_EXPIRY_INTERVAL);
     }
+    client->may_find_session = client->may_have_session;
+    client->may_have_session |= is_kept(client);
     send_packet(client, &packet);
     sim_trace(sim, "%s connects%s, will %d", client->id, client->wants_clean ? " clean" : "", (int)client->will - 1);
 }
@@ -144,8 +149,7 @@ static void send_publish(struct sim *sim, struct sim_client *client, struct sim_
     }
     packet.publish.payload = span_of(payload, sim_ledger_payload(message, payload, sizeof payload));
     send_packet(client, &packet);
-    if (message->first_sent_step == 0)
-        message->first_sent_step = sim->step;
+    sim_ledger_on_sent(sim, message);
     sim_trace(sim, "%s publishes message %u, QoS %u, id %u%s", client->id, message->id, message->qos, packet_id, dup ? ", again" : "");
 }
 
@@ -267,6 +271,7 @@ static void on_suback(struct sim *sim, struct sim_client *client, const struct p
         subscription->state = SUB_YES;
         subscription->since_step = sim->step;
     }
+    sim_promised(sim, true);
 }
 
 static void on_unsuback(struct sim *sim, struct sim_client *client, uint16_t packet_id)
@@ -279,6 +284,7 @@ static void on_unsuback(struct sim *sim, struct sim_client *client, uint16_t pac
     subscription->state = SUB_NONE;
     subscription->since_step = sim->step;
     subscription->sent_step = 0;
+    sim_promised(sim, true);
 }
 
 void sim_client_subscribe_again(struct sim *sim, struct sim_client *client)
@@ -354,6 +360,13 @@ void sim_client_act(struct sim *sim, struct sim_client *client)
             connect_broker(sim, client);
         return;
     }
+    if (!client->online && sim->config.give_up_one_in && !sim->calm && client->conn->core && client->conn->up.size == 0 &&
+        sim_chance(sim, 1, sim->config.give_up_one_in)) {
+        sim_trace(sim, "%s does not wait for CONNACK", client->id);
+        sim_conn_reset(sim, client->conn);
+        client->away_until = sim->step; /* and comes again at once */
+        return;
+    }
     if (!client->online || client->closing)
         return;
     if (client->resumes) {
@@ -375,7 +388,7 @@ void sim_client_act(struct sim *sim, struct sim_client *client)
         send_packet(client, &packet);
         return;
     }
-    if (!sim->calm && client->subscribes && sim_chance(sim, 1, 40)) {
+    if (!sim->calm && client->subscribes && sim_chance(sim, 1, sim->config.change_one_in)) {
         struct sim_subscription *subscription = &client->subscriptions[sim_below(sim, SIM_KINDS)];
         subscription->is_wanted = !subscription->is_wanted;
         return;
@@ -422,14 +435,16 @@ static void on_connack(struct sim *sim, struct sim_client *client, const struct 
         sim_found(sim, "%s received a second CONNACK", client->id);
     if (connack->session_present && client->wants_clean)
         sim_found(sim, "%s: session present after a clean start", client->id);
+    if (connack->session_present && !client->may_find_session)
+        sim_found(sim, "%s: session present, and the last one ended with its connection", client->id);
     bool may_be_gone = may_session_be_gone(sim, client);
     if (!connack->session_present && !client->wants_clean && !may_be_gone)
         sim_found(sim, "%s had a session that has not expired, and it is gone", client->id);
     bool is_same = connack->session_present && !may_be_gone;
     client->online = true;
     client->will_life = sim->incarnation;
-    client->is_persistent = client->version == MQTT_V5 ? client->expiry_s > 0 : !client->wants_clean;
-    client->is_session_promised = client->is_persistent;
+    client->is_persistent = client->is_session_promised = client->may_have_session = is_kept(client);
+    sim_promised(sim, !client->is_persistent);
     client->wants_clean = false;
     client->receive_maximum = client->version == MQTT_V5 && (connack->properties.present & MQTT_PROPERTY_BIT(RECEIVE_MAXIMUM))
                                   ? connack->properties.receive_maximum
@@ -528,11 +543,13 @@ static void on_ack(struct sim *sim, struct sim_client *client, enum mqtt_packet_
     if (type == MQTT_PUBREL) {
         sim_trace(sim, "%s: PUBREL of id %u", client->id, ack->packet_id);
         client->inbound[ack->packet_id] = 0;
+        sim_promised(sim, false);
         send_ack(client, MQTT_PUBCOMP, ack->packet_id);
         return;
     }
     if (type == MQTT_PUBCOMP) {
         flow_end(client, flow_get(sim, client, ack->packet_id, "PUBCOMP"));
+        sim_promised(sim, false);
         return;
     }
     struct sim_flow *flow = flow_get(sim, client, ack->packet_id, type == MQTT_PUBACK ? "PUBACK" : "PUBREC");
@@ -540,11 +557,17 @@ static void on_ack(struct sim *sim, struct sim_client *client, enum mqtt_packet_
     if (sim->ledger.messages[flow->message].qos != qos)
         sim_found(sim, "%s: the acknowledgement of id %u is of the wrong kind", client->id, ack->packet_id);
     if (ack->reason >= 0x80) {
-        flow_end(client, flow); /* refused: no promise was made */
+        sim_ledger_on_refused(sim, flow->message);
+        flow_end(client, flow);
         return;
     }
     check_ack_order(sim, client, flow, qos);
+    const struct sim_message *message = &sim->ledger.messages[flow->message];
+    if (message->retain && message->attempts == 1 && sim_broker_is_told_to_wait(sim, client->conn, message->first_sent_step))
+        sim_found(sim, "%s: retained message %u is acknowledged, and the checkpoint lags too far behind since before it was sent",
+                  client->id, flow->message);
     sim_ledger_on_acked(sim, flow->message);
+    sim_promised(sim, message->retain);
     sim_trace(sim, "%s: message %u is acknowledged", client->id, flow->message);
     if (type == MQTT_PUBACK) {
         flow_end(client, flow);

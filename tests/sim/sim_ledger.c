@@ -90,9 +90,32 @@ static void note_owed(struct sim *sim, const struct sim_message *message)
     }
 }
 
+static struct sim_retained *retained_of(struct sim *sim, const struct sim_message *message)
+{
+    return &sim->ledger.retained[message->device][message->kind];
+}
+
+void sim_ledger_on_sent(struct sim *sim, struct sim_message *message)
+{
+    if (message->first_sent_step == 0)
+        message->first_sent_step = sim->step;
+    if (message->retain)
+        retained_of(sim, message)->written_step = sim->step;
+}
+
+void sim_ledger_on_refused(struct sim *sim, uint32_t id)
+{
+    struct sim_message *message = &sim->ledger.messages[id];
+    message->is_refused = true;
+    if (message->retain)
+        retained_of(sim, message)->written_step = sim->step;
+}
+
 void sim_ledger_on_acked(struct sim *sim, uint32_t id)
 {
     struct sim_message *message = &sim->ledger.messages[id];
+    if (message->retain)
+        retained_of(sim, message)->written_step = sim->step;
     if (!message->acked) {
         message->acked_step = sim->step;
         message->acked_life = sim->incarnation;
@@ -120,6 +143,8 @@ void sim_ledger_on_broker_end(struct sim *sim)
     for (uint32_t id = 0; id < sim->ledger.count; id++) {
         struct sim_message *message = &sim->ledger.messages[id];
         message->cancelled = message->is_cancel_lasting;
+        if (message->retain && !message->is_lasting)
+            retained_of(sim, message)->written_step = sim->step;
         for (uint32_t i = 0; i < sim->config.client_count && !message->is_lasting; i++)
             sim->clients[i].owed[id] = 0;
     }
@@ -153,6 +178,8 @@ void sim_ledger_on_delivered(struct sim *sim, struct sim_client *subscriber, uin
     if (subscription->state == SUB_NONE && !message->will && message->first_sent_step > subscription->since_step)
         sim_found(sim, "%s received message %u, and was not subscribed since step %" PRIu64, subscriber->id, id, subscription->since_step);
     bool first = subscriber->seen[id] == 0;
+    if (first)
+        sim_promised(sim, message->will);
     if (subscriber->seen[id] < UINT8_MAX)
         subscriber->seen[id]++;
     /* Once for each flow that the publisher had to begin. */
@@ -175,8 +202,30 @@ void sim_ledger_on_delivered(struct sim *sim, struct sim_client *subscriber, uin
 
 static bool is_superseded(const struct sim *sim, const struct sim_message *value, const struct sim_message *by, uint64_t before)
 {
-    return by->retain && by->kind == value->kind && by->device == value->device && by->client == value->client && by->attempts == 1 &&
-           value->attempts == 1 && by->acked && (by->is_lasting || by->acked_life == sim->incarnation) && by->acked_step < before;
+    if (!by->retain || by->kind != value->kind || by->device != value->device || !by->acked || by->acked_step >= before ||
+        !(by->is_lasting || by->acked_life == sim->incarnation))
+        return false;
+    bool is_in_order = by->client == value->client && by->attempts == 1 && value->attempts == 1;
+    return is_in_order || (value->acked && value->acked_step < by->first_sent_step);
+}
+
+/* While nobody writes it, a retained topic has one value: whoever asks, in this life of the broker or the next. */
+static void check_agreed(struct sim *sim, const struct sim_client *subscriber, const struct sim_message *message)
+{
+    struct sim_retained *retained = retained_of(sim, message);
+    if (retained->written_step >= subscriber->subscriptions[message->kind].sent_step)
+        return;
+    for (uint32_t id = 0; id < sim->ledger.count; id++) {
+        const struct sim_message *other = &sim->ledger.messages[id];
+        if (other->retain && other->device == message->device && other->kind == message->kind && other->first_sent_step && !other->acked &&
+            !other->is_refused)
+            return; /* it may come to be in force at any time */
+    }
+    if (retained->value && retained->read_step == retained->written_step && retained->value != message->id + 1)
+        sim_found(sim, "%s received the retained message %u, and %u was read before, and nobody wrote since step %" PRIu64, subscriber->id,
+                  message->id, retained->value - 1, retained->written_step);
+    retained->value = message->id + 1;
+    retained->read_step = retained->written_step;
 }
 
 /* A retained value: of all that was acknowledged before the subscription, it must be the newest. */
@@ -186,6 +235,7 @@ void sim_ledger_on_retained(struct sim *sim, struct sim_client *subscriber, uint
     sim->progress++;
     if (!message->retain)
         sim_found(sim, "%s received message %u as a retained one, and it was published without", subscriber->id, id);
+    check_agreed(sim, subscriber, message);
     for (uint32_t newer = id + 1; newer < sim->ledger.count; newer++)
         if (is_superseded(sim, message, &sim->ledger.messages[newer], subscriber->subscriptions[message->kind].sent_step))
             sim_found(sim, "%s received the retained message %u, and %u was acknowledged before it subscribed", subscriber->id, id, newer);
@@ -337,9 +387,18 @@ static void check_will(struct sim *sim, const struct sim_client *gone)
         const struct sim_client *subscriber = &sim->clients[i];
         const struct sim_subscription *subscription = &subscriber->subscriptions[will->kind];
         if (!subscriber->is_gone && subscriber->subscribe_qos > 0 && subscription->state == SUB_YES &&
-            subscription->since_step < gone->will_step && !subscriber->seen[will->id] && sim->drops[0] == 0)
+            subscription->since_step < gone->will_step && !subscriber->seen[will->id])
             sim_found(sim, "%s was lost and did not come back, and %s never received its will %u", gone->id, subscriber->id, will->id);
     }
+}
+
+void sim_ledger_check_wills(struct sim *sim)
+{
+    uint64_t drops[2] = {sim->drops[0]};
+    sim_broker_count_drops(sim, drops);
+    for (uint32_t i = 0; i < sim->config.client_count && drops[0] == 0; i++)
+        if (sim->clients[i].is_gone)
+            check_will(sim, &sim->clients[i]);
 }
 
 void sim_ledger_check_end(struct sim *sim)
@@ -352,16 +411,14 @@ void sim_ledger_check_end(struct sim *sim)
                 check_message(sim, &found, &sim->ledger.messages[id]);
         free(found.rows);
     }
-    sim_broker_count_drops(sim);
+    sim_broker_count_drops(sim, sim->drops);
     if (sim->drops[1])
         sim_found(sim, "%" PRIu64 " messages were dropped for reasons that there are none of", sim->drops[1]);
     if (sim->drops[0] && !sim->config.is_bounded)
         sim_found(sim, "%" PRIu64 " messages were dropped for bounds that are far away", sim->drops[0]);
     uint64_t missing = 0;
     for (uint32_t i = 0; i < sim->config.client_count; i++) {
-        if (sim->clients[i].is_gone)
-            check_will(sim, &sim->clients[i]);
-        else if (sim->clients[i].subscribes)
+        if (sim->clients[i].subscribes && !sim->clients[i].is_gone)
             check_subscriber(sim, &sim->clients[i], &missing);
     }
     if (missing > sim->drops[0])

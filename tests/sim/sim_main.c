@@ -54,6 +54,45 @@ bool sim_chance(struct sim *sim, uint32_t numerator, uint32_t denominator)
     return check_random_chance(&sim->random, numerator, denominator);
 }
 
+void sim_promised(struct sim *sim, bool is_rare)
+{
+    uint32_t one_in = is_rare ? 1 + sim->config.haste / 8 : sim->config.haste;
+    if (sim->config.haste == 0 || sim->calm || sim->kill_step > sim->step || !sim_chance(sim, 1, one_in))
+        return;
+    uint64_t at = sim->step + 1 + sim_below(sim, sim_chance(sim, 1, 2) ? 4 : 40);
+    if (sim->config.power_faults && sim_chance(sim, 1, 2))
+        sim->power_loss_step = at;
+    else
+        sim->kill_step = at;
+}
+
+/* What a seed is good at: a log that is slow, deaths at the moment of a promise, subscribers that come and go, clean starts. */
+static void draw_moods(struct sim *sim, struct sim_config *config)
+{
+    config->log_rest = sim_chance(sim, 1, 2) ? 1 : (uint32_t)(2 + sim_below(sim, 30));
+    config->haste = sim_chance(sim, 1, 2) ? (uint32_t)(8 + sim_below(sim, 100)) : 0;
+    config->change_one_in = sim_chance(sim, 1, 3) ? 4 : 40;
+    config->clean_one_in = sim_chance(sim, 1, 4) ? 3 : 30;
+    config->give_up_one_in = sim_chance(sim, 1, 3) ? 12 : 0;
+}
+
+/* Much is published, so that the log is full soon, and nobody dies meanwhile more often than usual. */
+static void draw_drought_config(struct sim_config *config)
+{
+    config->persistence = true;
+    config->large_one_in = 2;
+    config->burst = 5;
+    config->haste = 0;
+    config->log_rest = 1;
+    config->steps *= 2;
+    config->is_bounded = false;
+    config->queue_policy = QUEUE_DROP_NEWEST; /* never met */
+    config->queue_messages_max = 100000;
+    config->queue_bytes_max = 1 << 30;
+    config->totals_messages_max = UINT32_MAX;
+    config->queue_age_max_ns = 0;
+}
+
 /* Bounds of queues: far away, or so near that they are met. */
 static void draw_queue_config(struct sim *sim, struct sim_config *config)
 {
@@ -97,9 +136,10 @@ static void draw_config(struct sim *sim, uint32_t steps)
     config->ring_capacity = 4u << sim_below(sim, 5);
     config->block_count = 2u << sim_below(sim, 4);
     config->block_body = 512u << sim_below(sim, 5);
-    config->segment_size = 16384u << sim_below(sim, 3);
+    config->has_drought = sim_chance(sim, 1, 10);
+    config->segment_size = config->has_drought ? 1 << 17 : 16384u << sim_below(sim, 3); /* what connections log fits into a tenth of four */
     config->sink_rest = sim_chance(sim, 1, 3) ? 1500 : 40;
-    config->alignment = sim_chance(sim, 1, 4) ? 4096 : 512;
+    config->alignment = !config->has_drought && sim_chance(sim, 1, 4) ? 4096 : 512;
     /* The large records under way together, rounded up to whole blocks, take less than half a segment: one that holds more of the log than
      * there is waits for ever, since nobody looks at the room for all of it before it is begun. */
     uint32_t block_size = (config->block_body + 160 + config->alignment - 1) / config->alignment * config->alignment;
@@ -110,6 +150,9 @@ static void draw_config(struct sim *sim, uint32_t steps)
     config->disk_faults = sim_chance(sim, 1, 2);
     config->power_faults = sim_chance(sim, 2, 3);
     draw_durable_config(sim, config);
+    draw_moods(sim, config);
+    if (config->has_drought)
+        draw_drought_config(config);
 }
 
 static void pass_time(struct sim *sim)
@@ -153,7 +196,7 @@ static void starve(struct sim *sim)
         sim->starved = SIM_RINGS;
     if (sim->starved != SIM_RINGS || sim->calm || !sim_chance(sim, 1, 200))
         return;
-    sim->starved = (unsigned)sim_below(sim, SIM_RINGS);
+    sim->starved = sim_chance(sim, 1, 2) ? (unsigned)sim_below(sim, SIM_RINGS) : sim_broker_ring_from_shard(sim);
     sim->starved_end = sim->step + sim_below(sim, 400);
 }
 
@@ -206,7 +249,7 @@ static void keep_alive(struct sim *sim)
     }
     if (!sim->broker && (sim->calm || sim_chance(sim, 1, 30)))
         sim_broker_start(sim);
-    if (!sim->sink && sim->config.persistence && (sim->calm || sim_chance(sim, 1, sim->config.sink_rest)))
+    if (!sim->sink && sim->config.persistence && !sim->is_dry && (sim->calm || sim_chance(sim, 1, sim->config.sink_rest)))
         sim_sink_start(sim);
 }
 
@@ -240,6 +283,8 @@ static void step(struct sim *sim)
         inject_fault(sim);
     if (!sim->calm && sim->step == sim->power_loss_step)
         power_loss(sim);
+    if (!sim->calm && sim->step == sim->kill_step && sim->broker)
+        sim_trace(sim, "KILL broker, after a promise"), sim_broker_die(sim, false);
     if (sim_chance(sim, 1, 8))
         sim_conn_reset_ghosts(sim, sim->calm);
     uint64_t who = sim_below(sim, 10);
@@ -258,6 +303,51 @@ static bool sim_has_gone(const struct sim *sim)
         if (sim->clients[i].is_gone)
             return true;
     return false;
+}
+
+static void end_faults(struct sim *sim)
+{
+    sim->calm = true;
+    sim->calm_mono = sim->mono;
+    for (struct sim_conn *conn = sim->conns; conn; conn = conn->next)
+        conn->room = 1 << 20;
+    sim_fs_set_free(sim->fs, UINT64_MAX);
+    sim_fs_fail(sim->fs, SIM_FS_ANY, 0, ERR_OK, false);
+    sim_kv_set_capacity(sim->kv, 0);
+    for (int call = 0; call < SIM_KV_CALL_COUNT; call++)
+        sim_kv_fail(sim->kv, (enum sim_kv_call)call, ERR_OK, 0);
+}
+
+/* The log is full, and the sink is away: nobody can publish, and everything else goes on (LOG 7). */
+static void check_drought(struct sim *sim)
+{
+    if (!sim->broker || sim_broker_failed(sim) || !sim_broker_is_log_full(sim))
+        return;
+    for (uint32_t i = 0; i < sim->config.client_count; i++) {
+        const struct sim_client *client = &sim->clients[i];
+        if (!client->online || (client->flow_count == 0 && !sim_client_is_subscribed(client)))
+            sim_found(sim, "%s waits for its %s, and the log is full for publishers alone", client->id,
+                      client->online ? "SUBACK" : "CONNACK");
+    }
+    sim_trace(sim, "the log is full, and everybody is connected");
+}
+
+/* All connect anew, perhaps to another life, while publishers wait. */
+static void end_drought(struct sim *sim)
+{
+    end_faults(sim);
+    if (sim->broker && sim_chance(sim, 1, 2))
+        sim_broker_die(sim, false);
+    for (uint32_t i = 0; i < sim->config.client_count; i++)
+        if (sim->clients[i].conn)
+            sim_conn_reset(sim, sim->clients[i].conn);
+    uint64_t progress = sim->progress;
+    for (uint64_t idle = 0, end = sim->step + REST_STEPS_MAX; idle < REST_IDLE_STEPS && sim->step < end; progress = sim->progress) {
+        step(sim);
+        idle = sim->progress == progress ? idle + 1 : 0;
+    }
+    check_drought(sim);
+    sim->is_dry = false;
 }
 
 static bool sink_is_quiet(struct sim *sim) { return !sim->config.persistence || sim_sink_is_quiet(sim); }
@@ -302,15 +392,9 @@ static void rest(struct sim *sim)
 /* No more faults: everybody comes back but one, perhaps, and everything promised is done, until nothing moves any more. */
 static void come_to_rest(struct sim *sim)
 {
-    sim->calm = true;
-    sim->calm_mono = sim->mono;
-    for (struct sim_conn *conn = sim->conns; conn; conn = conn->next)
-        conn->room = 1 << 20;
-    sim_fs_set_free(sim->fs, UINT64_MAX);
-    sim_fs_fail(sim->fs, SIM_FS_ANY, 0, ERR_OK, false);
-    sim_kv_set_capacity(sim->kv, 0);
-    for (int call = 0; call < SIM_KV_CALL_COUNT; call++)
-        sim_kv_fail(sim->kv, (enum sim_kv_call)call, ERR_OK, 0);
+    if (sim->is_dry)
+        end_drought(sim);
+    end_faults(sim);
     /* Where publishers are refused for one whose queue is full, he has to come back. */
     if (sim->config.client_count > 2 && sim->config.queue_policy != QUEUE_REFUSE && sim_chance(sim, 1, 2))
         sim_client_go(sim, &sim->clients[1 + sim_below(sim, sim->config.client_count - 1)]);
@@ -319,19 +403,28 @@ static void come_to_rest(struct sim *sim)
     if (sim->sink && sim_chance(sim, 1, 2))
         sim_sink_die(sim);
     rest(sim);
+    sim_ledger_check_wills(sim);
 }
 
-/* Once more, perhaps in another life: everybody subscribes, and is told what is retained. */
-static void audit(struct sim *sim)
+static void subscribe_all(struct sim *sim)
 {
-    if (sim_chance(sim, 1, 2)) {
-        sim_broker_die(sim, false);
-        rest(sim);
-    }
     for (uint32_t i = 0; i < sim->config.client_count; i++)
         if (sim->clients[i].subscribes && !sim->clients[i].is_gone)
             sim_client_subscribe_again(sim, &sim->clients[i]);
     rest(sim);
+}
+
+/* Everybody subscribes once more, in this life, perhaps in another one, too, and is told what is retained: the same each time. */
+static void audit(struct sim *sim)
+{
+    uint64_t lives = sim_below(sim, 3);
+    if (lives < 2)
+        subscribe_all(sim);
+    if (lives == 0)
+        return;
+    sim_broker_die(sim, false);
+    rest(sim);
+    subscribe_all(sim);
 }
 
 static struct sim sim_memory;
@@ -372,8 +465,14 @@ static void run(uint64_t seed, uint32_t steps, bool trace, uint32_t *messages_ou
     sim_broker_start(sim);
     if (sim->config.persistence)
         sim_sink_start(sim);
-    while (sim->step < sim->config.steps)
+    while (sim->step < sim->config.steps) {
+        if (sim->config.has_drought && !sim->is_dry && sim->step > sim->config.steps / 4) {
+            sim->is_dry = true;
+            if (sim->sink)
+                sim_sink_die(sim);
+        }
         step(sim);
+    }
     come_to_rest(sim);
     audit(sim);
     sim_ledger_check_end(sim);
