@@ -20,13 +20,37 @@ static enum err format_parse(uint32_t *version_out, const char *text)
     return ERR_OK;
 }
 
+static void note_restoring(void *context, const char *name)
+{
+    const char **found = context;
+    if (strcmp(name, DATA_FORMAT_RESTORING_LOG) == 0)
+        *found = DATA_FORMAT_RESTORING_LOG;
+    else if (strcmp(name, DATA_FORMAT_RESTORING_CHECKPOINT) == 0)
+        *found = DATA_FORMAT_RESTORING_CHECKPOINT;
+}
+
+/* What a restore makes has these names until it is whole. */
+static enum err refuse_half_restored(struct fs *fs, const char *data_dir, struct errmsg *msg)
+{
+    const char *found = NULL;
+    enum err err = fs_list(fs, data_dir, (void *)&found, note_restoring);
+    if (err && err != ERR_NOTFOUND)
+        return err_set(msg, err, "%s: %s", data_dir, err_text(err));
+    return found ? err_set(msg, ERR_EXISTS, "%s/%s: a restore that was interrupted; remove what is in the directory and restore again",
+                           data_dir, found)
+                 : ERR_OK;
+}
+
 enum err data_format_read(uint32_t *version_out, struct fs *fs, const char *data_dir, struct errmsg *msg)
 {
     char path[FILE_PATH_MAX], text[TEXT_MAX] = "";
     struct file *file = NULL;
     size_t got = 0;
     *version_out = DATA_FORMAT_LOG_ONLY;
-    enum err err = file_path(path, data_dir, "format");
+    enum err err = refuse_half_restored(fs, data_dir, msg);
+    if (err)
+        return err;
+    err = file_path(path, data_dir, "format");
     if (!err)
         err = fs_open(fs, &file, path, FILE_READ);
     if (err == ERR_NOTFOUND)

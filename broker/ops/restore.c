@@ -10,9 +10,6 @@
 #include "common/data_dir.h"
 #include "common/log_identity.h"
 
-#define LOG_ASIDE "log.restoring"
-#define CHECKPOINT_ASIDE "checkpoint.restoring"
-
 struct restore {
     const struct restore_options *options;
     struct fs *fs;
@@ -205,9 +202,9 @@ static enum err restore_locked(struct restore *restore)
     const struct restore_options *options = restore->options;
     enum err err = check_space(restore);
     if (!err)
-        err = file_path(restore->log, options->data_dir, LOG_ASIDE);
+        err = file_path(restore->log, options->data_dir, DATA_FORMAT_RESTORING_LOG);
     if (!err)
-        err = file_path(restore->checkpoint, options->data_dir, CHECKPOINT_ASIDE);
+        err = file_path(restore->checkpoint, options->data_dir, DATA_FORMAT_RESTORING_CHECKPOINT);
     if (!err)
         err = fill(restore);
     return err ? err : put_in_place(restore);

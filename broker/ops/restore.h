@@ -7,7 +7,7 @@
  * the cursor otherwise, which costs some reading and loses nothing.
  *
  * The order makes an interrupted restore harmless: `format` first, then the log, the checkpoint last, each made aside and renamed. A start
- * in between finds the checkpoint missing and refuses. Thread: main. */
+ * in between finds a part that is still aside and refuses (data_format.h), and so do backup and repair. Thread: main. */
 #ifndef TIDEGATE_BROKER_OPS_RESTORE_H
 #define TIDEGATE_BROKER_OPS_RESTORE_H
 

@@ -9,7 +9,7 @@ The rules. On the disk are: what was there before; every write to a file opened 
 returned before a sync of the same file began that returned; every name whose directory was synced since. Of everything else each sector
 may be there or not: writes are torn at 512 B or 4 KiB at random, sizes and later writes may be there without earlier ones. Names that were
 not synced are there up to a random point of their order (file systems keep a journal of these), whatever their file's content is. A file
-whose name is not there is gone, contents and all.
+whose name is not there is gone, contents and all. A directory that was renamed takes along whatever names are in it in the end.
 
 The image is cut where the program was killed; so everything that any client had heard until then is to be found on it."""
 import collections
@@ -61,18 +61,24 @@ class Snapshot:
 
 
 class _Change:
-    """Of a file's contents or of a name. `is_done`: the call returned; `is_durable`: see the module."""
+    """Of a file's contents, of a name, or of a directory's name. `is_done`: the call returned; `is_durable`: see the module."""
 
-    __slots__ = ("offset", "data", "size", "names", "is_dsync", "is_done", "is_durable")
+    __slots__ = ("offset", "data", "size", "names", "moves", "is_dsync", "is_done", "is_durable")
 
     def __init__(self, offset=0, data=None, size=None, names=(), is_dsync=False):
         self.offset, self.data, self.size, self.names, self.is_dsync = offset, data, size, names, is_dsync
+        self.moves = ()  # (old, new)
         self.is_done = self.is_durable = False
 
 
 class _File:
     def __init__(self, content=b""):
         self.content, self.changes = content, []
+
+
+def _moved(name, old, new):
+    """The name after its directory's, if that is above it."""
+    return new + name[len(old):] if name == old or name.startswith(old + "/") else name
 
 
 class CrashImage:
@@ -109,7 +115,7 @@ class CrashImage:
         def finish(result):
             change.is_done = result >= 0
             if not change.is_done:
-                change.names = ()  # a write that failed may still be there in part, a name not
+                change.names = change.moves = ()  # a write that failed may still be there in part, a name not
             change.is_durable = change.is_durable or (change.is_dsync and result == len(change.data or b""))
 
         return finish
@@ -163,7 +169,13 @@ class CrashImage:
     def _rename(self, entry):
         old, new = entry.names
         file = self.live.get(old)
-        return self._change_names([(old, None), (new, file)]) if file else (lambda result: None)
+        if file:
+            return self._change_names([(old, None), (new, file)])
+        change = _Change()
+        change.moves = (old, new)
+        self.name_changes[os.path.dirname(new)].append(change)
+        self.live = {_moved(name, old, new): below for name, below in self.live.items()}
+        return self._finish_change(change)
 
     def _unlink(self, entry):
         return self._change_names([(entry.names[0], None)]) if entry.names[0] in self.live else (lambda result: None)
@@ -171,6 +183,7 @@ class CrashImage:
     # -- one of the images --
 
     def _make(self, random):
+        moves = []
         for changes in self.name_changes.values():
             first = 1 + max((index for index, change in enumerate(changes) if change.is_durable), default=-1)
             for change in changes[:random.randint(first, len(changes))]:
@@ -179,6 +192,11 @@ class CrashImage:
                         self.names.pop(name, None)
                     else:
                         self.names[name] = file
+                if change.moves:
+                    moves.append(change.moves)
+        for old, new in moves:
+            self.names = {_moved(name, old, new): file for name, file in self.names.items()}
+            self.directories = [_moved(name, old, new) for name in self.directories]
         self.files = {name: self._content(file, random) for name, file in self.names.items()}
 
     def _content(self, file, random):

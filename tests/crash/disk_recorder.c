@@ -14,6 +14,8 @@
  * RECORD_DELAY_US makes the disk slow: every synced write and every sync takes up to that many microseconds longer, so that more is under
  * way when the program is killed. The delays come from RECORD_SEED.
  *
+ * RECORD_KILL_AT=N: the program kills itself with SIGKILL when it has begun its N-th operation (1: the first) and not carried it out.
+ *
  * Entry: struct entry, then `name_size` bytes of names (relative to the root; of a rename the old one, a zero byte, the new one), then
  * `size` bytes of data (WRITE only). Byte order of the machine. */
 #include <dlfcn.h>
@@ -21,6 +23,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -63,7 +66,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int journal = -1;
 static char root[PATH_MAX];
 static size_t root_size;
-static uint64_t last_id;
+static uint64_t last_id, kill_at;
 static unsigned delay_us_max;
 static uint64_t delay_state;
 
@@ -81,7 +84,7 @@ static void die(const char *what)
 __attribute__((constructor)) static void start(void)
 {
     const char *root_text = getenv("RECORD_ROOT"), *journal_text = getenv("RECORD_JOURNAL"), *delay = getenv("RECORD_DELAY_US");
-    const char *seed = getenv("RECORD_SEED");
+    const char *seed = getenv("RECORD_SEED"), *at = getenv("RECORD_KILL_AT");
     if (!root_text || !journal_text)
         return;
     if (!realpath(root_text, root))
@@ -89,6 +92,7 @@ __attribute__((constructor)) static void start(void)
     root_size = strlen(root);
     delay_us_max = delay ? (unsigned)strtoul(delay, NULL, 10) : 0;
     delay_state = seed ? strtoull(seed, NULL, 10) : 1;
+    kill_at = at ? strtoull(at, NULL, 10) : 0;
     journal = (int)syscall(SYS_openat, AT_FDCWD, journal_text, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0640);
     if (journal < 0)
         die(journal_text);
@@ -159,6 +163,11 @@ static uint64_t put(struct entry entry, const char *names, const struct iovec *i
             parts[first].iov_base = (char *)parts[first].iov_base + left;
             parts[first].iov_len -= left;
         }
+    }
+    if (entry.kind != END && entry.id == kill_at) {
+        (void)kill(getpid(), SIGKILL);
+        for (;;)
+            (void)pause();
     }
     return entry.id;
 }

@@ -51,6 +51,25 @@ static void what_was_written_survives_a_loss_of_power(void **state)
     assert_int_equal(version, 2);
 }
 
+/* Also before anything else is there: to a start it would be a new directory. */
+static void half_restored_is_refused(void **state)
+{
+    struct fs *fs = sim_fs_fs(*state);
+    uint32_t version = 0;
+    struct errmsg msg;
+    assert_int_equal(fs_mkdir(fs, "new"), 0);
+    assert_int_equal(data_format_read(&version, fs, "new", &msg), 0);
+    assert_int_equal(fs_mkdir(fs, "new/log.restoring"), 0);
+    assert_int_equal(data_format_read(&version, fs, "new", &msg), ERR_EXISTS);
+    assert_non_null(strstr(msg.text, "new/log.restoring"));
+    assert_int_equal(fs_mkdir(fs, "data"), 0);
+    put(*state, "tidegate-broker 2\n");
+    assert_int_equal(data_format_read(&version, fs, "data", &msg), 0);
+    assert_int_equal(fs_mkdir(fs, "data/checkpoint.restoring"), 0);
+    assert_int_equal(data_format_read(&version, fs, "data", &msg), ERR_EXISTS);
+    assert_non_null(strstr(msg.text, "data/checkpoint.restoring"));
+}
+
 static void a_failed_sync_leaves_the_version_before(void **state)
 {
     struct fs *fs = sim_fs_fs(*state);
@@ -93,6 +112,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(no_file_is_the_first_format, setup, teardown),
         cmocka_unit_test_setup_teardown(what_was_written_survives_a_loss_of_power, setup, teardown),
+        cmocka_unit_test_setup_teardown(half_restored_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(a_failed_sync_leaves_the_version_before, setup, teardown),
         cmocka_unit_test_setup_teardown(a_newer_format_is_refused_by_name, setup, teardown),
         cmocka_unit_test_setup_teardown(what_is_no_format_is_corrupt, setup, teardown),
