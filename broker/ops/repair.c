@@ -22,6 +22,7 @@
 #define ROUNDS_MAX 8            /* repairs after which nothing new should be found */
 #define SEQUENCE_MARGIN 1048576 /* above the claims, when nobody can know how far the records went */
 #define TEXT_MAX 512
+#define ASIDE_TRIES 1000 /* names of one second */
 
 /* What the log is found to be, and who claims what of it. */
 struct survey {
@@ -60,18 +61,27 @@ __attribute__((format(printf, 2, 3))) static void print(char text_out[TEXT_MAX],
 
 /* ---- aside ---- */
 
+/* A name that no earlier repair has, which may have been interrupted within this very second. */
+static enum err name_aside(struct repair *repair)
+{
+    char now[CLOCK_TEXT_SIZE];
+    clock_format(now, clock_wall(), 0);
+    for (int i = 1; i <= ASIDE_TRIES; i++) {
+        int size = snprintf(repair->aside_name, sizeof repair->aside_name, "damaged-%.10s-%.2s%.2s%.2s", now, now + 11, now + 14, now + 17);
+        if (i > 1)
+            snprintf(repair->aside_name + size, sizeof repair->aside_name - (size_t)size, "-%d", i);
+        if (!data_files_exist(repair->options->data_dir, repair->aside_name))
+            return file_path(repair->aside, repair->options->data_dir, repair->aside_name);
+    }
+    return err_set(repair->msg, ERR_EXISTS, "%s/%s: exists already", repair->options->data_dir, repair->aside_name);
+}
+
 static enum err make_aside(struct repair *repair, const char *part)
 {
     char path[FILE_PATH_MAX];
-    if (!repair->aside[0]) {
-        char now[CLOCK_TEXT_SIZE];
-        clock_format(now, clock_wall(), 0);
-        snprintf(repair->aside_name, sizeof repair->aside_name, "damaged-%.10s-%.2s%.2s%.2s", now, now + 11, now + 14, now + 17);
-        enum err err = file_path(repair->aside, repair->options->data_dir, repair->aside_name);
-        if (err)
-            return err;
-    }
-    enum err err = data_dir_make(repair->aside, repair->msg);
+    enum err err = repair->aside[0] ? ERR_OK : name_aside(repair);
+    if (!err)
+        err = data_dir_make(repair->aside, repair->msg);
     if (!err && part)
         err = file_path(path, repair->aside, part);
     return err || !part ? err : data_dir_make(path, repair->msg);

@@ -1,8 +1,9 @@
 /* `tidegate-broker repair`: what keeps a broker from starting, or was damaged without keeping it, in words; and with `yes`, put right.
  *
- * Nothing is deleted: what is taken out goes to `damaged-TIME/` in the data directory, with the paths it had. Each finding says what is
- * wrong (file and offset, or tree and key), what would be done and what is lost by it. A repair that is interrupted is simply run again:
- * every step leaves either the old finding or the new state. After carrying out it looks again, and goes on until nothing is found.
+ * Nothing is deleted: what is taken out goes to `damaged-TIME/` in the data directory, with the paths it had; each run has its own
+ * (`damaged-TIME-2/`). Each finding says what is wrong (file and offset, or tree and key), what would be done and what is lost by it. A
+ * repair that is interrupted is simply run again: every step leaves either the old finding or the new state. After carrying out it looks
+ * again, and goes on until nothing is found.
  *
  *   log       a hole: the log is cut there, and a repair segment (log_segment.h) goes on above every generation and sequence that anybody
  *             ever claimed, so no number names two records. Readers meet the range as a gap

@@ -395,6 +395,26 @@ def test_a_hole_in_the_log(pair, when):
     pair.wait_complete()
 
 
+def test_repair_again_within_the_second(pair):
+    """What an interrupted repair has put aside is not in the way of the next."""
+    pair.start(sink=False)
+    publisher = pair.publisher()
+    for part in range(10):
+        pair.publish_rows(publisher, "car1", rows(part * 25, 25))
+    pair.broker.kill()
+    path, _, _ = damage_middle(pair.broker)
+    for ahead_s in range(60):
+        name = time.strftime("damaged-%Y-%m-%d-%H%M%S", time.gmtime(time.time() + ahead_s))
+        earlier = pair.broker.data / name / "log" / path.name
+        earlier.parent.mkdir(parents=True)
+        earlier.write_bytes(b"kept")
+    before = path.read_bytes()
+    repair(pair.broker, path.name)
+    kept = list(pair.broker.data.glob("damaged-*-2/log/" + path.name))
+    assert len(kept) == 1 and kept[0].read_bytes() == before
+    pair.broker.start()
+
+
 def test_a_segment_is_missing(pair):
     pair.start(sink=False)
     client = pair.publisher()
