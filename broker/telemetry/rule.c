@@ -25,6 +25,23 @@ static bool next_level(struct span *level_out, const uint8_t **at, const uint8_t
     return true;
 }
 
+/* What of the filter can be compared without walking its levels. */
+static void find_literals(struct rule *rule)
+{
+    const uint8_t *begin = (const uint8_t *)rule->filter, *at = begin, *end = begin + rule->filter_size;
+    struct span level;
+    for (uint16_t index = 0; next_level(&level, &at, end); index++) {
+        bool is_plus = span_is(level, "+");
+        if (!is_plus && !span_is(level, "#"))
+            continue;
+        if (is_plus && rule->tail_at == 0) {
+            rule->head_size = (uint16_t)(level.data - begin);
+            rule->head_levels = index;
+        }
+        rule->tail_at = (uint32_t)(at - begin);
+    }
+}
+
 static enum err compile_pattern(struct rule *rule, struct span pattern, struct errmsg *msg)
 {
     const uint8_t *at = pattern.data, *end = pattern.data + pattern.size;
@@ -65,7 +82,8 @@ static enum err compile_pattern(struct rule *rule, struct span pattern, struct e
         levels++;
     }
     *out = '\0';
-    rule->filter_levels = levels;
+    rule->filter_size = (uint16_t)(out - rule->filter);
+    find_literals(rule);
     return ERR_OK;
 }
 
@@ -150,7 +168,10 @@ static enum err rule_parse(struct rule *rule, const char *text, struct errmsg *m
         return err_set(msg, ERR_INVALID, "the pattern names {device}, and device= says it comes from elsewhere");
     if (!rule->name)
         rule->name = strndup((const char *)pattern.data, pattern.size);
-    return rule->name ? ERR_OK : err_set(msg, ERR_NOMEM, "out of memory");
+    if (!rule->name)
+        return err_set(msg, ERR_NOMEM, "out of memory");
+    rule->name_size = (uint16_t)strlen(rule->name);
+    return ERR_OK;
 }
 
 static void rule_deinit(struct rule *rule)
@@ -189,13 +210,15 @@ void rule_table_deinit(struct rule_table *table)
 /* Does the rule's filter match, and what stands at the {device} level? */
 static bool rule_matches(const struct rule *rule, struct span *device_out, struct span topic)
 {
-    const uint8_t *filter_at = (const uint8_t *)rule->filter, *filter_end = filter_at + strlen(rule->filter);
-    const uint8_t *topic_at = topic.data, *topic_end = topic.data + topic.size;
+    const uint8_t *filter = (const uint8_t *)rule->filter, *filter_end = filter + rule->filter_size;
+    const uint8_t *filter_at = filter + rule->head_size, *tail = filter + rule->tail_at;
+    const uint8_t *topic_at = topic.data + rule->head_size, *topic_end = topic.data + topic.size;
     struct span want, level;
-    uint16_t index = 0;
-    if (topic.size && topic.data[0] == '$' && (*filter_at == '+' || *filter_at == '#')) /* [MQTT-4.7.2-1] */
+    if (topic.size && topic.data[0] == '$' && (*filter == '+' || *filter == '#')) /* [MQTT-4.7.2-1] */
         return false;
-    for (; next_level(&want, &filter_at, filter_end); index++) {
+    if (topic.size < rule->head_size || memcmp(topic.data, filter, rule->head_size) != 0)
+        return false;
+    for (uint16_t index = rule->head_levels; filter_at != tail && next_level(&want, &filter_at, filter_end); index++) {
         if (span_is(want, "#"))
             return true;
         if (!next_level(&level, &topic_at, topic_end))
@@ -205,7 +228,9 @@ static bool rule_matches(const struct rule *rule, struct span *device_out, struc
         else if (!span_is(want, "+") && !span_equal(want, level))
             return false;
     }
-    return topic_at > topic_end;
+    if (filter_at > filter_end || topic_at > topic_end)
+        return filter_at > filter_end && topic_at > topic_end;
+    return span_equal(span_of(filter_at, (size_t)(filter_end - filter_at)), span_of(topic_at, (size_t)(topic_end - topic_at)));
 }
 
 static enum rule_verdict rule_find_device(const struct rule *rule, struct span *device, const struct rule_subject *subject)

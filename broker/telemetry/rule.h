@@ -22,13 +22,15 @@ enum rule_no_device { RULE_NO_DEVICE_REFUSE, RULE_NO_DEVICE_CLIENT_ID, RULE_NO_D
 struct rule {
     char *name;   /* name=..., by default the pattern itself */
     char *filter; /* the pattern as MQTT filter: {device} replaced by + */
-    uint16_t filter_levels;
-    uint16_t device_level; /* 0-based level of {device}; UINT16_MAX when the source is not the topic */
-    uint8_t device_source; /* enum rule_device_source */
-    uint8_t on_no_device;  /* enum rule_no_device: an empty level, a client without user name */
-    uint8_t max_qos;       /* 0..2 */
-    bool ignore;           /* a telemetry_ignore line */
-    int line;              /* of the configuration file, for messages */
+    uint16_t name_size, filter_size;
+    uint16_t head_size, head_levels; /* of the filter before its first wildcard, if that is a +: compared at once */
+    uint32_t tail_at;                /* where what stands behind the last wildcard begins, likewise; filter_size + 1 = nothing does */
+    uint16_t device_level;           /* 0-based level of {device}; UINT16_MAX when the source is not the topic */
+    uint8_t device_source;           /* enum rule_device_source */
+    uint8_t on_no_device;            /* enum rule_no_device: an empty level, a client without user name */
+    uint8_t max_qos;                 /* 0..2 */
+    bool ignore;                     /* a telemetry_ignore line */
+    int line;                        /* of the configuration file, for messages */
 };
 
 struct rule_table {

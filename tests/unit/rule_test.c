@@ -7,6 +7,9 @@
 
 #include <cmocka.h>
 
+#include "broker/mqtt/topic.h"
+#include "tests/lib/check_random.h"
+
 static struct rule_table table;
 
 static void add(const char *text)
@@ -70,6 +73,40 @@ static void wildcards_match_as_in_mqtt(void **state)
     assert_string_equal(table.rules[0].name, "plant");
 }
 
+/* Beside the reference, with {device} at a random level. */
+static void matches_whatever_mqtt_matches(void **state)
+{
+    (void)state;
+    static const char *const levels[] = {"", "a", "b", "ab", "+", "#"};
+    struct check_random random;
+    check_random_init(&random, check_random_seed(19));
+    unsigned matched = 0;
+    for (unsigned step = 0; step < 100000; step++) {
+        char topic[32] = "", filter[32] = "", rule[128] = "", device[8] = "c";
+        size_t topic_count = 1 + check_random_below(&random, 4), filter_count = 1 + check_random_below(&random, 4);
+        size_t device_level = check_random_below(&random, 8);
+        for (size_t i = 0; i < topic_count; i++) {
+            const char *level = levels[check_random_below(&random, 4)];
+            strcat(strcat(topic, i ? "/" : ""), level);
+            if (i == device_level && i < filter_count)
+                strcpy(device, level);
+        }
+        for (size_t i = 0; i < filter_count; i++) {
+            const char *level = i == device_level ? "+" : levels[check_random_below(&random, i + 1 == filter_count ? 6 : 5)];
+            strcat(strcat(filter, i ? "/" : ""), level);
+            strcat(strcat(rule, i ? "/" : ""), i == device_level ? "{device}" : level);
+        }
+        if (!*topic || !*filter)
+            continue;
+        add(strcat(rule, device_level < filter_count ? " on_no_device=skip" : " device=client_id"));
+        bool expected = topic_matches_filter(span_of_string(filter), span_of_string(topic));
+        matched += expected;
+        assert_int_equal(match(topic, "c", "", device), !expected ? RULE_NONE : *device ? RULE_MATCH : RULE_SKIPPED);
+        rule_table_deinit(&table);
+    }
+    assert_true(matched > 1000);
+}
+
 static void dollar_topics_are_not_matched_by_a_leading_wildcard(void **state)
 {
     (void)state;
@@ -123,6 +160,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(device_is_a_level_of_the_topic, clear),
         cmocka_unit_test_teardown(wildcards_match_as_in_mqtt, clear),
+        cmocka_unit_test_teardown(matches_whatever_mqtt_matches, clear),
         cmocka_unit_test_teardown(dollar_topics_are_not_matched_by_a_leading_wildcard, clear),
         cmocka_unit_test_teardown(first_match_in_file_order_decides, clear),
         cmocka_unit_test_teardown(without_placeholder_the_client_is_the_device, clear),
