@@ -26,6 +26,20 @@ static inline bool span_equal(struct span a, struct span b)
     return a.size == b.size && (a.size == 0 || memcmp(a.data, b.data, a.size) == 0);
 }
 
+/* memcpy() for what is mostly 8 to 32 bytes, as names and topics are: a call costs more than they do. */
+static inline void bytes_copy_short(uint8_t *to, const uint8_t *from, size_t size)
+{
+    if (size >= 16 && size <= 32) {
+        memcpy(to, from, 16);
+        memcpy(to + size - 16, from + size - 16, 16); /* may overlap the first */
+    } else if (size >= 8 && size < 16) {
+        memcpy(to, from, 8);
+        memcpy(to + size - 8, from + size - 8, 8);
+    } else {
+        memcpy(to, from, size);
+    }
+}
+
 static inline uint16_t load_le16(const void *at)
 {
     uint16_t value;

@@ -59,7 +59,7 @@ static inline uint8_t *put_bytes(uint8_t *at, enum tag tag, struct span bytes)
     if (bytes.size) {
         *at++ = (uint8_t)tag;
         at += varint_put(at, bytes.size);
-        memcpy(at, bytes.data, bytes.size);
+        bytes_copy_short(at, bytes.data, bytes.size);
         at += bytes.size;
     }
     return at;

@@ -247,18 +247,18 @@ void client_send_answer(struct shard *shard, struct client *client, const struct
     client_send(shard, client, &packet); /* without the property where it would make the packet too large [MQTT-3.4.2-3] */
 }
 
-void client_answer(struct shard *shard, struct client *client, struct gate_item item)
+void client_answer(struct shard *shard, struct client *client, struct gate_item *item)
 {
     /* Behind what this connection has in the gate already, even if it waits for nothing itself [MQTT-4.6.0-2]. */
-    bool is_refused = item.wait_retained != 0 && refused_values_has(&shard->refused_values, item.wait_retained);
-    if (client->gate_held == 0 && !is_refused && ack_gate_is_open(&shard->gate, item.wait_block, item.wait_retained)) {
-        client_send_answer(shard, client, &item);
+    bool is_refused = item->wait_retained != 0 && refused_values_has(&shard->refused_values, item->wait_retained);
+    if (client->gate_held == 0 && !is_refused && ack_gate_is_open(&shard->gate, item->wait_block, item->wait_retained)) {
+        client_send_answer(shard, client, item);
         return;
     }
-    item.kind = GATE_ACK;
-    item.since_mono_ns = shard->now_mono_ns;
-    item.client = client_ref_of(client);
-    ack_gate_put(&shard->gate, &item, (struct span){0, 0}, shard_log_filling(&shard->log));
+    item->kind = GATE_ACK;
+    item->since_mono_ns = shard->now_mono_ns;
+    item->client = client_ref_of(client);
+    ack_gate_put(&shard->gate, item, (struct span){0, 0}, shard_log_filling(&shard->log));
     client->gate_held++;
 }
 

@@ -105,7 +105,7 @@ void client_send(struct shard *shard, struct client *client, const struct packet
 void client_send_ack(struct shard *shard, struct client *client, enum mqtt_packet_type type, uint16_t packet_id, enum mqtt_reason reason);
 /* An answer that may have to wait for the log or the route actor: its waits, packet_type, packet_id, reason and durability; the rest is
  * filled in here. */
-void client_answer(struct shard *shard, struct client *client, struct gate_item item);
+void client_answer(struct shard *shard, struct client *client, struct gate_item *item);
 /* It leaves now. */
 void client_send_answer(struct shard *shard, struct client *client, const struct gate_item *item);
 /* Encoded packets. */

@@ -9,10 +9,9 @@
 #include "common/hash.h"
 #include "common/murmur2.h"
 
-#define COPIES_PER_PUBLISH 16         /* so many copies of a message count as one more message of the turn's allowance */
-#define WAIT_UNKNOWN UINT64_MAX       /* the large record of an open QoS 2 identifier is not complete */
-#define NOT_FIRST 0x80000000u         /* in next_same: the match belongs to a session seen before */
-#define RECORD_OVERHEAD ((size_t)256) /* bytes of a record beside its texts, for the first look at the room */
+#define COPIES_PER_PUBLISH 16   /* so many copies of a message count as one more message of the turn's allowance */
+#define WAIT_UNKNOWN UINT64_MAX /* the large record of an open QoS 2 identifier is not complete */
+#define NOT_FIRST 0x80000000u   /* in next_same: the match belongs to a session seen before */
 
 /* --- working memory ----------------------------------------------------------------------------------------------------------------- */
 
@@ -61,10 +60,13 @@ struct publish_in {
     bool is_will;
     bool dup;
 
+    /* From here on: set by publish(). */
     const struct rule *rule; /* telemetry: rule and device */
     struct span device;
     bool is_logged_telemetry;
     bool is_state; /* the checkpoint needs its record */
+    uint64_t retained_number;
+    uint8_t correlation[RECORD_CORRELATION_SIZE];
 };
 
 enum publish_outcome { PUBLISH_DONE, PUBLISH_NO_ROOM, PUBLISH_REFUSED };
@@ -235,11 +237,11 @@ static void count_telemetry(struct shard *shard, struct counter *refused)
     counter_inc(refused ? refused : &shard->stats.telemetry_logged);
 }
 
-/* How large its record will be, or a little less. */
+/* How large its record will be, or a little more. */
 static size_t record_size_about(const struct shard *shard, const struct publish_in *in)
 {
-    return RECORD_OVERHEAD + in->source.topic.size + in->source.properties.size + in->source.payload.size + in->client_id.size +
-           (in->rule ? in->device.size + strlen(in->rule->name) : 0) + shard->scratch.record_recipients.size;
+    return RECORD_OVERHEAD_MAX + in->source.topic.size + in->source.properties.size + in->source.payload.size + in->client_id.size +
+           (in->rule ? in->device.size + in->rule->name_size : 0) + shard->scratch.record_recipients.size;
 }
 
 /* What the rules say; sets rule, device and is_logged_telemetry. DONE: go on. */
@@ -324,36 +326,37 @@ static bool is_state_anyway(const struct shard *shard, const struct publish_in *
     return shard->log.pool && (in->source.retain || in->is_will || (in->source.qos == 2 && session_is_persistent(in->client->session)));
 }
 
-static void record_of(const struct shard *shard, struct record *rec_out, const struct publish_in *in, const struct msg *msg)
+/* Its record, in the scratch: what a PUBLISH never has stays zero there. */
+static const struct record *record_of(struct shard *shard, const struct publish_in *in)
 {
-    *rec_out = (struct record){
-        .type = RECORD_PUBLISH,
-        .qos = msg->qos,
-        .retain = msg->retain,
-        .dup = in->dup,
-        .topic = msg_topic(msg),
-        .payload = msg_payload(msg),
-        .properties = msg_properties(msg),
-        .received_ns = msg->receive_wall_ns,
-        .expiry_ns = msg->expiry_wall_ns == MSG_NO_EXPIRY ? 0 : msg->expiry_wall_ns,
-        .packet_id = msg->qos == 2 && in->client && session_is_persistent(in->client->session) ? in->packet_id : 0,
-        .retained_number = msg->retained_number,
-        .will_session = in->is_will ? msg->publisher : 0,
-        .has_correlation = true,
-        .client_id = in->client_id,
-        .session = msg->publisher,
-        .recipients = span_of(shard->scratch.record_recipients.data, shard->scratch.record_recipients.size),
-    };
-    memcpy(rec_out->correlation, msg->correlation_id, sizeof rec_out->correlation);
-    if (!in->is_logged_telemetry)
-        return;
+    const struct msg_source *source = &in->source;
+    struct record *rec = &shard->scratch.record;
+    rec->type = RECORD_PUBLISH;
+    rec->qos = source->qos;
+    rec->retain = source->retain;
+    rec->dup = in->dup;
+    rec->topic = source->topic;
+    rec->payload = source->payload;
+    rec->properties = source->properties;
+    rec->received_ns = source->receive_wall_ns;
+    rec->expiry_ns = source->expiry_wall_ns == MSG_NO_EXPIRY ? 0 : source->expiry_wall_ns;
+    rec->packet_id = source->qos == 2 && in->client && session_is_persistent(in->client->session) ? in->packet_id : 0;
+    rec->retained_number = in->retained_number;
+    rec->will_session = in->is_will ? source->publisher : 0;
+    rec->has_correlation = true;
+    memcpy(rec->correlation, in->correlation, sizeof rec->correlation);
+    rec->client_id = in->client_id;
+    rec->session = source->publisher;
+    rec->recipients = span_of(shard->scratch.record_recipients.data, shard->scratch.record_recipients.size);
     const struct rule_table *rules = shard->config.rules;
-    rec_out->rule = span_of_string(in->rule->name);
-    rec_out->rule_index = (uint32_t)(in->rule - rules->rules);
-    rec_out->device = in->device;
-    rec_out->partition = murmur2_partition(in->device, rules->partition_count);
-    rec_out->partition_count = rules->partition_count;
-    rec_out->codec = RECORD_CODEC_JSON;
+    bool is_telemetry = in->is_logged_telemetry;
+    rec->rule = is_telemetry ? span_of(in->rule->name, in->rule->name_size) : (struct span){0};
+    rec->rule_index = is_telemetry ? (uint32_t)(in->rule - rules->rules) : 0;
+    rec->device = is_telemetry ? in->device : (struct span){0};
+    rec->partition = is_telemetry ? murmur2_partition(in->device, rules->partition_count) : 0;
+    rec->partition_count = is_telemetry ? rules->partition_count : 0;
+    rec->codec = is_telemetry ? RECORD_CODEC_JSON : RECORD_CODEC_NONE;
+    return rec;
 }
 
 /* --- the way through ---------------------------------------------------------------------------------------------------------------- */
@@ -440,13 +443,12 @@ struct publish_done {
 /* Its record, into the block or as a large one; the message becomes the job's with that. False: no room. */
 static bool log_publish(struct shard *shard, const struct publish_in *in, struct msg *msg, struct publish_done *done)
 {
-    struct record rec;
-    record_of(shard, &rec, in, msg);
-    size_t size = record_size(&rec);
+    const struct record *rec = record_of(shard, in);
+    size_t size = shard_log_size(&shard->log, rec);
     if (!shard_log_has_room(&shard->log, size))
         return false;
     if (!shard_log_is_large(&shard->log, size)) {
-        done->wait_block = shard_log_append(shard, &rec, size);
+        done->wait_block = shard_log_append(shard, rec, size);
         if (done->wait_block == 0)
             return false;
         done->record_index = shard_log_last_index(&shard->log);
@@ -454,8 +456,9 @@ static bool log_publish(struct shard *shard, const struct publish_in *in, struct
             count_telemetry(shard, NULL);
         return true;
     }
+    CHECK(msg);
     struct publish_job *job = job_new(shard, in, msg);
-    done->is_large = job && shard_log_begin_large(shard, &rec, job) == ERR_OK;
+    done->is_large = job && shard_log_begin_large(shard, rec, job) == ERR_OK;
     if (!done->is_large && job) {
         shard->scratch.held = job->held; /* give back what it took */
         free(job);
@@ -489,20 +492,36 @@ static enum publish_outcome route(struct shard *shard, struct publish_in *in, st
     return outcome;
 }
 
-/* The copy and its record. */
-static enum publish_outcome keep(struct shard *shard, const struct publish_in *in, struct msg **msg_out, uint64_t retained_number,
-                                 struct publish_done *done, struct publish_refusal *refusal_out)
+/* The one copy of it that all its recipients share. NULL: memory is short. */
+static struct msg *copy_of(const struct publish_in *in)
+{
+    struct msg *msg = msg_new(&in->source);
+    if (!msg)
+        return NULL;
+    memcpy(msg->correlation_id, in->correlation, sizeof msg->correlation_id);
+    msg->retained_number = in->retained_number;
+    return msg;
+}
+
+/* Somebody gets it, or a large record takes its payload block by block. */
+static bool is_copy_wanted(const struct shard *shard, const struct publish_in *in)
+{
+    return shard->scratch.now_count + shard->scratch.held_count > 0 || in->source.retain ||
+           (wants_record(in) && shard_log_is_large(&shard->log, record_size_about(shard, in)));
+}
+
+/* The copy, if one is wanted, and the record. */
+static enum publish_outcome keep(struct shard *shard, struct publish_in *in, struct msg **msg_out, struct publish_done *done,
+                                 struct publish_refusal *refusal_out)
 {
     *refusal_out = (struct publish_refusal){MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.publish_refused_quota};
-    struct msg *msg = msg_new(&in->source);
-    if (!msg) {
+    shard_correlation_id(shard, in->correlation);
+    struct msg *msg = NULL;
+    if (is_copy_wanted(shard, in) && !(msg = copy_of(in))) {
         if (in->is_logged_telemetry)
             count_telemetry(shard, &shard->stats.telemetry_refused_no_memory);
         return PUBLISH_REFUSED;
     }
-    uint64_t random[2] = {shard_random(shard), shard_random(shard)};
-    memcpy(msg->correlation_id, random, sizeof msg->correlation_id);
-    msg->retained_number = retained_number;
     *msg_out = msg;
     if (!wants_record(in) || log_publish(shard, in, msg, done))
         return PUBLISH_DONE;
@@ -531,6 +550,7 @@ static enum publish_outcome publish(struct shard *shard, struct publish_in *in, 
 {
     struct publish_scratch *scratch = &shard->scratch;
     scratch->record_recipients.size = 0;
+    in->is_state = false;
     enum publish_outcome outcome = judge_telemetry(shard, in, refusal_out);
     if (outcome == PUBLISH_DONE && is_state_anyway(shard, in)) {
         outcome = admit_state(shard, in, refusal_out);
@@ -540,14 +560,14 @@ static enum publish_outcome publish(struct shard *shard, struct publish_in *in, 
     if (outcome != PUBLISH_DONE)
         return outcome;
     in->source.receive_wall_ns = shard_receive_time(shard);
-    uint64_t retained_number = in->source.retain ? draw_retained_number(shard) : 0;
+    in->retained_number = in->source.retain ? draw_retained_number(shard) : 0;
     struct msg *msg = NULL;
     *done = (struct publish_done){.durability = DURABILITY_NONE};
     outcome = route(shard, in, refusal_out);
     if (outcome == PUBLISH_DONE)
-        outcome = keep(shard, in, &msg, retained_number, done, refusal_out);
+        outcome = keep(shard, in, &msg, done, refusal_out);
     if (outcome != PUBLISH_DONE) {
-        if (retained_number)
+        if (in->retained_number)
             post_retain_void(shard);
         return outcome;
     }
@@ -557,13 +577,14 @@ static enum publish_outcome publish(struct shard *shard, struct publish_in *in, 
     counter_add(&shard->stats.copies_routed, scratch->now_count + scratch->held_count + scratch->refused_count);
     counter_add(&shard->stats.dropped_queue_refuse, scratch->refused_count);
     struct span held = span_of(scratch->held.data, scratch->held.size);
-    if (!done->is_large)
+    if (msg && !done->is_large)
         give_held(shard, msg, held, scratch->held_count, done->wait_block, done->record_index);
     if (in->source.retain) {
         post_retain(shard, msg);
         done->wait_retained = shard->retained_asked;
     }
-    deliver_recipients(shard, msg, span_of(scratch->now.data, scratch->now.size));
+    if (scratch->now_count > 0)
+        deliver_recipients(shard, msg, span_of(scratch->now.data, scratch->now.size));
     if (!done->is_large)
         msg_unref(msg); /* a large one is the job's */
     if (!done->is_matched)
@@ -629,7 +650,8 @@ static enum client_step refuse(struct shard *shard, struct client *client, const
         return CLIENT_GONE;
     }
     client->receive_held++; /* until the answer leaves */
-    client_answer(shard, client, answer_of(packet->qos, packet->packet_id, reason));
+    struct gate_item item = answer_of(packet->qos, packet->packet_id, reason);
+    client_answer(shard, client, &item);
     return CLIENT_NEXT;
 }
 
@@ -652,7 +674,7 @@ static enum client_step on_repeated(struct shard *shard, struct client *client, 
     counter_inc(&shard->stats.received_duplicates);
     struct gate_item item = answer_of(packet->qos, packet->packet_id, MQTT_REASON_SUCCESS);
     set_waits(&item, id->wait_block, id->wait_retained, id->durability); /* LOG 8 */
-    client_answer(shard, client, item);
+    client_answer(shard, client, &item);
     return CLIENT_NEXT;
 }
 
@@ -728,7 +750,25 @@ static void answer_taken(struct shard *shard, struct client *client, const struc
     set_waits(&item, done->wait_block, done->wait_retained, done->durability);
     if (packet->qos == 2)
         keep_waits(inbound_ids_find(&client->session->rare->inbound, packet->packet_id), &item);
-    client_answer(shard, client, item);
+    client_answer(shard, client, &item);
+}
+
+/* All but the properties. Member by member: clearing the rest, which publish() sets, would cost as much as all of it. */
+static void publish_in_of(const struct shard *shard, struct publish_in *in_out, struct client *client, const struct packet_publish *packet)
+{
+    in_out->source.topic = packet->topic;
+    in_out->source.payload = packet->payload;
+    in_out->source.qos = packet->qos;
+    in_out->source.retain = packet->retain;
+    in_out->source.publisher = client->session->number;
+    in_out->source.expiry_wall_ns = expiry_of(shard, packet->properties.present & MQTT_PROPERTY_BIT(MESSAGE_EXPIRY_INTERVAL),
+                                              packet->properties.message_expiry_interval_s);
+    in_out->client_id = session_client_id(client->session);
+    in_out->user_name = client_user_name(client);
+    in_out->client = client;
+    in_out->packet_id = packet->packet_id;
+    in_out->is_will = false;
+    in_out->dup = packet->dup;
 }
 
 enum client_step publish_on_packet(struct shard *shard, struct client *client, const struct packet_publish *packet, size_t packet_size)
@@ -754,22 +794,13 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
     uint8_t stack[1024];
     size_t properties_size = properties_forwardable_size(packet->properties.raw);
     uint8_t *properties = properties_size <= sizeof stack ? stack : bytes_reserve(&shard->scratch.properties, properties_size);
-    struct publish_in in = {
-        .source = {.topic = packet->topic, .payload = packet->payload, .qos = packet->qos, .retain = packet->retain},
-        .client_id = session_client_id(sess),
-        .user_name = client_user_name(client),
-        .client = client,
-        .packet_id = packet->packet_id,
-        .dup = packet->dup,
-    };
+    struct publish_in in;
     struct publish_done done;
     struct publish_refusal refusal = {MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.publish_refused_quota};
     enum publish_outcome outcome = PUBLISH_REFUSED;
     if (properties) {
+        publish_in_of(shard, &in, client, packet);
         in.source.properties = span_of(properties, properties_forwardable_put(properties, packet->properties.raw));
-        in.source.publisher = sess->number;
-        in.source.expiry_wall_ns = expiry_of(shard, packet->properties.present & MQTT_PROPERTY_BIT(MESSAGE_EXPIRY_INTERVAL),
-                                             packet->properties.message_expiry_interval_s);
         outcome = publish(shard, &in, &done, &refusal);
     }
     if (outcome == PUBLISH_NO_ROOM) {
@@ -831,7 +862,7 @@ void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wa
         log_value_refused(shard, job->msg, job->is_will ? 0 : job->packet_id);
     struct client *client = job->is_will ? NULL : client_find(shard, &job->client);
     if (client && job->qos > 0)
-        client_answer(shard, client, item);
+        client_answer(shard, client, &item);
     if (client)
         client_wake(shard, client);
     publish_job_free(job);
@@ -874,7 +905,7 @@ enum client_step publish_on_pubrel(struct shard *shard, struct client *client, u
             client->receive_held--;
         close_inbound(sess, packet_id);
     }
-    client_answer(shard, client, item);
+    client_answer(shard, client, &item);
     return CLIENT_NEXT;
 }
 
@@ -923,24 +954,26 @@ static uint64_t release_ack(struct shard *shard, const struct gate_item *item)
     if (wait_block != 0)
         return wait_block;
     struct client *client = client_find(shard, &item->client);
+    uint32_t count = 1u + item->more_count;
     if (!client) {
-        counter_inc(&shard->stats.acks_dropped);
+        counter_add(&shard->stats.acks_dropped, count);
         return 0;
     }
-    CHECK(client->gate_held > 0);
-    client->gate_held--;
+    CHECK(client->gate_held >= count);
+    client->gate_held -= count;
     if (refused && client->version < MQTT_V5) {
         /* It cannot be told so, and an acknowledgement would say that the value is kept [MQTT-3.3.5-2 of 3.1.1]. */
-        counter_inc(&shard->stats.acks_dropped);
+        counter_add(&shard->stats.acks_dropped, count);
         client_close(shard, client, MQTT_REASON_SUCCESS, &shard->stats.closed_refused_publish);
         return 0;
     }
     struct gate_item sent = *item;
     if (refused)
         sent.reason = MQTT_REASON_QUOTA_EXCEEDED;
-    counter_inc(&shard->stats.acks_released);
-    histogram_record(&shard->stats.gate_hold_ns, (uint64_t)(shard->now_mono_ns - item->since_mono_ns));
-    client_send_answer(shard, client, &sent);
+    counter_add(&shard->stats.acks_released, count);
+    histogram_record_many(&shard->stats.gate_hold_ns, (uint64_t)(shard->now_mono_ns - item->since_mono_ns), count);
+    for (; count > 0; count--, sent.packet_id++)
+        client_send_answer(shard, client, &sent);
     return 0;
 }
 

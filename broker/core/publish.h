@@ -26,6 +26,7 @@
 #include "broker/route/topic_tree.h"
 #include "broker/session/will.h"
 #include "broker/telemetry/rule.h"
+#include "common/record.h"
 
 /* Bytes that grow and are used again. */
 struct publish_bytes {
@@ -46,6 +47,7 @@ struct publish_scratch {
     bool is_refused;                        /* one of them is owed the message: the PUBLISH is refused */
     struct publish_bytes record_recipients; /* persistent ones as the record has them */
     struct publish_bytes properties;        /* forwardable ones of a packet that has more than a few */
+    struct record record;                   /* of the message */
 };
 
 /* A publish that was logged, or is on its way into the log: what is to be done when its wait is known. One for each large record. */

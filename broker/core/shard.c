@@ -55,6 +55,7 @@ struct shard *shard_new(const struct shard_config *config, struct topic_tree *tr
     shard->wants_user_name = rules_want_user_name(config->rules);
     shard->random_state[0] = io->random(io_arg) | 1;
     shard->random_state[1] = io->random(io_arg);
+    shard->correlation_base = shard_random(shard);
     return shard;
 }
 
@@ -126,7 +127,7 @@ static bool post_to_ring(void *arg, actor_id to, const struct op *op)
 
 void shard_post(struct shard *shard, actor_id to, const struct op *op) { op_backlog_post(&shard->backlog, post_to_ring, shard, to, op); }
 
-/* xorshift128+, seeded at start: correlation ids need to differ, not to be secret. */
+/* xorshift128+, seeded at start. */
 uint64_t shard_random(struct shard *shard)
 {
     uint64_t a = shard->random_state[0], b = shard->random_state[1];
@@ -134,6 +135,14 @@ uint64_t shard_random(struct shard *shard)
     a ^= a << 23;
     shard->random_state[1] = a ^ b ^ (a >> 18) ^ (b >> 5);
     return shard->random_state[1] + b;
+}
+
+/* They need to differ, not to be secret: a random number of this start, and a count. Half of it is the same all the time, which compresses.
+ */
+void shard_correlation_id(struct shard *shard, uint8_t id_out[RECORD_CORRELATION_SIZE])
+{
+    store_be64(id_out, shard->correlation_base);
+    store_be64(id_out + 8, ++shard->correlation_count);
 }
 
 int64_t shard_receive_time(struct shard *shard)

@@ -57,6 +57,12 @@ bool shard_log_is_starved(const struct shard_log *log)
            (!log->block || log->pool->body_max - log->block->body_size < STARVED_SIZE);
 }
 
+size_t shard_log_size(const struct shard_log *log, const struct record *rec)
+{
+    size_t bound = record_size_bound(rec);
+    return log->block && log->pool->body_max - log->block->body_size >= bound ? bound : record_size(rec);
+}
+
 /* Seal a block and hand it to the log actor. */
 static void hand_over(struct shard *shard, struct log_block *block, uint32_t connection_count)
 {
@@ -94,7 +100,7 @@ uint64_t shard_log_append(struct shard *shard, const struct record *rec, size_t 
         CHECK(at);
     }
     size_t used = record_encode(at, rec);
-    CHECK(used == size);
+    CHECK(used <= size);
     log_block_commit(log->block, used, record_is_state(rec));
     if (log->connection_count == 0 || log->session_last != rec->session) {
         log->session_last = rec->session;
@@ -131,7 +137,7 @@ uint64_t shard_log_control(struct shard *shard, const struct record *rec)
 {
     if (!shard->log.pool)
         return 0;
-    size_t size = record_size(rec);
+    size_t size = shard_log_size(&shard->log, rec);
     if (shard_log_is_large(&shard->log, size))
         return control_large(shard, rec);
     uint64_t wait_block = shard_log_append(shard, rec, size);

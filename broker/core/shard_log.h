@@ -40,7 +40,9 @@ bool shard_log_has_room(const struct shard_log *log, size_t size);
 static inline bool shard_log_is_large(const struct shard_log *log, size_t size) { return size > log->pool->body_max; }
 /* Hardly a record fits in before blocks come back. */
 bool shard_log_is_starved(const struct shard_log *log);
-/* Append; shard_log_has_room() said yes, it is not large. Returns the block's number: what it waits for. */
+/* Room for a record: record_size(), or what costs less to know and the block being filled has in any case. */
+size_t shard_log_size(const struct shard_log *log, const struct record *rec);
+/* Append; shard_log_has_room(shard_log_size()) said yes, it is not large. Returns the block's number: what it waits for. */
 uint64_t shard_log_append(struct shard *shard, const struct record *rec, size_t size);
 /* Records that are no PUBLISH (sessions, subscriptions, acknowledgements): they go on when PUBLISH has to wait (LOG 7), so a few blocks of
  * the pool and the last tenth of the log are theirs. size: record_size(). Always true without persistence. */

@@ -69,6 +69,7 @@ struct shard {
     uint64_t session_counter;              /* of the newest session's number; 0 before the first */
     struct will *wills_first, *wills_last; /* that found no room */
     uint64_t random_state[2];
+    uint64_t correlation_base, correlation_count;
     bool wants_user_name; /* some rule takes the device from it */
     bool is_draining;
     bool has_store_room;    /* the checkpoint keeps up: PUBLISHes that it needs may be logged (LOG 15) */
@@ -80,6 +81,7 @@ struct shard {
 /* An op to another actor; kept when its ring is full. */
 void shard_post(struct shard *shard, actor_id to, const struct op *op);
 uint64_t shard_random(struct shard *shard);
+void shard_correlation_id(struct shard *shard, uint8_t id_out[RECORD_CORRELATION_SIZE]);
 /* A receive time: the turn's wall clock, moved on so that it is strictly increasing. */
 int64_t shard_receive_time(struct shard *shard);
 /* Whether a PUBLISH (of QoS > 0) may be handled at all now. */

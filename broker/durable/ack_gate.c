@@ -114,9 +114,23 @@ static void name_message(struct ack_gate *gate, const struct gate_item *item)
     CHECK(atomic_exchange_explicit(&item->msg->sequence, sequence, memory_order_relaxed) == 0);
 }
 
+static bool is_next_of_run(const struct gate_item *newest, const struct gate_item *item)
+{
+    return newest->kind == GATE_ACK && item->kind == GATE_ACK && item->packet_id == newest->packet_id + newest->more_count + 1 &&
+           item->client.number == newest->client.number && item->client.connection == newest->client.connection &&
+           item->wait_block == newest->wait_block && item->wait_retained == 0 && newest->wait_retained == 0 &&
+           item->packet_type == newest->packet_type && item->reason == newest->reason && item->durability == newest->durability &&
+           item->since_mono_ns == newest->since_mono_ns;
+}
+
 void ack_gate_put(struct ack_gate *gate, const struct gate_item *item, struct span extra, uint64_t block_filling)
 {
     CHECK(item->wait_block <= block_filling);
+    if (gate->newest && is_next_of_run(gate->newest, item)) {
+        gate->newest->more_count++;
+        queue_stats_push(gate->stats, 0, item->since_mono_ns);
+        return;
+    }
     CHECK(item->extra_size == extra.size);
     CHECK((item->kind == GATE_DELIVERY) == (item->msg != NULL));
     size_t size = item_size(item);
@@ -130,6 +144,7 @@ void ack_gate_put(struct ack_gate *gate, const struct gate_item *item, struct sp
     }
     uint8_t *at = gate->last->bytes + gate->last->end;
     memcpy(at, item, sizeof *item);
+    gate->newest = (struct gate_item *)(void *)at;
     if (extra.size)
         memcpy(at + sizeof *item, extra.data, extra.size);
     gate->last->end += size;
@@ -159,7 +174,7 @@ static struct gate_item *first_item(const struct ack_gate *gate)
 
 bool ack_gate_release(struct ack_gate *gate, size_t budget, gate_release_fn release, void *arg)
 {
-    for (struct gate_item *item; (item = first_item(gate)) != NULL; budget--) {
+    for (struct gate_item *item; (item = first_item(gate)) != NULL;) {
         if (!ack_gate_is_open(gate, item->wait_block, item->wait_retained))
             return false;
         if (budget == 0)
@@ -167,7 +182,9 @@ bool ack_gate_release(struct ack_gate *gate, size_t budget, gate_release_fn rele
         CHECK(item->wait_block <= gate->durable_blocks);
         struct gate_chunk *chunk = gate->first;
         uint64_t puts_before = gate->stats->messages;
-        size_t cost = item_cost(item), size = item_size(item);
+        size_t cost = item_cost(item), size = item_size(item), count = 1u + item->more_count;
+        if (item == gate->newest)
+            gate->newest = NULL; /* what is put from here on stands behind it */
         if (item->kind == GATE_DELIVERY && item->wait_block)
             name_message(gate, item);
         uint32_t copies = item->copy_count;
@@ -187,7 +204,8 @@ bool ack_gate_release(struct ack_gate *gate, size_t budget, gate_release_fn rele
             chunk_free(gate, chunk);
         }
         const struct gate_item *next = first_item(gate);
-        queue_stats_pop(gate->stats, cost, next ? next->since_mono_ns : 0);
+        queue_stats_set(gate->stats, gate->stats->messages - count, gate->stats->bytes - cost, next ? next->since_mono_ns : 0);
+        budget -= count < budget ? count : budget;
     }
     return false;
 }

@@ -19,6 +19,8 @@
  * for (one entry for all of a block's); when the log says at which sequence such a block begins, the entry has it, and a message gets its
  * sequence (first of the block + record_index) in the moment it leaves: before anybody for whom the record stands is given it.
  *
+ * A client that has many on their way (16 in a segment, say) has its answers in one item: a run of identifiers that wait for the same.
+ *
  * Items stand in chunks of memory one behind the other; nothing is allocated per item. Bound: ACK_GATE_BYTES_MAX with the messages held
  * (and by that of the blocks, since each has an item);
  * ack_gate_has_room() says no before that, and the shard stops reading whoever needs it. Pure; owner: the shard. */
@@ -59,6 +61,7 @@ struct gate_item {
     uint32_t record_index; /* GATE_DELIVERY with wait_block: its record's place among the records of that block, from 0 */
     uint32_t copy_count;   /* GATE_DELIVERY: recipients; 0 = only the message's sequence is wanted */
     uint16_t packet_id;    /* GATE_ACK, GATE_SEND */
+    uint16_t more_count;   /* GATE_ACK: as many more of the same answer, for the identifiers that follow; set by the gate */
     uint8_t kind;          /* enum gate_kind */
     uint8_t packet_type;   /* GATE_ACK: enum mqtt_packet_type */
     uint8_t reason;        /* GATE_ACK: enum mqtt_reason */
@@ -75,12 +78,13 @@ struct gate_block {
 
 struct ack_gate {
     struct gate_chunk *first, *last, *spare;
+    struct gate_item *newest;                                       /* NULL when it has left, or is about to */
     struct gate_block *blocks;                                      /* a ring, ascending */
     uint32_t block_first, block_count, block_known, block_capacity; /* known: how many of them have their sequence, the oldest */
     uint64_t durable_blocks;                                        /* counts reached */
     uint64_t retained_answered;
     uint64_t copies;           /* recipients in here */
-    struct queue_stats *stats; /* borrowed: items, bytes with messages, oldest */
+    struct queue_stats *stats; /* borrowed: items, and each answer of a run; bytes with messages, oldest */
 };
 
 /* What an item becomes. extra: the recipients' bytes. Borrowed until return; item->msg is the callee's to release. What it puts
@@ -103,9 +107,9 @@ static inline bool ack_gate_has_room(const struct ack_gate *gate, uint64_t size)
     return gate->stats->messages == 0 || gate->stats->bytes + size <= ACK_GATE_BYTES_MAX;
 }
 
-/* Hold an item (copied, item->msg taken) with its recipients (copied).
- * block_filling  the number of the shard's own block that is being filled: nothing may wait for more. Memory shortage is fatal here
- * (CHECK): the record is in the log already, its answer must not be lost; room was asked for before. */
+/* Hold an item (copied, item->msg taken; an answer joins the newest item if that is the same for the identifier before) with its recipients
+ * (copied). block_filling  the number of the shard's own block that is being filled: nothing may wait for more. Memory shortage is fatal
+ * here (CHECK): the record is in the log already, its answer must not be lost; room was asked for before. */
 void ack_gate_put(struct ack_gate *gate, const struct gate_item *item, struct span extra, uint64_t block_filling);
 
 /* The log has written own block `block` with its records from `first_sequence` on. For each block in order (those that nobody here waits
@@ -115,7 +119,7 @@ void ack_gate_set_sequence(struct ack_gate *gate, uint64_t block, uint64_t first
 void ack_gate_set_durable(struct ack_gate *gate, uint64_t durable_blocks);
 void ack_gate_set_retained(struct ack_gate *gate, uint64_t retained_answered);
 
-/* Let out what may leave, in order, at most `budget` items. True when the budget ended it. */
+/* Let out what may leave, in order, at most `budget` items and answers (the last run goes whole). True when the budget ended it. */
 bool ack_gate_release(struct ack_gate *gate, size_t budget, gate_release_fn release, void *arg);
 
 #endif

@@ -105,6 +105,103 @@ static void leaves_in_order_when_both_conditions_hold(void **state)
     ack_gate_deinit(&gate);
 }
 
+/* What a run becomes is compared with the answers one by one. */
+struct answers {
+    struct gate_item expected[20000];
+    uint32_t put, seen, items;
+    uint64_t durable;
+    struct ack_gate *gate;
+    bool puts_when_released;
+};
+
+static void put_answer(struct answers *answers, struct gate_item item, uint64_t filling)
+{
+    answers->expected[answers->put++] = item;
+    ack_gate_put(answers->gate, &item, (struct span){0, 0}, filling);
+}
+
+static uint64_t on_release_run(void *arg, const struct gate_item *item, struct span extra)
+{
+    struct answers *answers = arg;
+    assert_int_equal(extra.size, 0);
+    answers->items++;
+    for (uint32_t i = 0; i <= item->more_count; i++, answers->seen++) {
+        const struct gate_item *expected = &answers->expected[answers->seen];
+        assert_true(answers->seen < answers->put);
+        assert_int_equal(item->packet_id + i, expected->packet_id);
+        assert_int_equal(item->client.number, expected->client.number);
+        assert_int_equal(item->client.connection, expected->client.connection);
+        assert_int_equal(item->wait_block, expected->wait_block);
+        assert_int_equal(item->wait_retained, expected->wait_retained);
+        assert_int_equal(item->packet_type, expected->packet_type);
+        assert_int_equal(item->reason, expected->reason);
+        assert_int_equal(item->durability, expected->durability);
+        assert_int_equal(item->since_mono_ns, expected->since_mono_ns);
+        assert_true(expected->wait_block <= answers->durable);
+    }
+    if (answers->puts_when_released) { /* what would continue the run that is just leaving stands behind it */
+        answers->puts_when_released = false;
+        struct gate_item next = answers->expected[answers->seen - 1];
+        next.packet_id++;
+        put_answer(answers, next, next.wait_block);
+    }
+    return 0;
+}
+
+static void a_run_of_answers_leaves_as_if_one_by_one(void **state)
+{
+    (void)state;
+    static struct answers answers;
+    struct check_random random;
+    check_random_init(&random, check_random_seed(18));
+    struct queue_stats stats = {0};
+    struct ack_gate gate;
+    ack_gate_init(&gate, &stats);
+    answers.gate = &gate;
+    uint64_t filling = 1;
+    struct gate_item item = {.kind = GATE_ACK, .client = {.number = 1, .connection = 1}, .packet_id = 65000, .wait_block = 1};
+    while (answers.put < 19000) {
+        unsigned action = (unsigned)check_random_below(&random, 40);
+        if (action < 30)
+            item.packet_id++; /* from 65535 to 0, too */
+        else if (action == 30)
+            item.client.number = 1 + check_random_below(&random, 2);
+        else if (action == 31)
+            item.client.connection = 1 + (uint32_t)check_random_below(&random, 2);
+        else if (action == 32)
+            item.packet_type = (uint8_t)check_random_below(&random, 2);
+        else if (action == 33)
+            item.reason = (uint8_t)check_random_below(&random, 2);
+        else if (action == 34)
+            item.durability = (uint8_t)check_random_below(&random, 2);
+        else if (action == 35)
+            item.since_mono_ns++;
+        else if (action == 36)
+            item.wait_block = check_random_chance(&random, 1, 3) ? 0 : ++filling;
+        else if (action == 37)
+            item.packet_id = (uint16_t)check_random_below(&random, 65536);
+        item.wait_retained = action == 38 ? gate.retained_answered : 0;
+        if (action == 39) {
+            answers.durable += check_random_below(&random, filling - answers.durable + 1);
+            ack_gate_set_durable(&gate, answers.durable);
+            ack_gate_set_retained(&gate, gate.retained_answered + 1);
+            answers.puts_when_released = check_random_chance(&random, 1, 3);
+            (void)ack_gate_release(&gate, 1 + check_random_below(&random, 100), on_release_run, &answers);
+        } else {
+            put_answer(&answers, item, filling);
+        }
+        assert_int_equal(stats.messages, answers.put - answers.seen);
+        assert_int_equal(ack_gate_is_empty(&gate), answers.put == answers.seen);
+    }
+    answers.durable = filling;
+    ack_gate_set_durable(&gate, filling);
+    assert_false(ack_gate_release(&gate, 100000, on_release_run, &answers));
+    assert_int_equal(answers.seen, answers.put);
+    assert_true(answers.items < answers.put / 2);
+    assert_int_equal(stats.bytes, 0);
+    ack_gate_deinit(&gate);
+}
+
 static void an_end_with_items_inside_leaks_nothing(void **state)
 {
     (void)state;
@@ -141,6 +238,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(leaves_in_order_when_both_conditions_hold),
+        cmocka_unit_test(a_run_of_answers_leaves_as_if_one_by_one),
         cmocka_unit_test(an_end_with_items_inside_leaks_nothing),
         cmocka_unit_test(room_ends_at_the_bound),
     };

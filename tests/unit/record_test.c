@@ -131,6 +131,7 @@ static void test_head_and_payload_make_the_record(void **state)
     for (int i = 0; i < 1000; i++) {
         struct record rec = draw_record();
         size_t size = record_size(&rec), head_size = record_head_size(&rec);
+        assert_true(record_size_bound(&rec) >= size);
         uint8_t *whole = (uint8_t *)malloc(size), *head = (uint8_t *)malloc(head_size);
         record_encode(whole, &rec);
         assert_int_equal(record_encode_head(head, &rec), head_size);
