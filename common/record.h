@@ -33,7 +33,8 @@ enum record_type {
     RECORD_PARTITIONS = 2,     /* from here on the rule's telemetry is spread over partition_count partitions */
     RECORD_SESSION = 3,        /* a session was created, resumed or disconnected: client_id, received_ns = when, options as below */
     RECORD_SESSION_DELETE = 4, /* it has ended; what it wanted that is in no run was named by DROP before */
-    RECORD_SUBSCRIPTION = 5,   /* topic = the filter, options: bits 0-7 as in SUBSCRIBE's options byte, 8-35 subscription identifier */
+    RECORD_SUBSCRIPTION = 5,   /* topic = the filter, options: bits 0-7 as in SUBSCRIBE's options byte, 8-35 subscription identifier, 36
+                                  RECORD_SUBSCRIPTION_OWED */
     RECORD_UNSUBSCRIBE = 6,    /* topic = the filter */
     RECORD_WILL = 7,        /* topic, payload, properties, client_id, user_name, qos, retain, expiry_ns = interval (not deadline), options:
                                bits 0-31 delay in s, bit 32 has an expiry interval */
@@ -47,6 +48,7 @@ enum record_type {
     RECORD_DEVICE = 15,     /* device registry: device, session */
     RECORD_RETAINED_REFUSED = 16, /* the message `retained_number` of `topic` is not retained after all: there was no room for its topic;
                                      packet_id: of incoming QoS 2, refused with it, as released */
+    RECORD_RETAINED_GIVEN = 17,   /* all retained values that the session's subscriptions so far are owed have records of their own */
     RECORD_TYPE_MUST_UNDERSTAND = 128,
 };
 
@@ -57,6 +59,10 @@ enum record_type {
 /* options of RECORD_WILL. */
 #define RECORD_WILL_DELAY_MASK UINT64_C(0xffffffff)
 #define RECORD_WILL_HAS_EXPIRY (UINT64_C(1) << 32)
+
+/* options of RECORD_SUBSCRIPTION: the retained values of its topics are still to be given, until RETAINED_GIVEN says that they were. In
+ * place of a subscription that is owed some, one with retain handling 1 or 2 is owed the same. */
+#define RECORD_SUBSCRIPTION_OWED (UINT64_C(1) << 36)
 
 /* How the payload of telemetry is to be read; from the rule. */
 enum record_codec {
@@ -71,9 +77,13 @@ enum record_codec {
 struct record_recipient {
     uint64_t session; /* its number */
     uint8_t qos;      /* granted, 0..2 */
-    uint8_t options;  /* as in SUBSCRIBE: bit 2 no local, bit 3 retain as published; bit 7: a retained message */
+    uint8_t options;  /* as in SUBSCRIBE: bit 2 no local, bit 3 retain as published; RECORD_RECIPIENT_RETAINED */
     struct span ids;  /* subscription identifiers, LEB128 one after the other; record_id_next() reads them */
 };
+
+/* The message is given as a retained one, for a new subscription: RETAIN is set. Such a record is a copy of a retained PUBLISH: it has no
+ * retained number, because it changes nobody's value, and `options` is the number of the PUBLISH that it is a copy of. */
+#define RECORD_RECIPIENT_RETAINED 0x80u
 
 /* Upper bound of what record_recipient_put writes, besides `ids`. */
 #define RECORD_RECIPIENT_SIZE_MAX (2 * VARINT_SIZE_MAX + 2)

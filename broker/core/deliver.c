@@ -94,10 +94,16 @@ static void deliver_home(struct shard *shard, struct msg *msg, const struct reci
             waiting_log_drop(shard, recipient->number, msg_sequence(msg), SHARD_dropped_session_gone);
         return;
     }
-    if (sess->rare && sess->rare->pending)
-        session_note_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg);
+    if (recipient->is_copy || recipient->is_behind) {
+        if (!owed_on_released(shard, sess, msg, recipient))
+            return;
+    } else if (owed_hold_live(shard, sess, msg, recipient)) {
+        return;
+    }
     CHECK(!recipient->is_named || msg_sequence(msg) != 0);
     deliver_to_session(shard, sess, msg, recipient->qos, recipient->retain, recipient->is_named, recipient->ids, recipient->id_count);
+    if (recipient->is_copy)
+        owed_pace(shard, sess);
 }
 
 static void deliver_recipient(struct shard *shard, struct msg *msg, const struct recipient *recipient)
@@ -454,7 +460,7 @@ void deliver_pump(struct shard *shard, struct client *client)
         msg_unref(item.msg);
     }
     waiting_read(shard, sess);
-    subscribe_pace_retained(shard, sess);
+    owed_pace(shard, sess);
     session_rare_trim(sess);
 }
 

@@ -32,9 +32,12 @@
 struct recipient {
     uint64_t number;
     uint16_t shard;
-    uint8_t qos;       /* of the copy: min(published, granted) [MQTT-3.8.4-8] */
-    bool retain : 1;   /* of the copy [MQTT-3.3.1-12] [MQTT-3.3.1-13] */
-    bool is_named : 1; /* the message's record says that it gets it: what becomes of it is logged */
+    uint8_t qos;        /* of the copy: min(published, granted) [MQTT-3.8.4-8] */
+    bool retain : 1;    /* of the copy [MQTT-3.3.1-12] [MQTT-3.3.1-13] */
+    bool is_named : 1;  /* the message's record says that it gets it: what becomes of it is logged */
+    bool is_copy : 1;   /* the message is a retained value's copy for this session, from its home's gate */
+    bool is_large : 1;  /* a copy whose record was a large one: nothing has waited behind it before it was complete */
+    bool is_behind : 1; /* it has stood in its home's gate behind such copies */
     uint32_t id_count;
     uint32_t ids[]; /* subscription identifiers [MQTT-3.3.4-3] */
 };

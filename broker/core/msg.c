@@ -31,6 +31,26 @@ struct msg *msg_new(const struct msg_source *source)
     return msg;
 }
 
+struct msg *msg_copy_retained(const struct msg *msg)
+{
+    struct msg_source source = {
+        .topic = msg_topic(msg),
+        .properties = msg_properties(msg),
+        .payload = msg_payload(msg),
+        .qos = msg->qos,
+        .retain = true,
+        .publisher = msg->publisher,
+        .receive_wall_ns = msg->receive_wall_ns,
+        .expiry_wall_ns = msg->expiry_wall_ns,
+    };
+    struct msg *copy = msg_new(&source);
+    if (!copy)
+        return NULL;
+    copy->retained_number = msg->retained_number;
+    memcpy(copy->correlation_id, msg->correlation_id, sizeof copy->correlation_id);
+    return copy;
+}
+
 struct msg *msg_ref(struct msg *msg)
 {
     uint32_t before = atomic_fetch_add_explicit(&msg->refs, 1, memory_order_relaxed);

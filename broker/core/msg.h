@@ -47,6 +47,8 @@ struct msg_source {
 
 /* A copy with one reference, returned; NULL when memory is short (the caller refuses the PUBLISH with 0x97 or closes). */
 struct msg *msg_new(const struct msg_source *source);
+/* The same message again, as a retained one, to be logged under a name of its own; likewise. */
+struct msg *msg_copy_retained(const struct msg *msg);
 struct msg *msg_ref(struct msg *msg);
 void msg_unref(struct msg *msg); /* NULL is fine */
 

@@ -372,7 +372,7 @@ static void subscribe_filter(struct route_actor *actor, const struct route_reque
     filter->reason = err ? REASON_ERROR : filter->qos;
 }
 
-static bool filter_wants_retained(const struct route_filter *filter)
+bool route_filter_wants_retained(const struct route_filter *filter)
 {
     uint8_t handling = (filter->options & SUBSCRIBER_RETAIN_HANDLING_MASK) >> SUBSCRIBER_RETAIN_HANDLING_SHIFT;
     return filter->reason < REASON_ERROR && handling != RETAIN_NEVER && (handling != RETAIN_IF_NEW || filter->is_new);
@@ -417,7 +417,7 @@ static struct scan_job *job_new(struct route_actor *actor, const struct route_re
 {
     bool wanted = false;
     for (uint32_t i = 0; i < request->filter_count; i++)
-        wanted |= filter_wants_retained(&request->filters[i]);
+        wanted |= route_filter_wants_retained(&request->filters[i]);
     struct retained_stats retained;
     retained_get_stats(actor->retained, &retained);
     bool settled = is_settled(actor);
@@ -435,21 +435,34 @@ static struct scan_job *job_new(struct route_actor *actor, const struct route_re
     return job;
 }
 
+/* NULL: there is nothing to look for. */
+static void job_begin(struct route_actor *actor, struct scan_job *job, const struct route_request *request)
+{
+    if (!job) {
+        send_retained(actor, OP_RETAINED_END, NULL, request, 0);
+        return;
+    }
+    list_push_back(&actor->jobs, &job->node);
+    queue_stats_push(&actor->stats.scans, 0, actor->now_mono_ns);
+}
+
 static void on_subscribe(struct route_actor *actor, struct route_request *request)
 {
     for (uint32_t i = 0; i < request->filter_count; i++)
         if (request->filters[i].reason < REASON_ERROR)
             subscribe_filter(actor, request, &request->filters[i]);
     struct scan_job *job = job_new(actor, request);
+    request->is_scanned = job != NULL;
     struct op reply = {.type = OP_ROUTE_REPLY, .from = ACTOR_ROUTE, .request = request};
     struct route_request ended = {.id = request->id, .session = request->session};
     op_backlog_post(&actor->backlog, post, actor, request->session.shard, &reply);
-    if (!job) {
-        send_retained(actor, OP_RETAINED_END, NULL, &ended, 0);
-        return;
-    }
-    list_push_back(&actor->jobs, &job->node);
-    queue_stats_push(&actor->stats.scans, 0, actor->now_mono_ns);
+    job_begin(actor, job, &ended);
+}
+
+static void on_scan(struct route_actor *actor, struct route_request *request)
+{
+    job_begin(actor, job_new(actor, request), request);
+    route_request_free(request);
 }
 
 static void on_unsubscribe(struct route_actor *actor, struct route_request *request)
@@ -509,7 +522,7 @@ static void give_to_jobs(struct route_actor *actor, struct msg *msg, actor_id fr
         const struct route_request *request = job->request;
         bool is_scanning = job->scan != NULL;
         for (uint32_t i = 0; job_awaits(actor, job, from) && i < job->filter_index + is_scanning; i++)
-            if (filter_wants_retained(&request->filters[i]) &&
+            if (route_filter_wants_retained(&request->filters[i]) &&
                 topic_matches_filter(filter_span(request, &request->filters[i]), msg_topic(msg)))
                 send_retained(actor, OP_RETAINED_VALUE, msg_ref(msg), request, i);
     }
@@ -546,6 +559,9 @@ static void on_request(struct route_actor *actor, struct route_request *request)
     switch ((enum route_kind)request->kind) {
     case ROUTE_SUBSCRIBE:
         on_subscribe(actor, request);
+        return;
+    case ROUTE_SCAN:
+        on_scan(actor, request);
         return;
     case ROUTE_UNSUBSCRIBE:
         on_unsubscribe(actor, request);
@@ -681,7 +697,7 @@ static bool job_step(struct route_actor *actor, struct scan_job *job, wall_ns no
     const struct route_request *request = job->request;
     if (job->batch)
         return job_send_batch(actor, job, now);
-    while (job->filter_index < request->filter_count && !filter_wants_retained(&request->filters[job->filter_index]))
+    while (job->filter_index < request->filter_count && !route_filter_wants_retained(&request->filters[job->filter_index]))
         job->filter_index++;
     if (job->filter_index == request->filter_count) {
         for (uint16_t shard = 0; shard < actor->shard_count; shard++)

@@ -26,6 +26,7 @@ struct topic_tree;
 
 enum route_kind {
     ROUTE_SUBSCRIBE,
+    ROUTE_SCAN, /* the retained values of filters that are subscribed already; no reply, only values and OP_RETAINED_END */
     ROUTE_UNSUBSCRIBE,
     ROUTE_FORGET_SESSION, /* all subscriptions of a session away, and its scans */
     ROUTE_SET_FULL,       /* SUBSCRIBER_FULL set or cleared on the filters named; those that are not there are passed over */
@@ -43,13 +44,14 @@ struct route_filter {
 };
 
 /* Allocated as one block by the shard, taken by the route actor, and given back as the reply with `reason` and `is_new` filled in
- * (ROUTE_FORGET_SESSION and ROUTE_SET_FULL have no reply). After the reply of a SUBSCRIBE come its retained values, each with the index of
+ * (the other kinds have no reply). After the reply of a SUBSCRIBE come its retained values, each with the index of
  * its filter, and then one OP_RETAINED_END, always. */
 struct route_request {
     uint64_t id; /* the shard's ticket, echoed */
     struct session_ref session;
-    uint8_t kind; /* enum route_kind */
-    bool is_full; /* ROUTE_SET_FULL: set it (else clear it) */
+    uint8_t kind;    /* enum route_kind */
+    bool is_full;    /* ROUTE_SET_FULL: set it (else clear it) */
+    bool is_scanned; /* out of SUBSCRIBE: retained values may follow */
     uint16_t packet_id;
     uint32_t filter_count;
     struct route_filter *filters; /* inside the block */
@@ -58,6 +60,9 @@ struct route_request {
 
 struct route_request *route_request_new(uint32_t filter_count, size_t text_size);
 void route_request_free(struct route_request *request);
+
+/* Whether a filter of a SUBSCRIBE that was granted asks for retained values. */
+bool route_filter_wants_retained(const struct route_filter *filter);
 
 struct route_io {
     bool (*post)(void *io, actor_id to, const struct op *op); /* false: ring full, kept and tried again in the next step */

@@ -218,11 +218,14 @@ void session_log_end(struct shard *shard, const struct session *sess, bool is_ov
         session_log_delete(shard, sess->number);
 }
 
-void session_log_subscription(struct shard *shard, uint64_t number, struct span filter, uint8_t options, uint32_t subscription_id)
+void session_log_subscription(struct shard *shard, uint64_t number, struct span filter, uint8_t options, uint32_t subscription_id,
+                              bool is_owed)
 {
-    session_log_put(
-        shard, &(struct record){
-                   .type = RECORD_SUBSCRIPTION, .session = number, .topic = filter, .options = options | (uint64_t)subscription_id << 8});
+    session_log_put(shard,
+                    &(struct record){.type = RECORD_SUBSCRIPTION,
+                                     .session = number,
+                                     .topic = filter,
+                                     .options = options | (uint64_t)subscription_id << 8 | (is_owed ? RECORD_SUBSCRIPTION_OWED : 0)});
 }
 
 void session_log_unsubscribe(struct shard *shard, uint64_t number, struct span filter)

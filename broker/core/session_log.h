@@ -54,8 +54,9 @@ void session_log_end(struct shard *shard, const struct session *sess, bool is_ov
 void session_log_delete(struct shard *shard, uint64_t number);
 /* SESSION: it has ended, and the log knows it only until its will, which has to wait, is said: nobody will find it again. */
 void session_log_over(struct shard *shard, const struct will *will);
-/* options: the byte of SUBSCRIBE. */
-void session_log_subscription(struct shard *shard, uint64_t number, struct span filter, uint8_t options, uint32_t subscription_id);
+/* options: the byte of SUBSCRIBE. is_owed: retained values are to follow. */
+void session_log_subscription(struct shard *shard, uint64_t number, struct span filter, uint8_t options, uint32_t subscription_id,
+                              bool is_owed);
 void session_log_unsubscribe(struct shard *shard, uint64_t number, struct span filter);
 /* The message's record says that it is retained, and there was no room for its topic. packet_id: the identifier of its publisher that is
  * free with that, 0 = none is. */

@@ -107,6 +107,7 @@ void shard_free(struct shard *shard)
     session_log_deinit(&shard->session_log);
     free(shard->restored);
     waiting_deinit(&shard->waiting);
+    owed_deinit(&shard->owed);
     publish_scratch_deinit(&shard->scratch);
     outbox_pool_deinit(&shard->outboxes);
     epoch_reader_unregister(shard->reader);
@@ -237,11 +238,11 @@ void shard_on_op(struct shard *shard, const struct op *op)
         on_retained(shard, op);
         return;
     case OP_RETAINED_VALUE:
-        subscribe_on_retained_value(shard, op);
+        owed_on_value(shard, op);
         return;
     case OP_RETAINED_END:
         shard->is_room_news = true;
-        subscribe_on_retained_end(shard, op);
+        owed_on_end(shard, op);
         return;
     case OP_ROUTE_ASK:
         on_ask(shard, op->count);
@@ -345,6 +346,7 @@ void shard_turn_end(struct shard *shard)
 {
     CHECK(shard->in_turn);
     uint64_t now_ms = (uint64_t)shard->now_ms;
+    owed_turn(shard); /* a few, before publishers take what room there is */
     if (!shard->is_draining) {
         if (!list_is_empty(&shard->ready)) {
             shard->turn++; /* a new allowance of publishes */
@@ -366,6 +368,7 @@ void shard_turn_end(struct shard *shard)
     if (ack_gate_release(&shard->gate, SHARD_RELEASES_PER_TURN, publish_on_released, shard))
         shard->is_work_left = true;
     shard->is_room_news |= shard->gate.stats->messages < held_before;
+    shard->is_work_left |= owed_may_go_on(shard);
     deliver_post_batches(shard);
     write_all(shard);
     deliver_post_batches(shard); /* closing may have said wills */

@@ -113,6 +113,8 @@ enum err shard_restore_session(struct shard *shard, const struct checkpoint_sess
         err = restore_inbound(sess, from);
     if (!err)
         err = restore_subscriptions(sess, from);
+    if (!err)
+        err = owed_restore(sess, from->subscriptions);
     if (err) {
         gauge_add(&shard->stats.sessions, -1);
         session_table_remove(&shard->sessions, sess);
@@ -169,6 +171,14 @@ enum err shard_restore_want(struct shard *shard, uint64_t number, uint64_t seque
     if (is_inflight)
         return !is_in_run || waiting_restore_sent_in_run(sess, sequence) ? ERR_OK : ERR_NOMEM;
     return waiting_restore(shard, sess, sequence, cost, is_in_run, run_last) ? ERR_OK : ERR_NOMEM;
+}
+
+void shard_restore_copy(struct shard *shard, uint64_t number)
+{
+    struct session *sess = session_table_find_number(&shard->sessions, number);
+    struct session_rare *rare = sess ? session_rare_get(sess) : NULL;
+    if (rare) /* else it may come behind a newer message */
+        rare->has_restored_copies = true;
 }
 
 void shard_restore_unwanted(struct shard *shard, uint64_t number, uint64_t sequence)

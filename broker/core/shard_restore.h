@@ -34,6 +34,9 @@ struct subscriber shard_restore_subscriber(uint64_t number, actor_id home, uint6
 enum err shard_restore_want(struct shard *shard, uint64_t number, uint64_t sequence, uint8_t qos, uint32_t cost, bool is_in_run,
                             uint64_t run_last) must_check;
 
+/* One of the messages it wants is a retained value (RECORD_RECIPIENT_RETAINED). */
+void shard_restore_copy(struct shard *shard, uint64_t number);
+
 /* It wants the message, and must not get it. Said in the log, too, before the session is said to be away: the loader may find no space to
  * take the want away. */
 void shard_restore_unwanted(struct shard *shard, uint64_t number, uint64_t sequence);

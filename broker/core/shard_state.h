@@ -6,6 +6,7 @@
 #include "broker/core/client.h"
 #include "broker/core/deliver.h"
 #include "broker/core/op_backlog.h"
+#include "broker/core/owed.h"
 #include "broker/core/publish.h"
 #include "broker/core/refused_values.h"
 #include "broker/core/session_log.h"
@@ -52,6 +53,7 @@ struct shard {
     uint32_t restored_count, restored_capacity;
     int64_t next_will_ns; /* of an earlier start: when the next one may be said */
     struct waiting waiting;
+    struct owed owed;
     struct publish_scratch scratch;
     struct delivery *batches[ACTOR_SHARDS_MAX]; /* to be posted at the end of the turn */
 
@@ -111,12 +113,12 @@ void shard_restore_note_away(struct shard *shard, const struct session *sess);
 enum client_step subscribe_on_subscribe(struct shard *shard, struct client *client, const struct packet_subscribe *packet);
 enum client_step subscribe_on_unsubscribe(struct shard *shard, struct client *client, const struct packet_unsubscribe *packet);
 void subscribe_on_reply(struct shard *shard, struct route_request *request);
-void subscribe_on_retained_value(struct shard *shard, const struct op *op);
-/* Ask for more of the retained values that are still to come, if the session has room for them. Cheap when none are. */
-void subscribe_pace_retained(struct shard *shard, struct session *sess);
-void subscribe_on_retained_end(struct shard *shard, const struct op *op);
 /* Publishers are to be refused for its sake, or no more. False: memory is short, nothing happened. */
 bool subscribe_set_full(struct shard *shard, struct session *sess, bool is_full);
 void subscribe_forget_session(struct shard *shard, struct session *sess);
+/* A session that is away and has nothing on its way takes less memory (session_fold_filter). */
+void subscribe_fold_if_away(struct shard *shard, struct session *sess);
+/* Retained values of filters that it has subscribed to, again. The request is taken. False: memory is short, not taken. */
+bool subscribe_send_scan(struct shard *shard, struct session *sess, struct route_request *request);
 
 #endif

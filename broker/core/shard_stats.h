@@ -158,7 +158,8 @@
     X(checkpoint_window, "checkpoint_window")                                                                                              \
     X(outbox, "outbox")                                                                                                                    \
     X(wills_due, "wills_due")                                                                                                              \
-    X(late_records, "late_records")
+    X(late_records, "late_records")                                                                                                        \
+    X(parked_copies, "retained_copies")
 
 /* Why a copy was dropped, as a number in DROP records: a new reason goes to the end of the map. */
 enum shard_drop {

@@ -1,4 +1,5 @@
-/* SUBSCRIBE and UNSUBSCRIBE: one request each to the route actor, the answer when it has done it; then the retained values.
+/* SUBSCRIBE and UNSUBSCRIBE: one request each to the route actor, the answer when it has done it; then the retained values
+ * (core/owed.h).
  *
  * The session's own list of filters follows the requests as they are sent, so that its end can name all that may be in the tree; while it
  * is away one filter is remembered by its place there (session_fold_filter). Shared
@@ -8,7 +9,6 @@
 #include "broker/core/route_actor.h"
 #include "broker/core/shard_state.h"
 #include "common/check.h"
-#include "common/hash.h"
 
 #define PENDING_MAX 256           /* requests of one session that are not answered; more wait unprocessed */
 #define PENDING_FILTERS_MAX 16384 /* filters in them; one request may go beyond it */
@@ -206,7 +206,7 @@ bool subscribe_set_full(struct shard *shard, struct session *sess, bool is_full)
 }
 
 /* The last of its requests may have been answered. */
-static void fold_if_away(struct shard *shard, struct session *sess)
+void subscribe_fold_if_away(struct shard *shard, struct session *sess)
 {
     if (!sess->client)
         session_fold_filter(sess, shard->tree, shard->reader);
@@ -274,7 +274,8 @@ static void settle_subscribe(struct shard *shard, struct session *sess, const st
         if (is_refused && filter->is_new)
             subscription_list_remove(&sess->subscriptions, text);
         if (!is_refused && is_logged(sess))
-            session_log_subscription(shard, sess->number, text, options_byte(filter), filter->subscription_id);
+            session_log_subscription(shard, sess->number, text, options_byte(filter), filter->subscription_id,
+                                     owed_note_subscription(shard, sess, request, i));
     }
 }
 
@@ -299,72 +300,21 @@ void subscribe_on_reply(struct shard *shard, struct route_request *request)
             send_answer(shard, sess->client, request);
         if (request->kind != ROUTE_SUBSCRIBE) /* of a SUBSCRIBE, OP_RETAINED_END is the last */
             session_remove_pending(sess, request->id);
-        fold_if_away(shard, sess);
+        subscribe_fold_if_away(shard, sess);
     }
     route_request_free(request);
 }
 
-/* Room for a window of retained values: half of the socket's bound and of the queue's are free, or the session is away and its queue is. */
-static bool has_room_for_retained(const struct shard *shard, const struct session *sess)
+bool subscribe_send_scan(struct shard *shard, struct session *sess, struct route_request *request)
 {
-    const struct shard_limits *limits = &shard->config.limits;
-    if (sess->client &&
-        (sess->client->outbox.bytes > limits->outbox_bytes_max / 2 || shard->stats.outbox.bytes > limits->outboxes_bytes_max / 2))
+    struct pending_request *pending = pending_new(shard, sess, request->filter_count, request->filter_count);
+    if (!pending)
         return false;
-    return queue_count(&sess->queue) <= limits->session_queue_messages_max / 2 && sess->queue.bytes <= limits->session_queue_bytes_max / 2;
-}
-
-static void ask_for_values(struct shard *shard, uint64_t request_id, const struct session_ref *session, uint32_t count)
-{
-    shard_post(shard, ACTOR_ROUTE,
-               &(struct op){.type = OP_RETAINED_MORE,
-                            .from = shard->config.index,
-                            .count = count,
-                            .retained = {.request_id = request_id, .session = *session}});
-}
-
-void subscribe_pace_retained(struct shard *shard, struct session *sess)
-{
-    for (struct pending_request *pending = sess->rare ? sess->rare->pending : NULL; pending; pending = pending->next) {
-        if (pending->taken_count < ROUTE_RETAINED_WINDOW / 2 || !has_room_for_retained(shard, sess))
-            continue;
-        struct session_ref session = {.number = sess->number, .shard = shard->config.index};
-        ask_for_values(shard, pending->id, &session, pending->taken_count);
-        pending->taken_count = 0;
+    for (uint32_t i = 0; i < request->filter_count; i++) {
+        const struct route_filter *filter = &request->filters[i];
+        pending->filters[i] =
+            (struct pending_filter){.subscription_id = filter->subscription_id, .qos = filter->qos, .options = filter->options};
     }
-}
-
-void subscribe_on_retained_value(struct shard *shard, const struct op *op)
-{
-    struct msg *msg = op->retained.msg;
-    struct session *sess = session_table_find_number(&shard->sessions, op->retained.session.number);
-    struct pending_request *pending = sess ? session_find_pending(sess, op->retained.request_id) : NULL;
-    if (pending) {
-        CHECK(op->count < pending->filter_count);
-        const struct pending_filter *filter = &pending->filters[op->count];
-        uint8_t qos = filter->qos < msg->qos ? filter->qos : msg->qos; /* [MQTT-3.8.4-8] */
-        counter_inc(&shard->stats.retained_received);
-        counter_inc(&shard->stats.copies_routed);
-        if ((filter->options & SUBSCRIBER_NO_LOCAL) && msg->publisher == sess->number)
-            counter_inc(&shard->stats.dropped_no_local);
-        else if (session_has_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg))
-            counter_inc(&shard->stats.dropped_stale_retained);
-        else
-            deliver_to_session(shard, sess, msg, qos, true, false, &filter->subscription_id,
-                               filter->subscription_id != 0); /* [MQTT-3.3.1-8 of 3.1.1] */
-        pending->taken_count++;
-        subscribe_pace_retained(shard, sess);
-    } else {
-        ask_for_values(shard, op->retained.request_id, &op->retained.session, 1); /* nobody is there to be paced */
-    }
-    msg_unref(msg);
-}
-
-void subscribe_on_retained_end(struct shard *shard, const struct op *op)
-{
-    struct session *sess = session_table_find_number(&shard->sessions, op->retained.session.number);
-    if (sess) {
-        session_remove_pending(sess, op->retained.request_id);
-        fold_if_away(shard, sess);
-    }
+    request_send(shard, sess, request, ROUTE_SCAN, pending->id, 0);
+    return true;
 }

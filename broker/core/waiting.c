@@ -10,7 +10,6 @@
 #define READ_QUEUE 0    /* store_read.ticket */
 #define READ_INFLIGHT 1 /* */
 #define DROPS_PER_RECORD 256
-#define OPTION_RETAINED 0x80 /* of a record_recipient */
 
 /* --- lists -------------------------------------------------------------------------------------------------------------------------- */
 
@@ -287,7 +286,7 @@ void waiting_read(struct shard *shard, struct session *sess)
 
 static uint32_t meta_of(struct session *sess, const struct store_read_item *item)
 {
-    bool is_retain = (item->options & OPTION_RETAINED) || (item->msg->retain && (item->options & SUBSCRIBER_RETAIN_AS_PUBLISHED));
+    bool is_retain = (item->options & RECORD_RECIPIENT_RETAINED) || (item->msg->retain && (item->options & SUBSCRIBER_RETAIN_AS_PUBLISHED));
     return session_pack_meta(sess, item->qos, is_retain, item->ids, item->id_count);
 }
 
@@ -318,6 +317,7 @@ static void on_read_inflight(struct shard *shard, struct session *sess, struct s
         if (item->state != STORE_ITEM_FOUND)
             lose_inflight(shard, sess, entry, item->state == STORE_ITEM_CORRUPT);
         else if (sess->client) {
+            (void)owed_judge_restored(shard, sess, item);
             inflight_give(entry, item->msg, meta_of(sess, item));
             item->msg = NULL;
         }
@@ -342,7 +342,11 @@ static void on_read_queue(struct shard *shard, struct session *sess, struct stor
         struct store_read_item *item = &read->items[i];
         if (read->kind == STORE_READ_RUN && was_sent_before(sess, item->sequence))
             item->state = STORE_ITEM_KNOWN;
-        else if (item->state == STORE_ITEM_FOUND)
+        else if (item->state == STORE_ITEM_FOUND && owed_judge_restored(shard, sess, item)) {
+            item->state = STORE_ITEM_GONE;
+            counter_inc(&shard->stats.dropped_stale_retained);
+            waiting_log_drop(shard, sess->number, item->sequence, SHARD_dropped_stale_retained);
+        } else if (item->state == STORE_ITEM_FOUND)
             metas[i] = meta_of(sess, item);
         else if (item->state == STORE_ITEM_GONE)
             counter_inc(&shard->stats.dropped_not_wanted);

@@ -199,6 +199,8 @@ static enum err change_session(struct stored_session *session, const struct reco
     case RECORD_ACK:
         stored_session_complete(session, rec->packet_id);
         return ERR_OK;
+    case RECORD_RETAINED_GIVEN:
+        return stored_session_set_given(session);
     case RECORD_PARTITIONS:
     case RECORD_SESSION_DELETE:
     case RECORD_DROP:
@@ -401,6 +403,7 @@ static struct record body_of(const struct record *rec)
         .received_ns = rec->received_ns,
         .expiry_ns = rec->expiry_ns,
         .retained_number = rec->retained_number,
+        .options = rec->options,
         .session = rec->session,
         .has_correlation = rec->has_correlation,
     };
@@ -467,6 +470,7 @@ static bool is_valid(const struct record *rec)
     case RECORD_SESSION:
     case RECORD_SESSION_DELETE:
     case RECORD_WILL_DELETE:
+    case RECORD_RETAINED_GIVEN:
         return rec->session != 0;
     case RECORD_ACK:
     case RECORD_DROP:
@@ -503,6 +507,7 @@ static enum err apply(struct checkpoint *checkpoint, const struct record *rec, u
     case RECORD_WILL_DELETE:
     case RECORD_RELEASED:
     case RECORD_SENT:
+    case RECORD_RETAINED_GIVEN:
         return apply_session(checkpoint, rec->session, rec);
     case RECORD_ACK:
     case RECORD_RECEIVED:

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #define FILTER_HASH_SEED 0x7469646567617465u /* the table is rebuilt with each delta: nobody can wait for collisions in it */
+#define RETAIN_HANDLING_MASK 0x30u           /* of a subscription's options */
 #define SLOTS_MIN 16u
 #define SENT_IDS_FROM 64u /* outgoing QoS 2 from which on sent_ids pays */
 #define SENT_IDS_WORDS 1024u
@@ -325,18 +326,15 @@ static enum err make_table(struct stored_session *session)
     return err;
 }
 
-enum err stored_session_subscribe(struct stored_session *session, const struct record *rec)
+static enum err put_options(struct stored_session *session, struct span filter, uint64_t options)
 {
-    enum err err = make_table(session);
-    if (err)
-        return err;
-    struct record kept = {.type = RECORD_SUBSCRIPTION, .topic = rec->topic, .options = rec->options};
+    struct record kept = {.type = RECORD_SUBSCRIPTION, .topic = filter, .options = options};
     size_t size = record_size(&kept);
     struct owned_record *owned = (struct owned_record *)malloc(sizeof *owned + size);
     if (!owned)
         return ERR_NOMEM;
     record_encode(owned->bytes, &kept);
-    err = record_decode(&kept, span_of(owned->bytes, size)); /* its topic lies in the block now */
+    enum err err = record_decode(&kept, span_of(owned->bytes, size)); /* its topic lies in the block now */
     CHECK(err == ERR_OK);
     err = put_subscription(session, kept.topic, span_of(owned->bytes, size));
     if (err) {
@@ -348,6 +346,37 @@ enum err stored_session_subscribe(struct stored_session *session, const struct r
     session->bytes += sizeof *owned + size;
     session->is_changed = true;
     return ERR_OK;
+}
+
+/* Options of the subscription in a slot; 0: there is none any more. */
+static uint64_t options_in(const struct stored_subscription *sub)
+{
+    struct record rec;
+    return sub->record.size && record_decode(&rec, sub->record) == ERR_OK ? rec.options : 0;
+}
+
+enum err stored_session_subscribe(struct stored_session *session, const struct record *rec)
+{
+    enum err err = make_table(session);
+    if (err)
+        return err;
+    uint64_t options = rec->options;
+    if (options & RETAIN_HANDLING_MASK) { /* it asks for nothing, or for nothing more: what was owed is owed */
+        uint32_t slot = *find_slot(session, hash_span(rec->topic, FILTER_HASH_SEED), rec->topic);
+        options |= slot ? options_in(&session->subs[slot - 1]) & RECORD_SUBSCRIPTION_OWED : 0;
+    }
+    return put_options(session, rec->topic, options);
+}
+
+enum err stored_session_set_given(struct stored_session *session)
+{
+    enum err err = make_table(session);
+    for (uint32_t i = 0; !err && i < session->sub_count; i++) {
+        uint64_t options = options_in(&session->subs[i]);
+        if (options & RECORD_SUBSCRIPTION_OWED)
+            err = put_options(session, session->subs[i].filter, options & ~RECORD_SUBSCRIPTION_OWED);
+    }
+    return err;
 }
 
 enum err stored_session_unsubscribe(struct stored_session *session, struct span filter)

@@ -75,6 +75,7 @@ enum err stored_session_set(struct stored_session *session, const struct record 
 enum err stored_session_set_will(struct stored_session *session, const struct record *rec) must_check; /* NULL: none */
 enum err stored_session_subscribe(struct stored_session *session, const struct record *rec) must_check;
 enum err stored_session_unsubscribe(struct stored_session *session, struct span filter) must_check;
+enum err stored_session_set_given(struct stored_session *session) must_check; /* no subscription is owed retained values */
 enum err stored_session_open(struct stored_session *session, uint16_t packet_id) must_check;
 void stored_session_release(struct stored_session *session, uint16_t packet_id);
 enum err stored_session_sent(struct stored_session *session, uint64_t sequence, uint16_t packet_id) must_check;

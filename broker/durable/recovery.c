@@ -283,6 +283,8 @@ static enum err load_want(void *arg, uint64_t number, uint64_t sequence, const s
     }
     enum err err = shard_restore_want(shard, number, sequence, want->qos, cost, is_in_run, load->run_lasts[index]);
     load->loaded->messages += err == ERR_OK;
+    if (!err && (want->options & RECORD_RECIPIENT_RETAINED))
+        shard_restore_copy(shard, number);
     return err;
 }
 

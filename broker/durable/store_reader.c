@@ -90,7 +90,7 @@ static struct msg *msg_of(const struct record *rec, uint64_t sequence)
     struct msg *msg = msg_new(&source);
     if (!msg)
         return NULL;
-    msg->retained_number = rec->retained_number;
+    msg->retained_number = rec->retained_number ? rec->retained_number : rec->options; /* its own, or of what it is a copy of */
     memcpy(msg->correlation_id, rec->correlation, sizeof msg->correlation_id);
     atomic_store_explicit(&msg->sequence, sequence, memory_order_relaxed);
     return msg;

@@ -46,6 +46,7 @@ void session_deinit(struct session *sess)
     pending_free_all(sess->rare);
     newer_free(sess->rare);
     id_sets_free(sess->rare);
+    free(sess->rare->owed);
     free(sess->rare);
     sess->rare = NULL;
 }
@@ -100,9 +101,12 @@ void session_rare_trim(struct session *sess)
         return;
     if (sess->inflight.count == 0 && queue_count(&sess->queue) == 0)
         id_sets_free(rare); /* no meta refers to a set any more */
-    if (!rare->pending)
+    bool is_awaiting = session_awaits_retained(sess);
+    if (!is_awaiting)
         newer_free(rare);
-    if (rare->will || rare->inbound.count > 0 || rare->pending || rare->id_set_count > 0 || rare->sent_in_runs)
+    if (rare->will || rare->inbound.count > 0 || rare->id_set_count > 0 || rare->sent_in_runs)
+        return;
+    if (is_awaiting || rare->copies_parked > 0 || rare->copies_held > 0 || rare->behind_held > 0 || rare->is_owing)
         return;
     free(rare);
     sess->rare = NULL;

@@ -37,6 +37,7 @@
 
 struct client;
 struct position_list;
+struct route_request;
 
 /* One filter of a SUBSCRIBE that is at the route actor, or whose retained values are still coming. */
 struct pending_filter {
@@ -74,6 +75,13 @@ struct session_rare {
     struct pending_request *pending;    /* newest first */
     struct newer_topic *newer;          /* open addressing */
     uint32_t newer_count, newer_capacity;
+    struct route_request *owed; /* one block, own: filters whose retained values an earlier start did not give to the end; NULL = none */
+    uint32_t copies_parked;     /* retained values and ends of scans that wait for room in the log (core/owed.h) */
+    uint32_t copies_held;       /* retained values on their way to the disk */
+    uint32_t behind_held;       /* messages that stand behind such in the gate */
+    bool has_large_copy;        /* such a value on its way is a large record */
+    bool is_owing;              /* the log has a subscription that is owed retained values */
+    bool has_restored_copies;   /* some of what an earlier start left are retained values */
     struct id_set *id_sets;
     uint32_t id_set_count, id_set_capacity;
 };
@@ -139,7 +147,12 @@ uint32_t session_pack_meta(struct session *sess, uint8_t qos, bool retain, const
 /* The identifiers of a meta. one_out lends room for a single one. Returns how many; *ids_out borrowed until the next pack. */
 uint32_t session_unpack_ids(const struct session *sess, const uint32_t **ids_out, uint32_t *one_out, uint32_t meta);
 
-/* While retained values are on their way (rare->pending): note a message given to the session, and ask whether a retained one is stale. */
+/* While retained values are on their way, or will be: messages given to the session are noted. */
+static inline bool session_awaits_retained(const struct session *sess)
+{
+    return sess->rare && (sess->rare->pending || sess->rare->owed || sess->rare->has_restored_copies || sess->rare->has_large_copy);
+}
+/* Note one, while it awaits any; ask whether a retained one is stale. */
 void session_note_newer(struct session *sess, uint64_t topic_hash, const struct msg *msg);
 bool session_has_newer(const struct session *sess, uint64_t topic_hash, const struct msg *retained);
 

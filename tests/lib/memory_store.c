@@ -105,6 +105,7 @@ static void apply_publish(struct memory_store *store, const struct record *rec, 
     struct body *body = &store->bodies[store->body_count++];
     *body = (struct body){.sequence = sequence, .msg = msg_new(&source)};
     CHECK(body->msg);
+    body->msg->retained_number = rec->retained_number ? rec->retained_number : rec->options; /* its own, or of what it is a copy of */
     atomic_store(&body->msg->sequence, sequence);
     struct record_recipient recipient;
     for (struct span rest = rec->recipients; record_recipient_next(&recipient, &rest) == ERR_OK;) {

@@ -553,6 +553,68 @@ def test_3_3_1_retained_order_of_a_topic(new_broker, join, restart, topic):
     assert reader.take().payload == b"newer"
 
 
+class Reader:
+    """A subscriber that remembers over its connections: the values of each topic as they came, and of QoS 2 what it has begun."""
+
+    def __init__(self):
+        self.values, self.begun = {}, {}
+
+    def take(self, client, is_done, at_most=None):
+        """Receive and acknowledge until is_done(), or so many PUBLISHes."""
+        count = 0
+        while not is_done() and count != at_most:
+            packet = client.expect(PUBLISH, PUBREL)
+            if packet.kind == PUBREL:
+                assert packet.packet_id in self.begun, "PUBREL without PUBLISH"
+                del self.begun[packet.packet_id]
+                client.send(wire.ack_packet(PUBCOMP, packet.packet_id, version=client.version))
+                continue
+            count += 1
+            if packet.qos < 2 or self.begun.get(packet.packet_id) != packet.payload:
+                self.values.setdefault(packet.topic, []).append(packet.payload)
+            if packet.qos == 2:
+                self.begun[packet.packet_id] = packet.payload
+            client.send(wire.ack_packet(PUBACK if packet.qos == 1 else PUBREC, packet.packet_id, version=client.version))
+
+    def newest(self):
+        return {topic: values[-1] for topic, values in self.values.items()}
+
+
+@pytest.mark.parametrize("taken", [0, 150])
+@pytest.mark.parametrize("qos", [1, 2])
+def test_3_1_2_5_retained_values_of_a_new_subscription(new_broker, join, restart, topic, version, qos, taken):
+    """The broker ends in the middle of a large retained set, or right behind SUBACK: every value arrives, and the newest of a topic last."""
+    broker = new_broker(FAST, shards=2)
+    publisher = join(broker, "publisher")
+    newest = {f"{topic}/{number}": b"%d" % number for number in range(1000)}
+    for where, value in newest.items():
+        publisher.publish(where, value, qos=qos, retain=True)
+    reader = Reader()
+    client = join(broker, "reader", version, **kept(version))
+    client.send(wire.subscribe_packet([(f"{topic}/+", qos)], version=version))
+    client.expect(wire.SUBACK)
+    for number in range(0, 1000, 97):
+        newest[f"{topic}/{number}"] = b"newer %d" % number
+        publisher.publish(f"{topic}/{number}", b"newer %d" % number, qos=qos, retain=True)
+    reader.take(client, lambda: False, taken)
+    restart(broker)
+    publisher = join(broker, "publisher")
+    newest[f"{topic}/500"] = b"newest"
+    publisher.publish(f"{topic}/500", b"newest", qos=qos, retain=True)
+    client = join(broker, "reader", version, **kept(version))
+    reader.take(client, lambda: reader.newest() == newest and not reader.begun)
+    publisher.publish(f"{topic}/end", b"end", qos=qos)
+    newest[f"{topic}/end"] = b"end"
+    reader.take(client, lambda: f"{topic}/end" in reader.values and not reader.begun)
+    assert reader.newest() == newest
+    broker.check_books()
+    restart(broker)  # what was given is not owed any more
+    client = join(broker, "reader", version, **kept(version))
+    publisher = join(broker, "publisher")
+    publisher.publish(f"{topic}/end", b"over", qos=qos)
+    assert client.take().payload == b"over"
+
+
 # ---- wills ----
 
 

@@ -183,7 +183,7 @@ static enum err say_session(void *arg, const struct checkpoint_session *sess)
     struct record rec;
     while (record_next(&bytes, &rest) == ERR_OK) {
         OK(record_decode(&rec, bytes));
-        say(loaded, " sub %.*s=%d", (int)rec.topic.size, (const char *)rec.topic.data, (int)rec.options);
+        say(loaded, " sub %.*s=%llu", (int)rec.topic.size, (const char *)rec.topic.data, (unsigned long long)rec.options);
     }
     if (sess->will.size) {
         OK(record_decode(&rec, sess->will));
@@ -467,6 +467,31 @@ static void unknown_types_are_passed_over(void **state)
 }
 
 /* --- sessions ------------------------------------------------------------------------------------------------------------------------ */
+
+#define OWED RECORD_SUBSCRIPTION_OWED
+
+static void a_subscription_is_owed_values_until_they_are_given(void **state)
+{
+    struct bench *b = (struct bench *)*state;
+    session(b, 7, true);
+    apply(b, (struct record){.type = RECORD_SUBSCRIPTION, .session = 7, .topic = S("a"), .options = 1 | OWED});
+    apply(b, (struct record){.type = RECORD_SUBSCRIPTION, .session = 7, .topic = S("b"), .options = 1 | OWED});
+    apply(b, (struct record){.type = RECORD_SUBSCRIPTION, .session = 7, .topic = S("c"), .options = 1});
+    commit(b);
+    apply(b, (struct record){.type = RECORD_SUBSCRIPTION, .session = 7, .topic = S("a"), .options = 2 | 1 << 4}); /* nothing more: owed */
+    apply(b, (struct record){.type = RECORD_SUBSCRIPTION, .session = 7, .topic = S("b"), .options = 2});          /* all anew: none there */
+    apply(b, (struct record){.type = RECORD_SUBSCRIPTION, .session = 7, .topic = S("c"), .options = 2 | 2 << 4});
+    assert_loads(b, NULL, "session 7 client expiry 60 connected 5000 v5 sub a=68719476754 sub b=2 sub c=34\n");
+    apply(b, (struct record){.type = RECORD_UNSUBSCRIBE, .session = 7, .topic = S("a")});
+    apply(b, (struct record){.type = RECORD_SUBSCRIPTION, .session = 7, .topic = S("a"), .options = 2 | 1 << 4});
+    apply(b, (struct record){.type = RECORD_SUBSCRIPTION, .session = 7, .topic = S("d"), .options = 2 | OWED});
+    commit(b);
+    apply(b, (struct record){.type = RECORD_RETAINED_GIVEN, .session = 8});
+    apply(b, (struct record){.type = RECORD_SUBSCRIPTION, .session = 7, .topic = S("e"), .options = 2 | OWED});
+    assert_loads(b, NULL, "session 7 client expiry 60 connected 5000 v5 sub a=18 sub b=2 sub c=34 sub d=68719476738 sub e=68719476738\n");
+    apply(b, (struct record){.type = RECORD_RETAINED_GIVEN, .session = 7});
+    assert_loads(b, NULL, "session 7 client expiry 60 connected 5000 v5 sub a=18 sub b=2 sub c=34 sub d=2 sub e=2\n");
+}
 
 static void a_session_comes_back_as_it_was(void **state)
 {
@@ -1793,6 +1818,7 @@ int main(void)
         CASE(a_record_below_the_position_changes_nothing),
         CASE(records_that_no_broker_writes_change_nothing),
         CASE(unknown_types_are_passed_over),
+        CASE(a_subscription_is_owed_values_until_they_are_given),
         CASE(a_session_comes_back_as_it_was),
         CASE(a_will_goes_when_it_is_published_or_discarded),
         CASE(the_delta_shrinks_with_what_goes),

@@ -1,0 +1,486 @@
+#include "broker/core/owed.h"
+
+#include <stdlib.h>
+
+#include "broker/core/route_actor.h"
+#include "broker/core/shard_restore.h"
+#include "broker/core/shard_state.h"
+#include "common/check.h"
+#include "common/hash.h"
+
+#define COPY_RECORD_OVERHEAD ((size_t)256) /* of a record beside its texts */
+
+/* OP_RETAINED_VALUE or OP_RETAINED_END that waits for room. */
+struct owed_item {
+    struct owed_item *next;
+    struct op op;
+};
+
+void owed_deinit(struct owed *owed)
+{
+    while (owed->first) {
+        struct owed_item *item = owed->first;
+        owed->first = item->next;
+        msg_unref(item->op.retained.msg);
+        free(item);
+    }
+    *owed = (struct owed){0};
+}
+
+/* --- asking for more ---------------------------------------------------------------------------------------------------------------- */
+
+/* Room for a window of values: half of the socket's bound and of the queue's are free, or the session is away and its queue is. */
+static bool has_room(const struct shard *shard, const struct session *sess)
+{
+    const struct shard_limits *limits = &shard->config.limits;
+    if (sess->client &&
+        (sess->client->outbox.bytes > limits->outbox_bytes_max / 2 || shard->stats.outbox.bytes > limits->outboxes_bytes_max / 2))
+        return false;
+    uint32_t held = sess->rare->copies_held;
+    return held < OWED_HELD_MAX && queue_count(&sess->queue) + (uint64_t)held <= limits->session_queue_messages_max / 2 &&
+           sess->queue.bytes <= limits->session_queue_bytes_max / 2;
+}
+
+static void ask_for_values(struct shard *shard, uint64_t request_id, const struct session_ref *session, uint32_t count)
+{
+    shard_post(shard, ACTOR_ROUTE,
+               &(struct op){.type = OP_RETAINED_MORE,
+                            .from = shard->config.index,
+                            .count = count,
+                            .retained = {.request_id = request_id, .session = *session}});
+}
+
+/* Whether messages of an earlier start are still to be sent. */
+static bool has_restored(const struct shard *shard, struct session *sess)
+{
+    const struct inflight_entry *entry = inflight_next_unsent(&sess->inflight);
+    if (entry && !entry->has_msg && entry->state != INFLIGHT_PUBREL)
+        return true;
+    const struct queue_item *first = queue_first(&sess->queue);
+    return first ? first->is_wanted && waiting_is_restored(shard, msg_sequence(first->msg)) : queue_count(&sess->queue) > 0;
+}
+
+/* The scans that an earlier start did not end, as one request. */
+static void scan_again(struct shard *shard, struct session *sess)
+{
+    struct route_request *request = sess->rare->owed;
+    for (uint32_t i = 0; i < request->filter_count; i++) {
+        struct route_filter *filter = &request->filters[i];
+        if (!subscription_list_has(sess->subscriptions, span_of(request->text + filter->offset, filter->size)))
+            filter->reason = MQTT_REASON_UNSPECIFIED_ERROR; /* unsubscribed meanwhile */
+    }
+    if (subscribe_send_scan(shard, sess, request))
+        sess->rare->owed = NULL;
+}
+
+/* What an earlier start left has been sent: what it had not even begun to give follows. */
+static void go_on_after_restored(struct shard *shard, struct session *sess)
+{
+    if (!sess->client || sess->client->state != CLIENT_CONNECTED || has_restored(shard, sess))
+        return;
+    sess->rare->has_restored_copies = false;
+    if (sess->rare->owed)
+        scan_again(shard, sess);
+}
+
+void owed_pace(struct shard *shard, struct session *sess)
+{
+    if (!sess->rare)
+        return;
+    if (sess->rare->owed || sess->rare->has_restored_copies)
+        go_on_after_restored(shard, sess);
+    for (struct pending_request *pending = sess->rare->pending; pending; pending = pending->next) {
+        if (pending->taken_count < ROUTE_RETAINED_WINDOW / 2 || !has_room(shard, sess))
+            continue;
+        struct session_ref session = {.number = sess->number, .shard = shard->config.index};
+        ask_for_values(shard, pending->id, &session, pending->taken_count);
+        pending->taken_count = 0;
+    }
+}
+
+/* --- copies ------------------------------------------------------------------------------------------------------------------------- */
+
+/* Whether a record of `size` bytes may be logged now, and its message held. */
+static bool may_log(const struct shard *shard, size_t size)
+{
+    return !shard->session_log.first && shard->has_store_room && shard_log_has_room(&shard->log, size) &&
+           ack_gate_has_room(&shard->gate, size);
+}
+
+/* A recipient as the gate holds it; one identifier at most. */
+struct one_recipient {
+    _Alignas(struct recipient) uint8_t bytes[sizeof(struct recipient) + 2 * sizeof(uint32_t)];
+};
+
+static struct span make_recipient(struct one_recipient *one, const struct recipient *like, uint32_t id)
+{
+    struct recipient *recipient = (struct recipient *)(void *)one->bytes;
+    *recipient = *like;
+    recipient->id_count = id != 0;
+    if (id != 0)
+        recipient->ids[0] = id;
+    return span_of(one->bytes, recipient_size(recipient->id_count));
+}
+
+static void hold(struct shard *shard, struct msg *msg, struct span recipient, uint64_t wait_block, uint32_t record_index)
+{
+    struct gate_item item = {
+        .wait_block = wait_block,
+        .since_mono_ns = shard->now_mono_ns,
+        .msg = msg_ref(msg),
+        .extra_size = (uint32_t)recipient.size,
+        .record_index = record_index,
+        .copy_count = 1,
+        .kind = GATE_DELIVERY,
+    };
+    ack_gate_put(&shard->gate, &item, recipient, shard_log_filling(&shard->log));
+}
+
+/* The record of a copy: the message, and who gets it. recipients: room for one. */
+static void record_of(struct record *rec_out, const struct msg *msg, const struct session *sess, uint8_t qos, uint32_t id,
+                      uint8_t recipients[RECORD_RECIPIENT_SIZE_MAX + VARINT_SIZE_MAX])
+{
+    uint8_t ids[VARINT_SIZE_MAX];
+    struct record_recipient recipient = {.session = sess->number, .qos = qos, .options = RECORD_RECIPIENT_RETAINED};
+    if (id != 0)
+        recipient.ids = span_of(ids, varint_put(ids, id));
+    *rec_out = (struct record){
+        .type = RECORD_PUBLISH,
+        .qos = msg->qos,
+        .retain = true,
+        .topic = msg_topic(msg),
+        .payload = msg_payload(msg),
+        .properties = msg_properties(msg),
+        .received_ns = msg->receive_wall_ns,
+        .expiry_ns = msg->expiry_wall_ns == MSG_NO_EXPIRY ? 0 : msg->expiry_wall_ns,
+        .session = msg->publisher,
+        .options = msg->retained_number,
+        .has_correlation = true,
+        .recipients = span_of(recipients, record_recipient_put(recipients, &recipient)),
+    };
+    memcpy(rec_out->correlation, msg->correlation_id, sizeof rec_out->correlation);
+}
+
+/* A record in more than one block: its job brings the copy to the gate. False: memory is short. */
+static bool log_large(struct shard *shard, const struct record *rec, struct msg *copy, struct span recipient)
+{
+    struct publish_job *job = calloc(1, sizeof *job);
+    uint8_t *held = malloc(recipient.size);
+    if (!job || !held) {
+        free(job);
+        free(held);
+        return false;
+    }
+    memcpy(held, recipient.data, recipient.size);
+    *job = (struct publish_job){.msg = copy, .held = {.data = held, .size = recipient.size, .capacity = recipient.size}, .held_count = 1};
+    if (shard_log_begin_large(shard, rec, job) == ERR_OK)
+        return true;
+    free(held);
+    free(job);
+    return false;
+}
+
+enum copy_outcome { COPY_LOGGED, COPY_NO_ROOM, COPY_NO_MEMORY };
+
+static enum copy_outcome log_copy(struct shard *shard, struct session *sess, const struct msg *msg, uint8_t qos, uint32_t id)
+{
+    uint8_t recipients[RECORD_RECIPIENT_SIZE_MAX + VARINT_SIZE_MAX];
+    struct record rec;
+    record_of(&rec, msg, sess, qos, id, recipients);
+    size_t size = record_size(&rec);
+    if (!may_log(shard, size))
+        return COPY_NO_ROOM;
+    struct one_recipient one;
+    bool is_large = shard_log_is_large(&shard->log, size);
+    struct recipient like = {.number = sess->number,
+                             .shard = shard->config.index,
+                             .qos = qos,
+                             .retain = true,
+                             .is_named = true,
+                             .is_copy = true,
+                             .is_large = is_large};
+    struct span recipient = make_recipient(&one, &like, id);
+    struct msg *copy = msg_copy_retained(msg);
+    if (!copy)
+        return COPY_NO_MEMORY;
+    bool is_logged;
+    if (is_large) {
+        is_logged = log_large(shard, &rec, copy, recipient);
+        sess->rare->has_large_copy |= is_logged; /* one at a time */
+        if (!is_logged)
+            msg_unref(copy);
+    } else {
+        uint64_t wait_block = shard_log_append(shard, &rec, size);
+        is_logged = wait_block != 0;
+        if (is_logged)
+            hold(shard, copy, recipient, wait_block, shard_log_last_index(&shard->log));
+        msg_unref(copy);
+    }
+    sess->rare->copies_held += is_logged;
+    return is_logged ? COPY_LOGGED : COPY_NO_MEMORY;
+}
+
+/* At once; behind copies, if there are any. */
+static void give_without_record(struct shard *shard, struct session *sess, struct msg *msg, uint8_t qos, uint32_t id)
+{
+    struct recipient like = {.number = sess->number, .shard = shard->config.index, .qos = qos, .retain = true, .is_behind = true};
+    struct one_recipient one;
+    if (sess->rare->copies_held + sess->rare->behind_held == 0)
+        deliver_to_session(shard, sess, msg, qos, true, false, &id, id != 0);
+    else if (ack_gate_has_room(&shard->gate, msg_cost(msg))) {
+        hold(shard, msg, make_recipient(&one, &like, id), 0, 0);
+        sess->rare->behind_held++;
+    } else
+        counter_inc(&shard->stats.dropped_gate_full);
+}
+
+/* A value for a session that is there. False: no room now, nothing happened. */
+static bool give(struct shard *shard, struct session *sess, struct msg *msg, const struct pending_filter *filter)
+{
+    uint8_t qos = filter->qos < msg->qos ? filter->qos : msg->qos; /* [MQTT-3.8.4-8] */
+    bool is_expired = msg->expiry_wall_ns <= shard->now_steady_ns;
+    enum copy_outcome outcome = COPY_LOGGED;
+    if ((filter->options & SUBSCRIBER_NO_LOCAL) && msg->publisher == sess->number)
+        counter_inc(&shard->stats.dropped_no_local);
+    else if (session_has_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg))
+        counter_inc(&shard->stats.dropped_stale_retained);
+    else if (qos > 0 && !is_expired && waiting_is_logged(shard, sess))
+        outcome = log_copy(shard, sess, msg, qos, filter->subscription_id);
+    else
+        give_without_record(shard, sess, msg, qos, filter->subscription_id); /* [MQTT-3.3.1-8 of 3.1.1] */
+    if (outcome == COPY_NO_ROOM)
+        return false;
+    if (outcome == COPY_NO_MEMORY)
+        counter_inc(&shard->stats.dropped_no_memory);
+    counter_inc(&shard->stats.retained_received);
+    counter_inc(&shard->stats.copies_routed);
+    return true;
+}
+
+/* --- the end of scans --------------------------------------------------------------------------------------------------------------- */
+
+/* All that was owed has records that are durable. */
+static void check_given(struct shard *shard, struct session *sess)
+{
+    struct session_rare *rare = sess->rare;
+    if (!rare || !rare->is_owing || rare->owed || rare->copies_held > 0 || rare->copies_parked > 0)
+        return;
+    for (const struct pending_request *pending = rare->pending; pending; pending = pending->next)
+        if (pending->filter_count > 0)
+            return;
+    rare->is_owing = false;
+    session_log_put(shard, &(struct record){.type = RECORD_RETAINED_GIVEN, .session = sess->number});
+    session_rare_trim(sess);
+}
+
+bool owed_on_released(struct shard *shard, struct session *sess, const struct msg *msg, const struct recipient *recipient)
+{
+    CHECK(sess->rare);
+    bool is_stale = recipient->is_large && session_has_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg);
+    if (recipient->is_large)
+        sess->rare->has_large_copy = false;
+    uint32_t *held = recipient->is_copy ? &sess->rare->copies_held : &sess->rare->behind_held;
+    CHECK(*held > 0);
+    *held -= 1;
+    if (recipient->is_copy)
+        check_given(shard, sess);
+    session_rare_trim(sess);
+    if (is_stale) {
+        counter_inc(&shard->stats.dropped_stale_retained);
+        waiting_log_drop(shard, sess->number, msg_sequence(msg), SHARD_dropped_stale_retained);
+    }
+    return !is_stale;
+}
+
+bool owed_note_subscription(struct shard *shard, struct session *sess, const struct route_request *request, uint32_t filter_index)
+{
+    const struct route_filter *filter = &request->filters[filter_index];
+    if (!request->is_scanned || filter->qos == 0 || !route_filter_wants_retained(filter) || !waiting_is_logged(shard, sess))
+        return false;
+    CHECK(sess->rare); /* the request is pending */
+    sess->rare->is_owing = true;
+    return true;
+}
+
+/* --- ops, now or parked ------------------------------------------------------------------------------------------------------------- */
+
+/* False: no room now, nothing happened. */
+static bool take(struct shard *shard, const struct op *op)
+{
+    struct session *sess = session_table_find_number(&shard->sessions, op->retained.session.number);
+    struct pending_request *pending = sess ? session_find_pending(sess, op->retained.request_id) : NULL;
+    if (op->type == OP_RETAINED_END) {
+        if (sess) {
+            session_remove_pending(sess, op->retained.request_id);
+            subscribe_fold_if_away(shard, sess);
+        }
+        return true;
+    }
+    if (!pending) {
+        ask_for_values(shard, op->retained.request_id, &op->retained.session, 1); /* nobody is there to be paced */
+        msg_unref(op->retained.msg);
+        return true;
+    }
+    CHECK(op->count < pending->filter_count);
+    if (!give(shard, sess, op->retained.msg, &pending->filters[op->count]))
+        return false;
+    pending->taken_count++;
+    owed_pace(shard, sess);
+    msg_unref(op->retained.msg);
+    return true;
+}
+
+static size_t parked_bytes(const struct op *op) { return sizeof(struct owed_item) + (op->retained.msg ? msg_cost(op->retained.msg) : 0); }
+
+static void park(struct shard *shard, struct session *sess, const struct op *op)
+{
+    struct owed_item *item = malloc(sizeof *item);
+    CHECK_MSG(item, "out of memory for a retained value");
+    *item = (struct owed_item){.op = *op};
+    if (shard->owed.first)
+        shard->owed.last->next = item;
+    else
+        shard->owed.first = item;
+    shard->owed.last = item;
+    sess->rare->copies_parked++;
+    queue_stats_push(&shard->stats.parked_copies, parked_bytes(op), shard->now_mono_ns);
+}
+
+/* What needs no record goes past what is parked, unless that is the same session's. */
+static bool must_wait(const struct shard *shard, const struct session *sess, const struct op *op)
+{
+    if (!shard->owed.first || !sess || !sess->rare)
+        return false;
+    if (sess->rare->copies_parked > 0)
+        return true;
+    return op->type == OP_RETAINED_VALUE && op->retained.msg->qos > 0 && waiting_is_logged(shard, sess);
+}
+
+static void on_op(struct shard *shard, const struct op *op)
+{
+    struct session *sess = session_table_find_number(&shard->sessions, op->retained.session.number);
+    if (must_wait(shard, sess, op) || !take(shard, op))
+        park(shard, sess, op);
+    else if (sess && op->type == OP_RETAINED_END)
+        check_given(shard, sess);
+}
+
+void owed_on_value(struct shard *shard, const struct op *op) { on_op(shard, op); }
+void owed_on_end(struct shard *shard, const struct op *op) { on_op(shard, op); }
+
+void owed_turn(struct shard *shard)
+{
+    struct owed *owed = &shard->owed;
+    for (unsigned budget = OWED_TAKE_PER_TURN; budget > 0 && owed->first; budget--) {
+        struct owed_item *item = owed->first;
+        uint64_t number = item->op.retained.session.number;
+        size_t bytes = parked_bytes(&item->op); /* before its message goes */
+        if (!take(shard, &item->op))
+            return;
+        owed->first = item->next;
+        queue_stats_pop(&shard->stats.parked_copies, bytes, shard->stats.parked_copies.oldest_ns);
+        free(item);
+        struct session *sess = session_table_find_number(&shard->sessions, number);
+        if (!sess)
+            continue;
+        CHECK(sess->rare);
+        CHECK(sess->rare->copies_parked > 0);
+        sess->rare->copies_parked--;
+        check_given(shard, sess);
+        session_rare_trim(sess);
+    }
+}
+
+bool owed_may_go_on(const struct shard *shard)
+{
+    const struct owed_item *item = shard->owed.first;
+    if (!item)
+        return false;
+    const struct msg *msg = item->op.retained.msg;
+    return !msg || may_log(shard, COPY_RECORD_OVERHEAD + msg->topic_size + msg->properties_size + msg->payload_size);
+}
+
+/* --- order -------------------------------------------------------------------------------------------------------------------------- */
+
+bool owed_hold_live(struct shard *shard, struct session *sess, struct msg *msg, const struct recipient *recipient)
+{
+    if (!sess->rare)
+        return false;
+    if (session_awaits_retained(sess))
+        session_note_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg);
+    if (sess->rare->copies_held + sess->rare->behind_held == 0)
+        return false;
+    size_t size = recipient_size(recipient->id_count);
+    uint8_t *behind = NULL;
+    bool has_room = recipient->is_named || ack_gate_has_room(&shard->gate, size + msg_cost(msg));
+    if (has_room)
+        behind = malloc(size);
+    if (!behind) {
+        counter_inc(has_room ? &shard->stats.dropped_no_memory : &shard->stats.dropped_gate_full);
+        if (recipient->is_named)
+            waiting_log_drop(shard, sess->number, msg_sequence(msg), SHARD_dropped_no_memory);
+        return true;
+    }
+    memcpy(behind, recipient, size);
+    ((struct recipient *)(void *)behind)->is_behind = true;
+    hold(shard, msg, span_of(behind, size), 0, 0);
+    sess->rare->behind_held++;
+    free(behind);
+    return true;
+}
+
+bool owed_judge_restored(struct shard *shard, struct session *sess, const struct store_read_item *item)
+{
+    if (!session_awaits_retained(sess) || !waiting_is_restored(shard, item->sequence))
+        return false;
+    uint64_t hash = hash_span(msg_topic(item->msg), shard->config.hash_key);
+    if (item->options & RECORD_RECIPIENT_RETAINED)
+        return session_has_newer(sess, hash, item->msg);
+    session_note_newer(sess, hash, item->msg);
+    return false;
+}
+
+/* --- start -------------------------------------------------------------------------------------------------------------------------- */
+
+/* The next subscription that is owed something. */
+static bool next_owed(struct span *subscriptions, struct record *rec_out)
+{
+    struct span bytes;
+    while (record_next(&bytes, subscriptions) == ERR_OK)
+        if (record_decode(rec_out, bytes) == ERR_OK && (rec_out->options & RECORD_SUBSCRIPTION_OWED) && rec_out->topic.size > 0 &&
+            rec_out->topic.size <= UINT16_MAX)
+            return true;
+    return false;
+}
+
+enum err owed_restore(struct session *sess, struct span subscriptions)
+{
+    uint32_t count = 0, used = 0;
+    size_t text_size = 0;
+    struct record rec;
+    for (struct span rest = subscriptions; next_owed(&rest, &rec); count++)
+        text_size += rec.topic.size;
+    if (count == 0)
+        return ERR_OK;
+    struct session_rare *rare = session_rare_get(sess);
+    struct route_request *request = rare ? route_request_new(count, text_size) : NULL;
+    if (!request)
+        return ERR_NOMEM;
+    count = 0;
+    for (struct span rest = subscriptions; next_owed(&rest, &rec); count++) {
+        struct subscriber as = shard_restore_subscriber(0, 0, rec.options);
+        request->filters[count] = (struct route_filter){
+            .offset = used,
+            .size = (uint32_t)rec.topic.size,
+            .subscription_id = as.subscription_id,
+            .qos = as.qos,
+            .options = as.options & (uint8_t)~SUBSCRIBER_RETAIN_HANDLING_MASK, /* asked for once, owed until given */
+            .reason = as.qos,
+        };
+        memcpy(request->text + used, rec.topic.data, rec.topic.size);
+        used += (uint32_t)rec.topic.size;
+    }
+    rare->owed = request;
+    rare->is_owing = true;
+    return ERR_OK;
+}

@@ -1,0 +1,70 @@
+/* Retained values that a subscription is owed: from the route actor to the session, through the log when the session is persistent.
+ *
+ *   OP_RETAINED_VALUE   owed_on_value   dropped with a reason, or given
+ *     QoS 0, or a session that is not logged       at once (deliver_to_session)
+ *     else a *copy*: one PUBLISH record that names the session alone, at its home (LOG 11); then the gate, with a sequence of its own, and
+ *     from there on it is a message like any other: wanted, SENT, ACK, DROP
+ *   OP_RETAINED_END     owed_on_end     the scan is over
+ *
+ * No room in the log or the gate: the value is *parked*, in order, and the end of its scan behind it. A value counts as taken when it has
+ * its record, so a scan has at most ROUTE_RETAINED_WINDOW values on their way or parked, and pauses; nobody else waits for it. It pauses
+ * also while OWED_HELD_MAX copies of its session are on their way to the disk, or the session's socket or queue is half full.
+ *
+ * Order: a message for a session that has copies in the gate goes into the gate behind them (owed_hold_live), once; and a value is not
+ * logged when the session was given a newer message of its topic (session_note_newer), or, if its record is a large one, not delivered. So
+ * the value that comes last is the newest. In the log a newer message may stand before the copy of an older value that its home had not
+ * seen then: what an earlier start left is looked at again when it is read back, in the order of sequences (owed_judge_restored), with up
+ * to SESSION_NEWER_MAX topics remembered.
+ *
+ * A crash: the SUBSCRIPTION record says that values are owed; RETAINED_GIVEN follows when every scan of the session has ended and all
+ * copies are durable. A start that finds subscriptions still owed (owed_restore) has their scans made again from the beginning, when the
+ * client is back and has got what waited: what had been logged of them comes twice, nothing is missing.
+ *
+ * Owner: the shard. Pure. */
+#ifndef TIDEGATE_BROKER_CORE_OWED_H
+#define TIDEGATE_BROKER_CORE_OWED_H
+
+#include <stdbool.h>
+
+#include "broker/core/ops.h"
+#include "common/bytes.h"
+#include "common/err.h"
+
+#define OWED_HELD_MAX 256     /* copies of one session on their way to the disk, from which its scans pause */
+#define OWED_TAKE_PER_TURN 64 /* parked ones that are tried before publishers are */
+
+struct msg;
+struct recipient;
+struct route_request;
+struct session;
+struct shard;
+struct store_read_item;
+
+/* What is parked, of all sessions, in order. Zero-initialised is empty. */
+struct owed {
+    struct owed_item *first, *last;
+};
+
+void owed_deinit(struct owed *owed);
+
+/* OP_RETAINED_VALUE (the message is taken) and OP_RETAINED_END. */
+void owed_on_value(struct shard *shard, const struct op *op);
+void owed_on_end(struct shard *shard, const struct op *op);
+/* Before the turn's log is sealed: what is parked, as far as there is room. */
+void owed_turn(struct shard *shard);
+/* Whether owed_turn() would get ahead. */
+bool owed_may_go_on(const struct shard *shard);
+/* Ask for more of the values that are still to come, if the session has room for them. Cheap when none are. */
+void owed_pace(struct shard *shard, struct session *sess);
+/* A copy, or what stood behind copies, has left the gate for the session. False: it is not to be delivered, and dropped. */
+bool owed_on_released(struct shard *shard, struct session *sess, const struct msg *msg, const struct recipient *recipient);
+/* A message for the session, from its publisher's shard: noted, and true when it has gone behind copies: it comes again. */
+bool owed_hold_live(struct shard *shard, struct session *sess, struct msg *msg, const struct recipient *recipient);
+/* The SUBSCRIBE was granted. Whether the filter's retained values are owed, durably. */
+bool owed_note_subscription(struct shard *shard, struct session *sess, const struct route_request *request, uint32_t filter_index);
+/* A message that was read back: true, when it is a copy of an earlier start that came too late, behind a newer message of its topic. */
+bool owed_judge_restored(struct shard *shard, struct session *sess, const struct store_read_item *item);
+/* At start: subscriptions (records SUBSCRIPTION) of which some may be owed. Returns 0, ERR_NOMEM. */
+enum err owed_restore(struct session *sess, struct span subscriptions) must_check;
+
+#endif

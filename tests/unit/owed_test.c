@@ -1,0 +1,664 @@
+/* Retained values for a new subscription of a persistent session: each is a record of its own, wanted until it is acknowledged, in order
+ * with what is published meanwhile, and owed over a crash. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#include "broker/core/owed.h"
+#include "broker/core/route_actor.h"
+#include "broker/core/shard_restore.h"
+#include "broker/session/session.h"
+#include "common/check.h"
+#include "common/clock.h"
+#include "tests/lib/memory_store.h"
+#include "tests/lib/shard_rig.h"
+
+#define RIG(...) rig_new(&(struct rig_options){.has_store = true, __VA_ARGS__})
+#define TEXT(packet) ((int)(packet)->publish.payload.size), (const char *)(packet)->publish.payload.data
+
+static const struct packet *expect(struct rig_client *client, enum mqtt_packet_type type)
+{
+    const struct packet *packet = rig_next(client);
+    if (!packet)
+        fail_msg("a packet of type %d was expected, and there is none", type);
+    assert_int_equal(packet->type, type);
+    return packet;
+}
+
+/* A PUBLISH with this payload; returns its packet identifier. */
+static uint16_t expect_publish(struct rig_client *client, const char *payload, uint8_t qos, bool retain)
+{
+    const struct packet *packet = expect(client, MQTT_PUBLISH);
+    if (!span_equal(packet->publish.payload, span_of_string(payload)))
+        fail_msg("\"%.*s\" instead of \"%s\"", TEXT(packet), payload);
+    assert_int_equal(packet->publish.qos, qos);
+    assert_int_equal(packet->publish.retain, retain);
+    return packet->publish.packet_id;
+}
+
+static void retain(struct rig *rig, struct rig_client *pub, const char *topic, const char *payload, uint8_t qos)
+{
+    rig_publish_retained(pub, topic, payload, qos, 9);
+    rig_settle(rig);
+    if (qos == 1)
+        expect(pub, MQTT_PUBACK);
+    if (qos == 2) {
+        expect(pub, MQTT_PUBREC);
+        rig_send_ack(pub, MQTT_PUBREL, 9);
+        rig_settle(rig);
+        expect(pub, MQTT_PUBCOMP);
+    }
+}
+
+/* Records of a type; the last one and its sequence. */
+static size_t records_of(const struct rig *rig, struct record *last_out, uint64_t *sequence_out, enum record_type type)
+{
+    size_t count = 0;
+    struct record rec;
+    for (size_t i = 0; i < rig_record_count(rig); i++) {
+        rig_record(rig, &rec, i);
+        if (rec.type != type)
+            continue;
+        count++;
+        *last_out = rec;
+        *sequence_out = i + 1;
+    }
+    return count;
+}
+
+/* Copies of retained values; the last one. */
+static size_t copies_logged(const struct rig *rig, struct record *last_out)
+{
+    size_t count = 0;
+    struct record rec;
+    for (size_t i = 0; i < rig_record_count(rig); i++) {
+        struct record_recipient recipient;
+        rig_record(rig, &rec, i);
+        struct span rest = rec.recipients;
+        if (rec.type != RECORD_PUBLISH || record_recipient_next(&recipient, &rest) != ERR_OK ||
+            !(recipient.options & RECORD_RECIPIENT_RETAINED))
+            continue;
+        assert_int_equal(rec.retained_number, 0);
+        assert_int_equal(rest.size, 0);
+        *last_out = rec;
+        count++;
+    }
+    return count;
+}
+
+static uint64_t session_number(const struct rig *rig)
+{
+    struct record rec = {0};
+    uint64_t sequence;
+    assert_true(records_of(rig, &rec, &sequence, RECORD_SUBSCRIPTION) > 0);
+    return rec.session;
+}
+
+/* === as records ====================================================================================================================== */
+
+static void a_copy_is_a_message_like_any_other(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(0);
+    struct record rec;
+    uint64_t owed_at, given_at, sequence;
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false);
+    retain(rig, pub, "a/1", "one", 1);
+    retain(rig, pub, "a/2", "two", 2);
+    rig_send_subscribe(car, 1, "a/+", 2, 77);
+    rig_settle(rig);
+    expect(car, MQTT_SUBACK);
+    uint64_t number = session_number(rig);
+    assert_int_equal(records_of(rig, &rec, &owed_at, RECORD_SUBSCRIPTION), 1);
+    assert_int_equal(rec.options, 2 | (uint64_t)77 << 8 | RECORD_SUBSCRIPTION_OWED);
+    assert_int_equal(copies_logged(rig, &rec), 2);
+    assert_true(span_equal(rec.topic, SPAN_LITERAL("a/2")));
+    assert_true(rec.options > 0);
+    assert_int_equal(records_of(rig, &rec, &given_at, RECORD_RETAINED_GIVEN), 1);
+    assert_int_equal(rec.session, number);
+    assert_true(given_at > owed_at + 2);
+    rig_checkpoint(rig);
+    assert_int_equal(memory_store_want_count(rig_store(rig), number), 2);
+    uint16_t first = expect_publish(car, "one", 1, true);
+    rig_send_ack(car, MQTT_PUBACK, first);
+    rig_settle(rig);
+    rig_checkpoint(rig);
+    assert_int_equal(memory_store_want_count(rig_store(rig), number), 1);
+    const struct packet *packet = expect(car, MQTT_PUBLISH);
+    assert_int_equal(packet->publish.properties.subscription_identifier, 77);
+    uint16_t second = packet->publish.packet_id;
+    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_SENT), 1);
+    assert_true(memory_store_wants(rig_store(rig), number, rec.subject_sequence)); /* no PUBREL without PUBLISH */
+    rig_send_ack(car, MQTT_PUBREC, second);
+    rig_settle(rig);
+    expect(car, MQTT_PUBREL);
+    rig_send_ack(car, MQTT_PUBCOMP, second);
+    rig_settle(rig);
+    rig_checkpoint(rig);
+    assert_int_equal(memory_store_want_count(rig_store(rig), number), 0);
+    assert_int_equal(memory_store_sent_count(rig_store(rig), number), 0);
+    assert_null(rig_next(car));
+    rig_free(rig);
+}
+
+/* QoS 0, sessions that end with their connection, topics without values: nothing is owed, and nothing is logged for it. */
+static void what_needs_no_record_has_none(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(0);
+    struct record rec;
+    uint64_t sequence;
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false),
+                      *clean = rig_connect(rig, "clean", MQTT_V5, true);
+    rig_subscribe(car, 1, "none/#", 1); /* there is no retained value at all */
+    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_SUBSCRIPTION), 1);
+    assert_int_equal(rec.options, 1);
+    retain(rig, pub, "a/1", "one", 1);
+    rig_send_subscribe(car, 1, "a/1", 0, 0);
+    rig_settle(rig);
+    expect_publish(car, "one", 0, true); /* it waits for nothing; SUBACK does */
+    expect(car, MQTT_SUBACK);
+    rig_subscribe(clean, 1, "a/1", 1);
+    expect_publish(clean, "one", 1, true);
+    rig_send_subscribe(car, 1, "a/+", 1 | 2 << SUBSCRIBER_RETAIN_HANDLING_SHIFT, 0); /* it does not want them */
+    rig_settle(rig);
+    expect(car, MQTT_SUBACK);
+    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_SUBSCRIPTION), 3);
+    assert_false(rec.options & RECORD_SUBSCRIPTION_OWED);
+    assert_int_equal(copies_logged(rig, &rec), 0);
+    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 0);
+    rig_free(rig);
+}
+
+/* A value of several blocks goes the way of large records, and GIVEN waits for it. */
+static void a_large_value_is_a_large_record(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(.body_max = 1024, .block_count = 64);
+    struct record rec;
+    uint64_t sequence;
+    char *payload = malloc(5001);
+    assert_non_null(payload);
+    memset(payload, 'x', 5000);
+    payload[5000] = '\0';
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false);
+    retain(rig, pub, "a/1", payload, 1);
+    retain(rig, pub, "a/2", "two", 1);
+    retain(rig, pub, "a/3", payload, 1);
+    rig_subscribe(car, 1, "a/+", 1);
+    const char *values[] = {"two", payload, payload}; /* what is small goes past it */
+    for (int i = 0; i < 3; i++)
+        rig_send_ack(car, MQTT_PUBACK, expect_publish(car, values[i], 1, true));
+    rig_settle(rig);
+    assert_int_equal(copies_logged(rig, &rec), 3);
+    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 1);
+    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_ACK), 3);
+    rig_checkpoint(rig);
+    assert_int_equal(memory_store_want_count(rig_store(rig), session_number(rig)), 0);
+    free(payload);
+    rig_free(rig);
+}
+
+/* === order ========================================================================================================================== */
+
+/* The log stands still with a copy in it; what is published meanwhile, at any QoS, comes behind it. */
+static void live_messages_do_not_overtake_copies(void **state)
+{
+    struct rig *rig = RIG(.shard_count = *(const uint16_t *)*state, .limits.inflight_max = 100);
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false),
+                      *clean = rig_connect(rig, "clean", MQTT_V5, true);
+    retain(rig, pub, "a/1", "old", 1);
+    rig_subscribe(clean, 1, "a/+", 1);
+    expect_publish(clean, "old", 1, true);
+    rig_log_hold(rig, true);
+    rig_send_subscribe(car, 1, "a/+", 1, 0);
+    rig_settle(rig);
+    assert_null(rig_next(car)); /* SUBACK waits for its record */
+    rig_publish(pub, "a/1", "zero", 0, 0);
+    rig_publish(pub, "a/1", "new", 1, 1);
+    rig_publish(pub, "a/2", "other", 0, 0);
+    rig_settle(rig);
+    assert_null(rig_next(car));
+    expect_publish(clean, "zero", 0, false); /* nobody else waits */
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    expect(car, MQTT_SUBACK);
+    expect_publish(car, "old", 1, true);
+    expect_publish(car, "zero", 0, false);
+    const struct packet *packet = expect(car, MQTT_PUBLISH);
+    bool is_new_first = span_equal(packet->publish.payload, SPAN_LITERAL("new")); /* between QoS 0 and 1 there is no order */
+    expect_publish(car, is_new_first ? "other" : "new", is_new_first ? 0 : 1, false);
+    assert_null(rig_next(car));
+    rig_free(rig);
+}
+
+/* A value that comes to its session after a newer message of its topic is not even logged. */
+static void a_stale_value_is_not_logged(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(0);
+    struct record rec;
+    uint64_t sequence;
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false);
+    retain(rig, pub, "a/1", "old", 1);
+    rig_log_room(rig, false); /* the value is parked */
+    rig_subscribe(car, 1, "a/+", 2);
+    assert_int_equal(rig_stats(rig, 0)->parked_copies.messages, 2); /* and the end of its scan */
+    rig_publish(pub, "a/1", "zero", 0, 0);
+    rig_settle(rig);
+    expect_publish(car, "zero", 0, false);
+    assert_null(rig_next(car));
+    assert_int_equal(RIG_COUNTER(rig, dropped_stale_retained), 1);
+    assert_int_equal(copies_logged(rig, &rec), 0);
+    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 1);
+    rig_free(rig);
+}
+
+/* A large record takes its time: what overtakes it on its topic makes it stale. */
+static void a_large_copy_that_was_overtaken_is_dropped(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(.body_max = 1024, .block_count = 8);
+    char *payload = malloc(20001);
+    assert_non_null(payload);
+    memset(payload, 'x', 20000);
+    payload[20000] = '\0';
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false);
+    retain(rig, pub, "a/1", payload, 1);
+    retain(rig, pub, "a/2", payload, 1);
+    rig_send_subscribe(car, 1, "a/1", 1, 0);
+    rig_settle(rig);
+    expect(car, MQTT_SUBACK);
+    rig_send_ack(car, MQTT_PUBACK, expect_publish(car, payload, 1, true)); /* in time */
+    rig_log_hold(rig, true);
+    rig_send_subscribe(car, 2, "a/2", 1, 0);
+    rig_settle(rig);
+    rig_publish(pub, "a/2", "zero", 0, 0);
+    rig_settle(rig);
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    int stale = (int)RIG_COUNTER(rig, dropped_stale_retained);
+    bool is_last_zero = false;
+    for (const struct packet *packet; (packet = rig_next(car)) != NULL;)
+        if (packet->type == MQTT_PUBLISH)
+            is_last_zero = span_equal(packet->publish.payload, SPAN_LITERAL("zero"));
+    assert_true(is_last_zero);
+    assert_int_equal(stale, 1);
+    rig_checkpoint(rig);
+    assert_int_equal(memory_store_want_count(rig_store(rig), session_number(rig)), 0);
+    free(payload);
+    rig_free(rig);
+}
+
+/* === no room ======================================================================================================================== */
+
+/* The scan pauses with a window of values, drops nothing and holds nobody up. */
+static void without_room_the_scan_pauses(void **state)
+{
+    (void)state;
+    enum { COUNT = 200 };
+    struct rig *rig = RIG(.limits.inflight_max = COUNT);
+    struct record rec;
+    uint64_t sequence;
+    char topic[16];
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false),
+                      *clean = rig_connect(rig, "clean", MQTT_V5, true);
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(topic, sizeof topic, "a/%03d", i);
+        retain(rig, pub, topic, topic, 1);
+    }
+    rig_log_room(rig, false);
+    rig_subscribe(car, 1, "a/+", 1);
+    assert_int_equal(rig_stats(rig, 0)->parked_copies.messages, ROUTE_RETAINED_WINDOW);
+    rig_subscribe(car, 2, "a/000", 0); /* behind its own */
+    assert_null(rig_next(car));
+    rig_subscribe(clean, 1, "a/+", 0);
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(topic, sizeof topic, "a/%03d", i);
+        expect_publish(clean, topic, 0, true);
+    }
+    rig_store_room(rig, false);
+    rig_log_room(rig, true);
+    rig_settle(rig);
+    assert_null(rig_next(car));
+    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 0);
+    rig_store_room(rig, true);
+    rig_settle(rig);
+    bool is_zero_there = false;
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(topic, sizeof topic, "a/%03d", i);
+        const struct packet *packet = expect(car, MQTT_PUBLISH);
+        if (packet->publish.qos == 0) {
+            is_zero_there = true;
+            packet = expect(car, MQTT_PUBLISH);
+        }
+        assert_true(span_equal(packet->publish.payload, span_of_string(topic)));
+        rig_send_ack(car, MQTT_PUBACK, packet->publish.packet_id);
+    }
+    rig_settle(rig);
+    assert_true(is_zero_there || expect(car, MQTT_PUBLISH)->publish.qos == 0);
+    assert_null(rig_next(car));
+    assert_int_equal(rig_stats(rig, 0)->parked_copies.messages, 0);
+    assert_int_equal(copies_logged(rig, &rec), COUNT);
+    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 1);
+    rig_free(rig);
+}
+
+/* The client does not acknowledge: half of its queue is filled, and then the scan waits, however many values there are. */
+static void a_slow_client_holds_its_scan_up(void **state)
+{
+    (void)state;
+    enum { COUNT = 500, QUEUE = 100 };
+    struct rig *rig = RIG(.limits = {.inflight_max = 10, .session_queue_messages_max = QUEUE});
+    struct record rec;
+    char topic[16];
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false);
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(topic, sizeof topic, "a/%03d", i);
+        retain(rig, pub, topic, topic, 1);
+    }
+    rig_subscribe(car, 1, "a/+", 1);
+    assert_in_range(copies_logged(rig, &rec), QUEUE / 2, QUEUE / 2 + 10 + 2 * ROUTE_RETAINED_WINDOW);
+    rig_break(car);
+    rig_settle(rig);
+    assert_in_range(copies_logged(rig, &rec), QUEUE / 2, QUEUE / 2 + 10 + 2 * ROUTE_RETAINED_WINDOW);
+    rig_checkpoint(rig);
+    rig_checkpoint(rig); /* its runs, too */
+    car = rig_connect(rig, "car", MQTT_V5, false);
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(topic, sizeof topic, "a/%03d", i);
+        rig_send_ack(car, MQTT_PUBACK, expect_publish(car, topic, 1, true));
+        rig_settle(rig);
+    }
+    assert_null(rig_next(car));
+    assert_int_equal(copies_logged(rig, &rec), COUNT);
+    assert_int_equal(RIG_COUNTER(rig, dropped_queue_full), 0);
+    rig_free(rig);
+}
+
+static void a_session_may_end_with_copies_under_way(void **state)
+{
+    (void)state;
+    for (int is_parked = 0; is_parked < 2; is_parked++) {
+        struct rig *rig = RIG(0);
+        struct record rec;
+        struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false);
+        retain(rig, pub, "a/1", "one", 1);
+        retain(rig, pub, "a/2", "two", 1);
+        if (is_parked)
+            rig_log_room(rig, false);
+        else
+            rig_log_hold(rig, true);
+        rig_send_subscribe(car, 1, "a/+", 1, 0);
+        rig_settle(rig);
+        uint64_t number = session_number(rig);
+        struct packet connect = rig_connect_packet("car", MQTT_V5, true);
+        rig_connect_with(rig, &connect);
+        if (is_parked)
+            rig_log_room(rig, true);
+        else
+            rig_log_hold(rig, false);
+        rig_settle(rig);
+        rig_checkpoint(rig);
+        assert_int_equal(copies_logged(rig, &rec), is_parked ? 0 : 2);
+        assert_int_equal(memory_store_want_count(rig_store(rig), number), 0);
+        assert_int_equal(rig_stats(rig, 0)->parked_copies.messages, 0);
+        rig_free(rig);
+    }
+}
+
+/* === a start ======================================================================================================================== */
+
+static struct checkpoint_session stored_car(const struct rig *rig, uint64_t number, uint8_t filters[256], uint64_t options)
+{
+    struct record rec = {.type = RECORD_SUBSCRIPTION, .topic = SPAN_LITERAL("a/+"), .options = options};
+    return (struct checkpoint_session){
+        .number = number,
+        .client_id = SPAN_LITERAL("car"),
+        .expiry_interval_s = 3600,
+        .since_wall_ns = rig_wall_ns(rig) - NS_PER_S,
+        .protocol = 5,
+        .subscriptions = span_of(filters, record_encode(filters, &rec)),
+    };
+}
+
+static struct rig_client *come_back(struct rig *rig)
+{
+    struct packet connect = rig_connect_packet("car", MQTT_V5, false);
+    struct rig_client *car = rig_connect_with(rig, &connect);
+    assert_true(expect(car, MQTT_CONNACK)->connack.session_present);
+    return car;
+}
+
+/* What has a record comes back, DUP because it may have been sent; nothing is scanned again when all was given. */
+static void copies_come_back(void **state)
+{
+    (void)state;
+    for (uint8_t qos = 1; qos <= 2; qos++) {
+        struct rig *rig = RIG(.limits.inflight_max = 1);
+        uint8_t filters[256];
+        struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false);
+        retain(rig, pub, "a/1", "one", qos);
+        retain(rig, pub, "a/2", "two", qos);
+        retain(rig, pub, "a/3", "three", qos);
+        rig_subscribe(car, 1, "a/+", qos);
+        struct checkpoint_session from = stored_car(rig, session_number(rig), filters, qos);
+        struct checkpoint_sent sent[1];
+        struct record rec;
+        if (qos == 2) {
+            for (unsigned i = 0, found = 0; i < rig_record_count(rig); i++) {
+                rig_record(rig, &rec, i);
+                if (rec.type == RECORD_SENT && found < 1)
+                    sent[found++] = (struct checkpoint_sent){.sequence = rec.subject_sequence, .packet_id = rec.packet_id};
+            }
+            from.sent = sent;
+            from.sent_count = 1;
+        }
+        rig_restart(rig, 1);
+        rig_restore(rig, &from, 1);
+        shard_restore_copy(rig_shard(rig, 0), from.number);
+        pub = rig_connect(rig, "pub", MQTT_V5, true);
+        retain(rig, pub, "a/4", "four", qos);
+        car = come_back(rig);
+        const char *values[] = {"one", "two", "three", "four"};
+        for (int i = 0; i < 4; i++) {
+            rig_settle(rig);
+            uint16_t id = expect_publish(car, values[i], qos, i < 3);
+            rig_send_ack(car, qos == 1 ? MQTT_PUBACK : MQTT_PUBREC, id);
+            rig_settle(rig);
+            if (qos == 1)
+                continue;
+            const struct packet *packet;
+            while ((packet = rig_next(car)) && packet->type == MQTT_PUBLISH)
+                fail_msg("\"%.*s\" before PUBREL", TEXT(packet));
+            assert_int_equal(packet ? packet->type : 0, MQTT_PUBREL);
+            rig_send_ack(car, MQTT_PUBCOMP, id);
+        }
+        rig_settle(rig);
+        assert_null(rig_next(car));
+        rig_free(rig);
+    }
+}
+
+/* A subscription that is owed values gets the scan again when its client is back, once, and behind what waited. */
+static void an_interrupted_scan_is_made_again(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(0);
+    struct record rec;
+    uint64_t sequence;
+    uint8_t filters[256];
+    uint64_t number = session_number_of(0, 5);
+    struct checkpoint_session from = stored_car(rig, number, filters, 2 | (uint64_t)9 << 8 | 1 << 4 | RECORD_SUBSCRIPTION_OWED);
+    rig_restore(rig, &from, 1);
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    retain(rig, pub, "a/1", "old", 1); /* away, it gets them live */
+    retain(rig, pub, "a/1", "one", 1);
+    retain(rig, pub, "a/2", "two", 1);
+    rig_settle(rig);
+    assert_int_equal(copies_logged(rig, &rec), 0);
+    struct rig_client *car = come_back(rig);
+    const char *values[] = {"old", "one", "two"};
+    for (int i = 0; i < 3; i++)
+        rig_send_ack(car, MQTT_PUBACK, expect_publish(car, values[i], 1, false));
+    rig_settle(rig);
+    assert_null(rig_next(car)); /* what came live is not sent again */
+    assert_int_equal(RIG_COUNTER(rig, dropped_stale_retained), 2);
+    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 1);
+    assert_int_equal(rec.session, number);
+    rig_free(rig);
+}
+
+/* The values were there before: here the retained index is filled while the session is not subscribed. */
+static void owed_values_are_given(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(.limits.inflight_max = 2);
+    struct record rec;
+    uint64_t sequence;
+    uint8_t filters[256];
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    char topic[16];
+    for (int i = 0; i < 50; i++) {
+        snprintf(topic, sizeof topic, "a/%02d", i);
+        retain(rig, pub, topic, topic, 1);
+    }
+    uint64_t number = session_number_of(0, 500);
+    struct checkpoint_session from = stored_car(rig, number, filters, 1 | (uint64_t)9 << 8 | RECORD_SUBSCRIPTION_OWED);
+    rig_restore(rig, &from, 1);
+    rig_publish(pub, "a/00", "waits", 1, 1);
+    rig_settle(rig);
+    assert_int_equal(copies_logged(rig, &rec), 0); /* not before the client is back: it gets what is retained then */
+    struct rig_client *car = come_back(rig);
+    rig_send_ack(car, MQTT_PUBACK, expect_publish(car, "waits", 1, false));
+    rig_settle(rig);
+    for (int i = 1; i < 50; i++) { /* of a/00 it has got a newer one */
+        snprintf(topic, sizeof topic, "a/%02d", i);
+        const struct packet *packet = expect(car, MQTT_PUBLISH);
+        assert_true(span_equal(packet->publish.payload, span_of_string(topic)));
+        assert_true(packet->publish.retain);
+        assert_int_equal(packet->publish.properties.subscription_identifier, 9);
+        rig_send_ack(car, MQTT_PUBACK, packet->publish.packet_id);
+        rig_settle(rig);
+    }
+    assert_int_equal(copies_logged(rig, &rec), 49);
+    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 1);
+    rig_break(car);
+    rig_settle(rig);
+    car = come_back(rig);
+    assert_null(rig_next(car)); /* given is given */
+    rig_free(rig);
+}
+
+/* What the client gives up before its turn comes is owed no more. */
+static void an_unsubscribed_filter_is_owed_nothing(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(0);
+    struct record rec;
+    uint64_t sequence;
+    uint8_t filters[256];
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    retain(rig, pub, "a/1", "one", 1);
+    uint64_t number = session_number_of(0, 500);
+    struct record want = {.type = RECORD_PUBLISH, .qos = 1, .topic = SPAN_LITERAL("b"), .payload = SPAN_LITERAL("waits")};
+    uint8_t recipients[64];
+    struct record_recipient recipient = {.session = number, .qos = 1};
+    want.recipients = span_of(recipients, record_recipient_put(recipients, &recipient));
+    rig_checkpoint(rig);
+    memory_store_apply(rig_store(rig), &want, 1000);
+    memory_store_commit(rig_store(rig));
+    struct checkpoint_session from = stored_car(rig, number, filters, 1 | RECORD_SUBSCRIPTION_OWED);
+    rig_restore(rig, &from, 1);
+    rig_reader_hold(rig, true); /* the scan stands behind what waited */
+    struct rig_client *car = come_back(rig);
+    rig_send_unsubscribe(car, 1, "a/+");
+    rig_settle(rig);
+    expect(car, MQTT_UNSUBACK);
+    rig_reader_hold(rig, false);
+    rig_settle(rig);
+    expect_publish(car, "waits", 1, false);
+    assert_null(rig_next(car));
+    assert_int_equal(copies_logged(rig, &rec), 0);
+    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 1);
+    rig_free(rig);
+}
+
+/* In the log a newer message stands before the copy of an older value: its home had not seen it. The client gets the newer alone; and of
+ * topics where it is the other way round, both. */
+static void a_restored_copy_does_not_come_behind_a_newer_message(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(0);
+    uint8_t filters[256], recipients[64];
+    uint64_t number = session_number_of(0, 5);
+    struct checkpoint_session from = stored_car(rig, number, filters, 1);
+    struct record_recipient live = {.session = number, .qos = 1},
+                            copy = {.session = number, .qos = 1, .options = RECORD_RECIPIENT_RETAINED};
+    struct record rec = {.type = RECORD_PUBLISH, .qos = 1, .payload = SPAN_LITERAL("newer"), .received_ns = 2000};
+    rec.topic = SPAN_LITERAL("a/1");
+    rec.recipients = span_of(recipients, record_recipient_put(recipients, &live));
+    memory_store_apply(rig_store(rig), &rec, 1000);
+    rec.topic = SPAN_LITERAL("a/3");
+    rec.retained_number = 7;
+    rec.retain = true;
+    memory_store_apply(rig_store(rig), &rec, 1001);
+    rec.retained_number = 0;
+    rec.recipients = span_of(recipients, record_recipient_put(recipients, &copy));
+    rec.payload = SPAN_LITERAL("older");
+    rec.received_ns = 3000; /* by the number, not by the time */
+    rec.options = 6;
+    memory_store_apply(rig_store(rig), &rec, 1002);
+    rec.options = 5;
+    rec.received_ns = 1000;
+    rec.topic = SPAN_LITERAL("a/1");
+    memory_store_apply(rig_store(rig), &rec, 1003);
+    rec.topic = SPAN_LITERAL("a/2");
+    memory_store_apply(rig_store(rig), &rec, 1004);
+    rec.topic = SPAN_LITERAL("a/2");
+    rec.retain = false;
+    rec.options = 0;
+    rec.received_ns = 2000;
+    rec.payload = SPAN_LITERAL("newer");
+    rec.recipients = span_of(recipients, record_recipient_put(recipients, &live));
+    memory_store_apply(rig_store(rig), &rec, 1005);
+    memory_store_commit(rig_store(rig));
+    rig_restore(rig, &from, 1);
+    shard_restore_copy(rig_shard(rig, 0), number);
+    struct rig_client *car = come_back(rig);
+    expect_publish(car, "newer", 1, false);
+    expect_publish(car, "newer", 1, false);
+    expect_publish(car, "older", 1, true);
+    expect_publish(car, "newer", 1, false);
+    assert_null(rig_next(car));
+    assert_int_equal(RIG_COUNTER(rig, dropped_stale_retained), 2);
+    rig_free(rig);
+}
+
+int main(void)
+{
+    static uint16_t one = 1, many = 4;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_copy_is_a_message_like_any_other),
+        cmocka_unit_test(what_needs_no_record_has_none),
+        cmocka_unit_test(a_large_value_is_a_large_record),
+        cmocka_unit_test_prestate(live_messages_do_not_overtake_copies, &one),
+        cmocka_unit_test_prestate(live_messages_do_not_overtake_copies, &many),
+        cmocka_unit_test(a_stale_value_is_not_logged),
+        cmocka_unit_test(a_large_copy_that_was_overtaken_is_dropped),
+        cmocka_unit_test(without_room_the_scan_pauses),
+        cmocka_unit_test(a_slow_client_holds_its_scan_up),
+        cmocka_unit_test(a_session_may_end_with_copies_under_way),
+        cmocka_unit_test(copies_come_back),
+        cmocka_unit_test(an_interrupted_scan_is_made_again),
+        cmocka_unit_test(owed_values_are_given),
+        cmocka_unit_test(an_unsubscribed_filter_is_owed_nothing),
+        cmocka_unit_test(a_restored_copy_does_not_come_behind_a_newer_message),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
