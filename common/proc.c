@@ -167,6 +167,12 @@ void proc_trim_memory(void)
     (void)mallctl("arena.4096.purge", NULL, NULL, NULL, 0); /* 4096: MALLCTL_ARENAS_ALL */
 }
 
+void proc_decay_memory(void)
+{
+    if (mallctl)
+        (void)mallctl("arena.4096.decay", NULL, NULL, NULL, 0);
+}
+
 uint64_t proc_raise_fd_limit(void)
 {
     struct rlimit limit;

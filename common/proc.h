@@ -35,6 +35,9 @@ enum err proc_read_threads(pid_t pid, struct proc_thread *threads, size_t capaci
 
 /* Give memory that is free back to the system, where the allocator knows how: after a start that needed much in passing. */
 void proc_trim_memory(void);
+/* Give back what has been free for some seconds, of all threads: the allocator itself looks only while a thread allocates, so what a burst
+ * left at one that is idle since would stay. To be called now and then; cheap. */
+void proc_decay_memory(void);
 
 /* Raise the soft limit of open descriptors to the hard one; returns the limit in effect. */
 uint64_t proc_raise_fd_limit(void);

@@ -546,7 +546,7 @@ static bool keep_user_name(const struct shard *shard, struct client *client, con
 /* Make session and client one. False: memory is short. */
 static bool attach(struct shard *shard, struct client *client, struct session *sess, const struct packet_connect *connect)
 {
-    if (!session_unfold_filter(sess))
+    if (!session_unfold_filter(sess) || !inflight_unpack(&sess->inflight))
         return false;
     struct session_rare *rare = connect->has_will ? session_rare_get(sess) : NULL;
     if (connect->has_will) {

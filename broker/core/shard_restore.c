@@ -67,6 +67,7 @@ static void restore_sent(struct shard *shard, struct session *sess, const struct
 {
     for (uint32_t i = 0; i < from->sent_count; i++)
         (void)waiting_restore_sent(shard, sess, from->sent[i].sequence, from->sent[i].packet_id, from->sent[i].is_received);
+    inflight_pack(&sess->inflight);
 }
 
 static void restore_expiry(struct shard *shard, struct session *sess, const struct checkpoint_session *from)
@@ -162,7 +163,7 @@ enum err shard_restore_want(struct shard *shard, uint64_t number, uint64_t seque
     struct session *sess = session_table_find_number(&shard->sessions, number);
     if (!sess)
         return ERR_NOTFOUND;
-    bool is_inflight = sess->inflight.count > 0 && inflight_find_sequence(&sess->inflight, sequence);
+    bool is_inflight = sess->inflight.count > 0 && inflight_has_sequence(&sess->inflight, sequence);
     if (!is_inflight && was_sent_before(sess, sequence, qos)) {
         if (!waiting_restore_resent(shard, sess, sequence))
             return ERR_NOMEM;

@@ -414,8 +414,11 @@ static bool let_go(struct shard *shard, struct session *sess)
     bool is_online = sess->client != NULL;
     sess->queue.is_run_late = false;
     bool is_left = queue_settle(&sess->queue, shared_of(shard), is_online);
-    if (!is_online)
+    if (!is_online) {
         is_left |= inflight_let_go(&sess->inflight, shard->waiting.shared.checkpoint);
+        if (!sess->queue.is_reading)
+            inflight_pack(&sess->inflight);
+    }
     post_runs(shard, sess);
     bool is_over = shard->config.limits.queue_policy == QUEUE_DROP_OLDEST && shed(shard, sess, 0) != QUEUE_HAS_ROOM;
     if (is_online || is_over)
@@ -537,6 +540,7 @@ bool waiting_restore_resent(struct shard *shard, struct session *sess, uint64_t 
 {
     if (!inflight_restore_before_later(&sess->inflight, sequence))
         return false;
+    inflight_pack(&sess->inflight);
     counter_inc(&shard->stats.copies_restored);
     gauge_add(&shard->stats.inflight, 1);
     return true;

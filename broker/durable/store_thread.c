@@ -8,10 +8,12 @@
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/logger.h"
+#include "common/proc.h"
 
 #define STORE_THREAD_BUDGET 1024
 #define STORE_PREPARE_IDLE_NS (100 * NS_PER_MS) /* all is ready: look again */
 #define STORE_PREPARE_RETRY_NS (NS_PER_S)       /* after an error */
+#define STORE_DECAY_NS (NS_PER_S)               /* between looks for memory that a burst left */
 
 struct store_thread {
     struct exchange *exchange;
@@ -23,7 +25,7 @@ struct store_thread {
     mono_ns next_step_ns;
     struct bell bell;
     _Atomic bool stop_asked;
-    mono_ns next_prepare_ns;
+    mono_ns next_prepare_ns, next_decay_ns;
     struct store_thread_stats stats;
     pthread_t thread;
 };
@@ -160,6 +162,15 @@ static int64_t store_thread_prepare(struct store_thread *thread)
     return err == ERR_OK ? STORE_PREPARE_IDLE_NS : STORE_PREPARE_RETRY_NS;
 }
 
+/* Here, because this thread has the time, and the most of it is what commits needed. */
+static void store_thread_decay(struct store_thread *thread, mono_ns now)
+{
+    if (now < thread->next_decay_ns)
+        return;
+    proc_decay_memory();
+    thread->next_decay_ns = now + STORE_DECAY_NS;
+}
+
 static void *store_thread_main(void *arg)
 {
     struct store_thread *thread = arg;
@@ -170,6 +181,7 @@ static void *store_thread_main(void *arg)
         int64_t wait = store_thread_step(thread, false);
         exchange_flush(thread->exchange, ACTOR_STORE);
         int64_t prepare_wait = store_thread_prepare(thread);
+        store_thread_decay(thread, now);
         if (drained > 0)
             continue;
         if (atomic_load_explicit(&thread->stop_asked, memory_order_acquire)) {

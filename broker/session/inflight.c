@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "common/check.h"
+#include "common/position_list.h"
 
 #define NONE UINT16_MAX
 #define CAPACITY_FIRST 8u
@@ -108,12 +109,129 @@ static void drop_msg(struct inflight_entry *entry)
     msg_unref(msg);
 }
 
+/* --- packed ------------------------------------------------------------------------------------------------------------------------- */
+
+/* One entry after the other, in their order: a varint of the state, two flags and the identifier, as the difference to the one that would
+ * be expected, and the sequence as in a position list. */
+struct inflight_packed {
+    uint32_t size; /* bytes */
+    uint8_t bytes[];
+};
+
+#define PACKED_STATE_MASK 3u
+#define PACKED_IS_WANTED 4u
+#define PACKED_IS_DUP 8u
+#define PACKED_FLAG_BITS 4
+#define PACKED_ENTRY_SIZE_MAX 14 /* 20 bits, and a sequence */
+
+/* A walk over all entries, packed or not. */
+struct walk {
+    const struct inflight *inflight;
+    uint16_t at;              /* not packed: the next entry */
+    size_t offset;            /* packed: of the next */
+    uint16_t last_id;         /* packed: before it */
+    uint64_t last_sequence;   /* likewise */
+    struct inflight_entry it; /* a copy; packed: as it will be, without a meta */
+};
+
+static struct walk walk_of(const struct inflight *inflight)
+{
+    return (struct walk){.inflight = inflight, .at = !inflight->is_packed && inflight->block ? inflight->block->first : NONE};
+}
+
+static bool walk_next(struct walk *walk)
+{
+    if (!walk->inflight->is_packed) {
+        if (walk->at == NONE)
+            return false;
+        walk->it = walk->inflight->block->entries[walk->at];
+        walk->at = walk->it.next;
+        return true;
+    }
+    const struct inflight_packed *packed = walk->inflight->packed;
+    if (walk->offset == packed->size)
+        return false;
+    uint64_t word;
+    size_t used = varint_get(&word, packed->bytes + walk->offset, packed->bytes + packed->size);
+    CHECK(used > 0);
+    walk->offset += used;
+    enum err err = position_list_next(span_of(packed->bytes, packed->size), &walk->offset, &walk->last_sequence);
+    CHECK(err == ERR_OK);
+    walk->last_id = (uint16_t)(walk->last_id + 1 + zigzag_decode(word >> PACKED_FLAG_BITS));
+    walk->it = (struct inflight_entry){.sequence = walk->last_sequence,
+                                       .packet_id = walk->last_id,
+                                       .state = word & PACKED_STATE_MASK,
+                                       .is_wanted = (word & PACKED_IS_WANTED) != 0,
+                                       .is_dup = (word & PACKED_IS_DUP) != 0};
+    return true;
+}
+
+static size_t packed_put(uint8_t *at, const struct inflight_entry *entry, uint16_t *last_id, uint64_t *last_sequence)
+{
+    int16_t difference = (int16_t)(uint16_t)(entry->packet_id - *last_id - 1);
+    uint64_t flags = entry->state | (entry->is_wanted ? PACKED_IS_WANTED : 0) | (entry->is_dup || entry->is_sent ? PACKED_IS_DUP : 0);
+    size_t size = varint_put(at, zigzag_encode(difference) << PACKED_FLAG_BITS | flags);
+    *last_id = entry->packet_id;
+    return size + position_list_put(at + size, last_sequence, entry->sequence);
+}
+
+/* Into `out` unless that is NULL; returns the bytes. */
+static size_t pack_all(const struct inflight *inflight, uint8_t *out)
+{
+    uint8_t one[PACKED_ENTRY_SIZE_MAX];
+    uint16_t last_id = 0;
+    uint64_t last_sequence = 0;
+    size_t size = 0;
+    for (struct walk walk = walk_of(inflight); walk_next(&walk);)
+        size += packed_put(out ? out + size : one, &walk.it, &last_id, &last_sequence);
+    return size;
+}
+
+void inflight_pack(struct inflight *inflight)
+{
+    if (inflight->is_packed || inflight->count == 0)
+        return;
+    for (struct walk walk = walk_of(inflight); walk_next(&walk);)
+        if (walk.it.has_msg || walk.it.pending > 0)
+            return;
+    size_t size = pack_all(inflight, NULL);
+    struct inflight_packed *packed = malloc(sizeof *packed + size);
+    if (!packed)
+        return;
+    packed->size = (uint32_t)size;
+    size_t used = pack_all(inflight, packed->bytes);
+    CHECK(used == size);
+    free(inflight->block);
+    inflight->packed = packed;
+    inflight->is_packed = true;
+}
+
+bool inflight_unpack(struct inflight *inflight)
+{
+    if (!inflight->is_packed)
+        return true;
+    struct inflight_block *block = block_new(inflight->count > CAPACITY_FIRST ? inflight->count : CAPACITY_FIRST);
+    if (!block)
+        return false;
+    for (struct walk walk = walk_of(inflight); walk_next(&walk);)
+        block_append(block, &walk.it);
+    free(inflight->packed);
+    inflight->block = block;
+    inflight->is_packed = false;
+    return true;
+}
+
+/* --- all of it ---------------------------------------------------------------------------------------------------------------------- */
+
 void inflight_deinit(struct inflight *inflight)
 {
-    if (inflight->block)
+    if (inflight->is_packed)
+        free(inflight->packed);
+    else if (inflight->block)
         for (uint16_t at = inflight->block->first; at != NONE; at = inflight->block->entries[at].next)
             drop_msg(&inflight->block->entries[at]);
-    free(inflight->block);
+    if (!inflight->is_packed)
+        free(inflight->block);
     *inflight = (struct inflight){0};
 }
 
@@ -174,13 +292,17 @@ static uint16_t find_later(const struct inflight_block *block, uint64_t sequence
 
 bool inflight_has_later(const struct inflight *inflight, uint64_t sequence)
 {
-    return inflight->count < CAPACITY_MAX && find_later(inflight->block, sequence) != NONE;
+    struct walk walk = walk_of(inflight);
+    while (inflight->count < CAPACITY_MAX && walk_next(&walk))
+        if (inflight_sequence(&walk.it) > sequence)
+            return true;
+    return false;
 }
 
 bool inflight_restore_before_later(struct inflight *inflight, uint64_t sequence)
 {
     CHECK(inflight_has_later(inflight, sequence));
-    if (!grow(inflight))
+    if (!inflight_unpack(inflight) || !grow(inflight))
         return false;
     draw_id(inflight);
     inflight->count++;
@@ -202,12 +324,20 @@ struct inflight_entry *inflight_find_sequence(struct inflight *inflight, uint64_
     return NULL;
 }
 
+bool inflight_has_sequence(const struct inflight *inflight, uint64_t sequence)
+{
+    struct walk walk = walk_of(inflight);
+    while (walk_next(&walk))
+        if (inflight_sequence(&walk.it) == sequence)
+            return true;
+    return false;
+}
+
 uint64_t inflight_sequence_max(const struct inflight *inflight)
 {
-    const struct inflight_block *block = inflight->block;
     uint64_t max = 0;
-    for (uint16_t at = block ? block->first : NONE; at != NONE; at = block->entries[at].next) {
-        uint64_t sequence = inflight_sequence(&block->entries[at]);
+    for (struct walk walk = walk_of(inflight); walk_next(&walk);) {
+        uint64_t sequence = inflight_sequence(&walk.it);
         max = sequence > max ? sequence : max;
     }
     return max;
@@ -284,13 +414,15 @@ void inflight_mark_sent(struct inflight *inflight, struct inflight_entry *entry)
 
 bool inflight_let_go(struct inflight *inflight, uint64_t checkpoint)
 {
+    if (inflight->is_packed)
+        return false;
     struct inflight_block *block = inflight->block;
     bool is_left = false;
     for (uint16_t at = block ? block->first : NONE; at != NONE; at = block->entries[at].next) {
         struct inflight_entry *entry = &block->entries[at];
         if (entry->has_msg && entry->is_wanted && inflight_sequence(entry) < checkpoint)
             drop_msg(entry);
-        is_left |= entry->has_msg && entry->is_wanted;
+        is_left |= (entry->has_msg && entry->is_wanted) || entry->pending > 0;
     }
     if (block && inflight->count > 0 && inflight->count < block->capacity)
         (void)resize(inflight, inflight->count); /* or it stays larger */
@@ -318,10 +450,9 @@ void inflight_give(struct inflight_entry *entry, struct msg *msg, uint32_t meta)
 
 void inflight_each_position(const struct inflight *inflight, void (*visit)(void *arg, uint64_t sequence), void *arg)
 {
-    const struct inflight_block *block = inflight->block;
-    for (uint16_t at = block ? block->first : NONE; at != NONE; at = block->entries[at].next)
-        if (block->entries[at].is_wanted)
-            visit(arg, inflight_sequence(&block->entries[at]));
+    for (struct walk walk = walk_of(inflight); walk_next(&walk);)
+        if (walk.it.is_wanted)
+            visit(arg, inflight_sequence(&walk.it));
 }
 
 void inflight_trim(struct inflight *inflight)

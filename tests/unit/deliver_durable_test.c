@@ -9,7 +9,7 @@
 
 #include <cmocka.h>
 
-#include "broker/session/queue.h"
+#include "broker/core/shard_state.h"
 #include "common/check.h"
 #include "common/position_list.h"
 #include "tests/lib/check_random.h"
@@ -201,8 +201,11 @@ static void what_is_in_flight_is_let_go_and_sent_again_under_its_identifier(void
     rig_settle(rig);
     rig_break(sub);
     rig_settle(rig);
+    const struct session *sess = session_table_find(&rig_shard(rig, rig_home(rig, "sub"))->sessions, SPAN_LITERAL("sub"));
+    assert_false(sess->inflight.is_packed);
     rig_checkpoint(rig);
     assert_int_equal(in_memory(rig), 0);
+    assert_true(sess->inflight.is_packed);
     sub = rig_connect(rig, "sub", MQTT_V5, false);
     rig_settle(rig);
     for (unsigned i = 1; i <= 6; i += 1 + (i == 1)) {

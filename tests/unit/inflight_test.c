@@ -155,6 +155,103 @@ static void what_is_on_disk_is_let_go_and_given_back(void **state)
     inflight_deinit(&inflight);
 }
 
+static void position_add(void *arg, uint64_t sequence) { *(uint64_t *)arg += sequence; }
+
+/* Packed and unpacked again it is what it was; and what may be asked of it meanwhile is answered alike. */
+static void packing_changes_nothing(void **state)
+{
+    (void)state;
+    struct check_random random;
+    check_random_init(&random, check_random_seed(6));
+    for (int round = 0; round < 300; round++) {
+        struct inflight inflight = {0};
+        enum { MAX = 100 };
+        static struct inflight_entry before[MAX];
+        uint16_t ids[MAX];
+        size_t count = 0, size = 1 + check_random_below(&random, MAX);
+        inflight.last_id = (uint16_t)check_random_next(&random);
+        uint64_t sequence = check_random_below(&random, 2) ? 0 : UINT64_MAX / 2, sum = 0, sum_packed = 0;
+        for (size_t i = 0; i < size; i++) {
+            sequence += 1 + check_random_below(&random, i % 10 ? 1000 : UINT64_C(1) << 40);
+            struct inflight_entry *entry = inflight_add(&inflight, named(sequence), (uint32_t)i, (uint8_t)(1 + i % 2));
+            ids[i] = entry->packet_id;
+            entry->is_wanted = true;
+            entry->is_dup = check_random_below(&random, 4) == 0;
+            if (check_random_below(&random, 2) && inflight_next_unsent(&inflight) == entry)
+                inflight_mark_sent(&inflight, entry);
+            if (entry->state == INFLIGHT_PUBLISH_2 && check_random_below(&random, 2))
+                inflight_to_pubrel(&inflight, entry);
+            if (check_random_below(&random, 5) == 0)
+                inflight_remove(&inflight, inflight_find(&inflight, entry->packet_id));
+        }
+        inflight_each_position(&inflight, position_add, &sum);
+        uint64_t max = inflight_sequence_max(&inflight);
+        inflight_pack(&inflight);
+        assert_false(inflight.is_packed && inflight.count); /* messages are still there */
+        assert_false(inflight_let_go(&inflight, UINT64_MAX));
+        for (size_t i = 0; i < size; i++) {
+            const struct inflight_entry *entry = inflight_find(&inflight, ids[i]);
+            if (entry)
+                before[count++] = *entry;
+        }
+        assert_int_equal(inflight.count, count);
+        inflight_pack(&inflight);
+        assert_int_equal(inflight.is_packed, count > 0);
+        inflight_pack(&inflight);
+        assert_false(inflight_let_go(&inflight, UINT64_MAX));
+        inflight_each_position(&inflight, position_add, &sum_packed);
+        assert_true(sum == sum_packed);
+        assert_true(inflight_sequence_max(&inflight) == max);
+        assert_int_equal(inflight_has_sequence(&inflight, max), count > 0);
+        assert_false(inflight_has_sequence(&inflight, max + 1));
+        assert_int_equal(inflight_has_later(&inflight, max - 1), count > 0);
+        assert_false(inflight_has_later(&inflight, max));
+        if (round % 8 > 0) {
+            assert_true(inflight_unpack(&inflight));
+            assert_int_equal(inflight.count, count);
+            assert_int_equal(inflight.last_id, ids[size - 1]);
+            inflight_restart(&inflight);
+            for (size_t i = 0; i < count; i++) {
+                struct inflight_entry *entry = inflight_next_unsent(&inflight);
+                assert_non_null(entry);
+                assert_true(inflight_sequence(entry) == before[i].sequence);
+                assert_int_equal(entry->packet_id, before[i].packet_id);
+                assert_int_equal(entry->state, before[i].state);
+                assert_int_equal(entry->is_dup, before[i].is_dup || before[i].is_sent);
+                assert_true(entry->is_wanted && !entry->has_msg && !entry->holds_quota);
+                assert_ptr_equal(inflight_find(&inflight, entry->packet_id), entry);
+                inflight_mark_sent(&inflight, entry);
+            }
+            assert_true(count == 0 || !inflight_next_unsent(&inflight));
+        }
+        inflight_deinit(&inflight);
+    }
+}
+
+/* What the store does not have, or whose record is on its way, is needed as it is. */
+static void only_what_is_on_disk_is_packed(void **state)
+{
+    (void)state;
+    struct inflight inflight = {0};
+    inflight_add(&inflight, named(10), 1, 1)->is_wanted = true;
+    struct inflight_entry *entry = inflight_add(&inflight, named(20), 1, 2);
+    entry->is_wanted = true;
+    entry->pending = 1;
+    assert_true(inflight_let_go(&inflight, 30));
+    inflight_pack(&inflight);
+    assert_false(inflight.is_packed);
+    inflight_find(&inflight, 2)->pending = 0;
+    assert_false(inflight_let_go(&inflight, 30));
+    inflight_add(&inflight, named(25), 1, 1); /* the store never has it */
+    assert_false(inflight_let_go(&inflight, 30));
+    inflight_pack(&inflight);
+    assert_false(inflight.is_packed);
+    inflight_remove(&inflight, inflight_find(&inflight, 3));
+    inflight_pack(&inflight);
+    assert_true(inflight.is_packed);
+    inflight_deinit(&inflight);
+}
+
 static void it_is_made_again_from_what_was_sent(void **state)
 {
     (void)state;
@@ -218,6 +315,8 @@ int main(void)
         cmocka_unit_test(identifiers_wrap_around_those_in_use),
         cmocka_unit_test(nothing_is_kept_when_trimmed),
         cmocka_unit_test(what_is_on_disk_is_let_go_and_given_back),
+        cmocka_unit_test(packing_changes_nothing),
+        cmocka_unit_test(only_what_is_on_disk_is_packed),
         cmocka_unit_test(it_is_made_again_from_what_was_sent),
         cmocka_unit_test(what_was_sent_before_goes_before_it_again),
     };

@@ -15,6 +15,8 @@
 
 #define SESSIONS 20000
 #define QUEUED 300
+#define IN_FLIGHT 20
+#define IN_FLIGHT_BYTES_MAX 100
 #define BYTES_MAX 400 /* of anonymous memory, with a client id of 24 bytes and one filter of 30, its place in the topic tree included */
 
 /* The allocator's own count, size classes included; not there under a sanitizer. */
@@ -61,9 +63,28 @@ static void settle(struct world *world, struct session *sess)
         CHECK(queue_take_run(&sess->queue, 0, &run));
 }
 
+/* What a client that took messages in turn with others did not acknowledge before it left. */
+static void leave_in_flight(struct world *world, uint32_t sessions, uint64_t *sequence)
+{
+    for (uint32_t k = 0; k < IN_FLIGHT; k++)
+        for (uint32_t i = 0; i < sessions; i++) {
+            struct msg *msg = msg_new(&(struct msg_source){.topic = SPAN_LITERAL("t"), .payload = SPAN_LITERAL("payload"), .qos = 1});
+            CHECK(msg);
+            atomic_store(&msg->sequence, ++*sequence);
+            struct inflight_entry *entry = inflight_add(&world->sessions[i]->inflight, msg, 0, 1);
+            CHECK(entry);
+            entry->is_wanted = true;
+        }
+    for (uint32_t i = 0; i < sessions; i++) {
+        assert_false(inflight_let_go(&world->sessions[i]->inflight, UINT64_MAX));
+        inflight_pack(&world->sessions[i]->inflight);
+    }
+}
+
 /* Sessions that are away take QUEUED messages each, in turn, so that between two of a session stand those of all others; `distance` of
- * anything else in the log between two messages. at_once: nothing is in the checkpoint before all came. */
-static uint64_t cost_of(uint32_t sessions, uint64_t distance, bool at_once)
+ * anything else in the log between two messages. at_once: nothing is in the checkpoint before all came. is_in_flight: IN_FLIGHT before them
+ * are not acknowledged. */
+static uint64_t cost_of(uint32_t sessions, uint64_t distance, bool at_once, bool is_in_flight, uint32_t queued)
 {
     struct world *world = calloc(1, sizeof *world);
     assert_non_null(world);
@@ -74,7 +95,9 @@ static uint64_t cost_of(uint32_t sessions, uint64_t distance, bool at_once)
     uint64_t before = allocated(), sequence = 0;
     for (uint32_t i = 0; i < sessions; i++)
         add_session(world, i);
-    for (uint32_t k = 0; k < QUEUED; k++)
+    if (is_in_flight)
+        leave_in_flight(world, sessions, &sequence);
+    for (uint32_t k = 0; k < queued; k++)
         for (uint32_t i = 0; i < sessions; i++) {
             struct msg *msg = msg_new(&(struct msg_source){.topic = SPAN_LITERAL("t"), .payload = SPAN_LITERAL("payload"), .qos = 1});
             CHECK(msg);
@@ -86,7 +109,7 @@ static uint64_t cost_of(uint32_t sessions, uint64_t distance, bool at_once)
     world->shared.checkpoint = UINT64_MAX;
     for (uint32_t i = 0; i < sessions; i++) {
         settle(world, world->sessions[i]);
-        CHECK(queue_count(&world->sessions[i]->queue) == QUEUED);
+        CHECK(queue_count(&world->sessions[i]->queue) == queued);
     }
     assert_int_equal(world->window.messages, 0);
     while (topic_tree_poll(world->tree)) {
@@ -101,12 +124,17 @@ static uint64_t cost_of(uint32_t sessions, uint64_t distance, bool at_once)
 static void an_offline_session_is_small_however_long_its_queue(void **state)
 {
     (void)state;
-    uint64_t in_turn = cost_of(SESSIONS, 0, false);
-    uint64_t at_once = cost_of(SESSIONS / 10, 0, true);
-    uint64_t far_apart = cost_of(SESSIONS / 10, 1u << 16, false); /* 1.3e8 between two of a session: five bytes each */
+    uint64_t in_turn = cost_of(SESSIONS, 0, false, false, QUEUED);
+    uint64_t at_once = cost_of(SESSIONS / 10, 0, true, false, QUEUED);
+    uint64_t far_apart = cost_of(SESSIONS / 10, 1u << 16, false, false, QUEUED); /* 1.3e8 between two of a session: five bytes each */
     print_message("a session that is away with %u messages: %lu bytes; that came at once: %lu; far apart: %lu\n", QUEUED,
                   (unsigned long)in_turn, (unsigned long)at_once, (unsigned long)far_apart);
+    uint64_t in_flight = cost_of(SESSIONS, 0, false, true, 0), both = cost_of(SESSIONS, 0, false, true, QUEUED);
+    print_message("with %u in flight and nothing queued: %lu; and with the queue: %lu\n", IN_FLIGHT, (unsigned long)in_flight,
+                  (unsigned long)both);
     assert_true(in_turn <= BYTES_MAX);
+    assert_true(in_flight <= BYTES_MAX);
+    assert_true(both <= BYTES_MAX + IN_FLIGHT_BYTES_MAX);
     assert_true(at_once <= BYTES_MAX);
     assert_true(far_apart <= BYTES_MAX);
 }
