@@ -210,13 +210,19 @@ $(B)/disk_recorder.so: tests/crash/disk_recorder.c $(B)/flags
 	$(CC) $(CPPFLAGS) -std=gnu11 -O2 -g -fPIC -shared $(WARN) -o $@ $< -ldl
 
 # The short form, at most so many seconds; ROUNDS=n: n rounds and 20 kills at each crash point. Always built with crash points.
-CRASH := /usr/bin/python3 -B tests/crash/campaign.py $(if $(SEED),--seed $(SEED))
+CRASH := /usr/bin/python3 -B tests/crash
+CRASH_SEED := $(if $(SEED),--seed $(SEED))
 crash:
 ifneq ($(MODE),crash)
 	@$(MAKE) --no-print-directory MODE=crash crash
 else
 crash: $(PROGRAMS) $(B)/disk_recorder.so
-	$(if $(ROUNDS),MODE=crash $(CRASH) --rounds $(ROUNDS) --points 20,@MODE=crash $(TALLY) crash $(CRASH) --rounds 60 --points 2 --seconds 60)
+ifdef ROUNDS
+	@MODE=crash $(CRASH)/long.py --rounds $(ROUNDS) --points 20 $(CRASH_SEED)
+else
+	@MODE=crash $(TALLY) crash $(CRASH)/campaign.py --rounds 60 --points 2 --seconds 60 $(CRASH_SEED); first=$$?; \
+	  MODE=crash $(TALLY) crash-steps $(CRASH)/steps.py --kills 8 --seconds 40 $(CRASH_SEED) && exit $$first
+endif
 endif
 
 crash-mutants:

@@ -71,11 +71,12 @@ enum err data_dir_make(const char *path, struct errmsg *msg)
     return err;
 }
 
-/* access() does not know of read-only mounts inside containers or of full inodes; making a file does. */
+/* access() does not know of read-only mounts inside containers or of full inodes; making a file does. Always the same, so that processes
+ * that are killed in here leave one behind and not one each. */
 static enum err check_writable(const char *path, struct errmsg *msg)
 {
     char *probe;
-    if (asprintf(&probe, "%s/.writable.%ld", path, (long)getpid()) < 0)
+    if (asprintf(&probe, "%s/.writable", path) < 0)
         return err_set(msg, ERR_NOMEM, "%s: out of memory", path);
     enum err err = ERR_OK;
     int fd = open(probe, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0640);

@@ -2,8 +2,8 @@
 """The kill campaign: a broker under mixed load is killed again and again, and after each start its clients compare what they were told with
 what they find (ledger.py has the rules).
 
-    tests/crash/campaign.py [--rounds N] [--seconds N] [--seed N] [--points N] [--only plain|power|point|cut] [--point NAME] [--patience N]
-                            [--directory DIR]
+    tests/crash/campaign.py [--rounds N] [--seconds N] [--seed N] [--points N] [--share I/N] [--only plain|power|point|cut] [--point NAME]
+                            [--patience N] [--directory DIR] [--result FILE]
 
 A round: start; reconnect everyone, resend, drain, check; load; kill. Three ways to be killed:
 
@@ -12,8 +12,9 @@ A round: start; reconnect everyone, resend, drain, check; load; kill. Three ways
   point   under the recorder, at a named CRASH_POINT (common/crash_point.h), at its n-th passing; builds without them have none
 
 All choices come from the seed: what each client does, where the kill falls as far as time lets it, what an image loses. --points N: at
-least N kills at every point, or the campaign has failed (not with --seconds). Stops at the first finding, with its seed, round, client and
-message; the directory stays.
+least N kills at every point that steps.py does not bring about, or the campaign has failed (not with --seconds); --share I/N: only every
+N-th of them, the others are another campaign's (long.py). Stops at the first finding, with its seed, round, client and message; the
+directory stays.
 
 What is demanded follows what the broker promises: one that has the option `will_restart_grace` keeps sessions, queues, retained values and
 wills over its end; an older one telemetry alone. --only cut kills nobody: all connections break at once, and the same must hold; what is
@@ -38,6 +39,7 @@ sys.dont_write_bytecode = True
 from crash.disk_image import CrashImage, Snapshot  # noqa: E402
 from crash.ledger import Ledger, Will  # noqa: E402
 from crash.peer import PATIENCE_S, Peer  # noqa: E402
+from crash.steps import POINTS as STEPS_POINTS  # noqa: E402
 from harness import programs, wire  # noqa: E402
 from harness.pair import Pair  # noqa: E402
 
@@ -87,7 +89,10 @@ class Publisher(Peer):
 
     def payload(self, message):
         draw = self.rng.random()
-        size = self.rng.randrange(300) if draw < 0.92 else self.rng.randrange(5000, 20000) if draw < 0.99 else 300000
+        if self.campaign.is_heavy and draw < 0.7:
+            size = self.rng.choice((20000, 60000))
+        else:
+            size = self.rng.randrange(300) if draw < 0.92 else self.rng.randrange(5000, 20000) if draw < 0.99 else 300000
         return f"{message.publisher} {message.number} ".encode() + bytes([97 + message.number % 26]) * size
 
     def telemetry(self, message):
@@ -298,10 +303,14 @@ class Campaign:
         self.rng, self.ledger = random.Random(options.seed), Ledger(options.seed)
         self.known = known_options()
         self.is_stateful = "will_restart_grace" in self.known
-        self.points = crash_points() if programs.MODE == "crash" else []
+        names = crash_points() if programs.MODE == "crash" else []
+        share, shares = options.share
+        self.points = [options.point] if options.point else [name for name in names if name not in STEPS_POINTS][share::shares]
+        # At these the start is killed, with the clients' whole ledger; how often, is counted by steps.py.
+        self.other_points = [name for name, way in STEPS_POINTS.items() if way == "start" and name in names]
         self.point_kills, self.point_misses = collections.Counter(), collections.Counter()
         self.kills, self.checks, self.rows_checked, self.run, self.message_count = collections.Counter(), 0, 0, 0, 0
-        self.first_ms, self.spawned_s, self.is_loading = time.time_ns() // 1000000, 0.0, False
+        self.first_ms, self.spawned_s, self.is_loading, self.is_heavy = time.time_ns() // 1000000, 0.0, False, False
         self.has_been_checked, self.tasks = True, []
         self.make_broker()
         self.publishers = [Publisher(self, index) for index in range(4)]
@@ -389,6 +398,7 @@ class Campaign:
         if kind in ("power", "point"):
             data.mkdir(parents=True, exist_ok=True)
             self.before, self.journal = Snapshot.of(data), self.directory / "journal"
+            self.journal.unlink(missing_ok=True)  # the recorder may be killed before it begins one
             env = {"LD_PRELOAD": str(RECORDER), "RECORD_ROOT": str(data), "RECORD_JOURNAL": str(self.journal),
                    "RECORD_DELAY_US": str(self.rng.choice((0, 2000, 10000))), "RECORD_SEED": str(self.rng.randrange(1, 1 << 30))}
         if point:
@@ -616,10 +626,12 @@ class Campaign:
 
     def next_point(self):
         """The point with the fewest kills so far, and at which passing."""
-        allowed = [self.options.point] if self.options.point else [name for name in self.points if not self.has_enough(name)] or self.points
+        if self.other_points and not self.options.point and self.rng.random() < 0.15:
+            return self.rng.choice(self.other_points), self.rng.choice((1, 1, 2, 3))
+        allowed = [name for name in self.points if not self.has_enough(name)] or self.points
         name = min(allowed, key=lambda point: (self.point_kills[point] + self.point_misses[point] * 2, point))
-        passing = self.rng.choice((1, 1, 2, 3, 5, 10, 30)) if self.point_misses[name] == 0 else 1 + self.rng.randrange(2)
-        return name, passing
+        is_rare = name.startswith("log_segment") or self.point_misses[name] > 0
+        return name, 1 + self.rng.randrange(2) if is_rare else self.rng.choice((1, 1, 2, 3, 5, 10, 30))
 
     def choose(self):
         """How the next run ends."""
@@ -659,6 +671,7 @@ class Campaign:
 
     async def round_point(self):
         name, passing = self.next_point()
+        self.is_heavy = name.startswith("log_segment") or name == "log_part_written"
         self.spawn("point", f"{name}:{passing}")
         if await self.serve():
             tasks = await self.load(3, 4 * MESSAGES_MAX)
@@ -672,7 +685,7 @@ class Campaign:
             await self.end_load(tasks)
         else:
             await self.die_at_point(name, passing)
-        self.has_been_checked = False
+        self.has_been_checked = self.is_heavy = False
 
     async def die_at_point(self, name, passing):
         status = self.broker.process.poll()
@@ -693,8 +706,7 @@ class Campaign:
     def is_over(self, started_s):
         if self.options.seconds and time.monotonic() - started_s > self.options.seconds:
             return True
-        wanted = [self.options.point] if self.options.point else self.points
-        return self.ledger.round >= self.options.rounds and all(self.has_enough(name) for name in wanted)
+        return self.ledger.round >= self.options.rounds and all(self.has_enough(name) for name in self.points)
 
     def has_enough(self, point):
         """Kills; or misses, so that a point that this load does not reach ends the campaign too (and fails it)."""
@@ -749,6 +761,8 @@ def parse_arguments():
     parser.add_argument("--only", choices=("plain", "power", "point", "cut"))
     parser.add_argument("--patience", type=float, default=60)
     parser.add_argument("--directory")
+    parser.add_argument("--share", type=lambda text: tuple(map(int, text.split("/"))), default=(0, 1), help="I/N: every N-th point, from the I-th")
+    parser.add_argument("--result", help="write the counts there")
     return parser.parse_args()
 
 
@@ -773,8 +787,9 @@ def tell(campaign, directory, took_s):
           f"{ledger.deliveries} deliveries, {sum(will.count for will in ledger.wills.values())} of {len(ledger.wills)} wills came, "
           f"{campaign.rows_checked} rows")
     unreached = []
-    for name in campaign.points if not campaign.options.point else [campaign.options.point]:
+    for name in campaign.points + campaign.other_points:
         print(f"  crash point {name}: {campaign.point_kills[name]} kills")
+    for name in campaign.points:
         if not campaign.options.seconds and campaign.point_kills[name] < campaign.options.points:
             unreached.append(name)
     if ledger.findings:
@@ -790,6 +805,10 @@ def tell(campaign, directory, took_s):
     if ledger.findings:
         print("\n".join(line[:400] for line in ledger.findings[0].splitlines()[:FINDING_LINES]))
         print(f"kept: {directory}; once more: make crash SEED={ledger.seed}")
+    if campaign.options.result:
+        result = {"kills": campaign.kills, "points": campaign.point_kills, "finding": ledger.findings[0] if ledger.findings else None,
+                  "rounds": ledger.round}
+        pathlib.Path(campaign.options.result).write_text(json.dumps(result))
     failed = len(ledger.findings[:1]) + bool(unreached)
     print(f"{campaign.checks} passed, {failed} failed")
     return 1 if failed else 0
