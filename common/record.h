@@ -37,7 +37,8 @@ enum record_type {
                                   RECORD_SUBSCRIPTION_OWED */
     RECORD_UNSUBSCRIBE = 6,    /* topic = the filter */
     RECORD_WILL = 7,        /* topic, payload, properties, client_id, user_name, qos, retain, expiry_ns = interval (not deadline), options:
-                               bits 0-31 delay in s, bit 32 has an expiry interval */
+                               bits 0-31 delay in s, bit 32 has an expiry interval; will_session: it was the will of that session, which
+                               has none now, and is still its publisher */
     RECORD_WILL_DELETE = 8, /* it will not be published */
     RECORD_ACK = 9,         /* the session is done with subject_sequence; with packet_id: an outgoing QoS 2 is complete */
     RECORD_DROP = 10,       /* the session will not get the messages `positions`, reason in options (the metric's number) */
@@ -103,7 +104,7 @@ struct record {
     int64_t expiry_ns;                            /* wall clock deadline of the message expiry interval; 0: none */
     uint16_t packet_id;                           /* incoming QoS 2: the publisher's identifier */
     uint64_t retained_number;                     /* process-wide number of a retained PUBLISH; 0: not retained */
-    uint64_t will_session;                        /* this PUBLISH is the will of that session, and deletes it */
+    uint64_t will_session;                        /* this PUBLISH is the will of that session, and deletes it; see WILL, too */
     bool has_correlation;                         /* */
     uint8_t correlation[RECORD_CORRELATION_SIZE]; /* id that follows the message into every log line */
 

@@ -450,12 +450,6 @@ static struct session *take_over(struct shard *shard, bool *has_ended_out, const
     return sess;
 }
 
-static uint64_t next_number(struct shard *shard)
-{
-    shard->session_counter += shard->session_counter ? shard->config.shard_count : shard->config.index + 1u;
-    return session_number_of(shard->config.epoch, shard->session_counter);
-}
-
 static uint32_t expiry_in_force(const struct shard *shard, uint32_t asked_s)
 {
     uint32_t max_s = shard->config.limits.session_expiry_max_s;
@@ -626,6 +620,7 @@ static bool is_will_too_large(const struct shard *shard, const struct packet_con
                          .session = UINT64_MAX,
                          .client_id = client_id,
                          .user_name = connect->has_user_name ? connect->user_name : (struct span){0, 0},
+                         .will_session = UINT64_MAX, /* session_log_owe() */
                          .topic = connect->will_topic,
                          .payload = connect->will_payload,
                          .properties = connect->will_properties.raw,
@@ -673,7 +668,7 @@ static enum client_step on_connect(struct shard *shard, struct client *client, c
     if (sess)
         session_forget_will(shard, sess); /* [MQTT-3.1.3-9] */
     else
-        sess = session_table_add(&shard->sessions, client_id, next_number(shard));
+        sess = session_table_add(&shard->sessions, client_id, shard_draw_session_number(shard));
     if (sess && !is_resumed)
         gauge_add(&shard->stats.sessions, 1);
     if (!sess || !keep_user_name(shard, client, connect) || !attach(shard, client, sess, connect)) {

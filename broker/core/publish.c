@@ -56,6 +56,7 @@ struct publish_in {
     struct msg_source source;
     struct span client_id, user_name;
     struct client *client; /* NULL for a will */
+    uint64_t will_session; /* whose will it is in the log */
     uint16_t packet_id;
     bool is_will;
     bool dup;
@@ -342,7 +343,7 @@ static const struct record *record_of(struct shard *shard, const struct publish_
     rec->expiry_ns = source->expiry_wall_ns == MSG_NO_EXPIRY ? 0 : source->expiry_wall_ns;
     rec->packet_id = source->qos == 2 && in->client && session_is_persistent(in->client->session) ? in->packet_id : 0;
     rec->retained_number = in->retained_number;
-    rec->will_session = in->is_will ? source->publisher : 0;
+    rec->will_session = in->will_session;
     rec->has_correlation = true;
     memcpy(rec->correlation, in->correlation, sizeof rec->correlation);
     rec->client_id = in->client_id;
@@ -768,6 +769,7 @@ static void publish_in_of(const struct shard *shard, struct publish_in *in_out, 
     in_out->client = client;
     in_out->packet_id = packet->packet_id;
     in_out->is_will = false;
+    in_out->will_session = 0;
     in_out->dup = packet->dup;
 }
 
@@ -924,6 +926,7 @@ bool publish_will(struct shard *shard, const struct will *will)
         .client_id = will->client_id,
         .user_name = will->user_name,
         .is_will = true,
+        .will_session = will->logged_as,
     };
     struct publish_done done;
     struct publish_refusal refusal;
@@ -932,7 +935,7 @@ bool publish_will(struct shard *shard, const struct will *will)
         return false;
     counter_inc(outcome == PUBLISH_DONE ? &shard->stats.wills_published : &shard->stats.wills_failed);
     if (outcome == PUBLISH_REFUSED) /* there is no record of its own that says so: the next start would try it again */
-        session_log_will_delete(shard, will->publisher);
+        session_log_will_delete(shard, will->logged_as);
     return true;
 }
 

@@ -19,6 +19,8 @@ void session_arm_timer(struct shard *shard, struct session *sess)
         timer_wheel_add(&shard->session_timers, &sess->timer, (uint64_t)at_ms);
 }
 
+static bool is_logged(const struct shard *shard, const struct session *sess) { return sess->is_logged && !shard->is_draining; }
+
 static struct will *take_will(struct session *sess)
 {
     if (!sess->rare)
@@ -33,7 +35,7 @@ static struct will *take_will(struct session *sess)
 static void will_is_done(struct shard *shard, struct will *will)
 {
     if (will->ends_session)
-        session_log_delete(shard, will->publisher);
+        session_log_delete(shard, will->logged_as);
     will_free(will);
 }
 
@@ -41,7 +43,7 @@ static void will_is_done(struct shard *shard, struct will *will)
  * have it published again. */
 static bool try_will(struct shard *shard, struct will *will) { return !shard->session_log.first && publish_will(shard, will); }
 
-void session_publish_will(struct shard *shard, struct will *will)
+void session_publish_will(struct shard *shard, const struct session *sess, struct will *will)
 {
     /* Behind those that wait already. */
     if (!shard->wills_first && try_will(shard, will)) {
@@ -51,6 +53,8 @@ void session_publish_will(struct shard *shard, struct will *will)
     /* Its SESSION_DELETE comes behind its record, which may be long: until then a crash would bring the session back. */
     if (will->ends_session)
         session_log_over(shard, will);
+    else if (sess && is_logged(shard, sess))
+        session_log_owe_will(shard, will);
     will->next = NULL;
     if (shard->wills_first)
         shard->wills_last->next = will;
@@ -72,8 +76,6 @@ void session_retry_wills(struct shard *shard)
         shard->wills_last = NULL;
 }
 
-static bool is_logged(const struct shard *shard, const struct session *sess) { return sess->is_logged && !shard->is_draining; }
-
 static void discard_will(struct shard *shard, struct session *sess)
 {
     will_free(take_will(sess));
@@ -87,7 +89,7 @@ static void begin_will(struct shard *shard, struct session *sess)
 {
     const struct will *will = sess->rare->will;
     if (will->delay_s == 0 && sess->expiry_interval_s > 0)
-        session_publish_will(shard, take_will(sess));
+        session_publish_will(shard, sess, take_will(sess));
     else
         sess->rare->will_at_ms = shard->now_ms + (int64_t)will->delay_s * 1000; /* or the session's end, which is now [MQTT-3.1.2-8] */
 }
@@ -143,7 +145,7 @@ void session_on_timer(struct shard *shard, struct session *sess)
         if (!is_expired) {
             if (sess->rare->will->is_restored)
                 shard_restore_note_away(shard, sess);
-            session_publish_will(shard, take_will(sess));
+            session_publish_will(shard, sess, take_will(sess));
         }
     }
     if (is_expired) {
@@ -176,5 +178,5 @@ void session_end(struct shard *shard, struct session *sess)
     gauge_add(&shard->stats.sessions, -1);
     session_table_remove(&shard->sessions, sess);
     if (will)
-        session_publish_will(shard, will);
+        session_publish_will(shard, NULL, will);
 }

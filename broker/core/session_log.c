@@ -71,12 +71,15 @@ bool session_log_is_ending(const struct shard *shard)
     return shard->session_log.first || shard->session_log.end_block > shard->gate.durable_blocks;
 }
 
+static bool is_will_on_its_way(const struct shard *shard) { return shard->log.large && shard->log.large->is_will; }
+
 void session_log_put(struct shard *shard, const struct record *rec)
 {
     if (!shard->log.pool)
         return;
     size_t size = record_size(rec);
-    if (!shard->session_log.first && shard_log_has_control_room(&shard->log, size)) {
+    /* Not before a will whose record is on its way: with what is said of its session the will would be gone, and its record torn. */
+    if (!shard->session_log.first && !is_will_on_its_way(shard) && shard_log_has_control_room(&shard->log, size)) {
         log_now(shard, rec);
         return;
     }
@@ -116,7 +119,7 @@ void session_log_flush(struct shard *shard)
     for (struct late_item *item; (item = log->first) != NULL;) {
         struct span bytes = span_of(item->bytes, item->size);
         if (item->is_record) {
-            if (!shard_log_has_control_room(&shard->log, item->size))
+            if (is_will_on_its_way(shard) || !shard_log_has_control_room(&shard->log, item->size))
                 break;
             struct record rec;
             enum err err = record_decode(&rec, bytes);
@@ -150,7 +153,8 @@ void session_log_will(struct shard *shard, const struct will *will)
 {
     struct record rec = {
         .type = RECORD_WILL,
-        .session = will->publisher,
+        .session = will->logged_as,
+        .will_session = will->logged_as != will->publisher ? will->publisher : 0,
         .client_id = will->client_id,
         .user_name = will->user_name,
         .topic = will->topic,
@@ -169,6 +173,21 @@ void session_log_will_delete(struct shard *shard, uint64_t number)
     session_log_put(shard, &(struct record){.type = RECORD_WILL_DELETE, .session = number});
 }
 
+/* Its client id is one that no client can have: U+0000 is in no text of MQTT [MQTT-1.5.4-2]. Between the two records a crash leaves a
+ * session without a will, which expires as well, and the will where it was. */
+void session_log_owe_will(struct shard *shard, struct will *will)
+{
+    will->logged_as = shard_draw_session_number(shard);
+    will->ends_session = true;
+    uint8_t client_id[16] = {0, 'w', 'i', 'l', 'l', ' ', 'o', 'f'};
+    store_le64(client_id + 8, will->logged_as);
+    session_log_put(shard, &(struct record){.type = RECORD_SESSION,
+                                            .session = will->logged_as,
+                                            .client_id = span_of(client_id, sizeof client_id),
+                                            .received_ns = shard->now_steady_ns});
+    session_log_will(shard, will);
+}
+
 void session_log_delete(struct shard *shard, uint64_t number)
 {
     session_log_put(shard, &(struct record){.type = RECORD_SESSION_DELETE, .session = number});
@@ -176,6 +195,8 @@ void session_log_delete(struct shard *shard, uint64_t number)
 
 void session_log_over(struct shard *shard, const struct will *will)
 {
+    if (will->logged_as != will->publisher)
+        return; /* made as one that is over */
     session_log_put(
         shard, &(struct record){
                    .type = RECORD_SESSION, .session = will->publisher, .client_id = will->client_id, .received_ns = shard->now_steady_ns});

@@ -48,6 +48,10 @@ void session_log_flush(struct shard *shard);
 void session_log_state(struct shard *shard, const struct session *sess, uint8_t protocol);
 void session_log_will(struct shard *shard, const struct will *will);
 void session_log_will_delete(struct shard *shard, uint64_t number);
+/* The will is due and finds no room, and its session goes on: the client may be back before it is said, and then the session's own will is
+ * gone in the log, or is another. So it becomes that of a session of its own, which exists for it alone: after a crash that session has
+ * expired, and its end says the will. Changes will->logged_as, and it ends that session. */
+void session_log_owe_will(struct shard *shard, struct will *will);
 /* DROP of all that the session still knows of; then SESSION_DELETE, unless its will has to come before (session_log_delete follows,
  * and session_log_over comes first if the will has to wait). */
 void session_log_end(struct shard *shard, const struct session *sess, bool is_over);

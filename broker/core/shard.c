@@ -128,6 +128,12 @@ static bool post_to_ring(void *arg, actor_id to, const struct op *op)
 
 void shard_post(struct shard *shard, actor_id to, const struct op *op) { op_backlog_post(&shard->backlog, post_to_ring, shard, to, op); }
 
+uint64_t shard_draw_session_number(struct shard *shard)
+{
+    shard->session_counter += shard->session_counter ? shard->config.shard_count : shard->config.index + 1u;
+    return session_number_of(shard->config.epoch, shard->session_counter);
+}
+
 /* xorshift128+, seeded at start. */
 uint64_t shard_random(struct shard *shard)
 {

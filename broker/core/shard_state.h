@@ -84,6 +84,8 @@ struct shard {
 void shard_post(struct shard *shard, actor_id to, const struct op *op);
 uint64_t shard_random(struct shard *shard);
 void shard_correlation_id(struct shard *shard, uint8_t id_out[RECORD_CORRELATION_SIZE]);
+/* Of a new session; never given before. */
+uint64_t shard_draw_session_number(struct shard *shard);
 /* A receive time: the turn's wall clock, moved on so that it is strictly increasing. */
 int64_t shard_receive_time(struct shard *shard);
 /* Whether a PUBLISH (of QoS > 0) may be handled at all now. */
@@ -99,8 +101,8 @@ void session_on_timer(struct shard *shard, struct session *sess);
 void session_end(struct shard *shard, struct session *sess);
 /* Set its timer by expiry and will. */
 void session_arm_timer(struct shard *shard, struct session *sess);
-/* Publish a will, now or when there is room; takes it. */
-void session_publish_will(struct shard *shard, struct will *will);
+/* Publish a will, now or when there is room; takes it. sess: the session, if it goes on; NULL: it has ended. */
+void session_publish_will(struct shard *shard, const struct session *sess, struct will *will);
 /* Those that found no room. */
 void session_retry_wills(struct shard *shard);
 

@@ -503,12 +503,16 @@ static enum err apply(struct checkpoint *checkpoint, const struct record *rec, u
     case RECORD_SESSION:
     case RECORD_SUBSCRIPTION:
     case RECORD_UNSUBSCRIBE:
-    case RECORD_WILL:
     case RECORD_WILL_DELETE:
     case RECORD_RELEASED:
     case RECORD_SENT:
     case RECORD_RETAINED_GIVEN:
         return apply_session(checkpoint, rec->session, rec);
+    case RECORD_WILL:
+        err = apply_session(checkpoint, rec->session, rec);
+        if (!err && rec->will_session != 0)
+            err = apply_session(checkpoint, rec->will_session, &(struct record){.type = RECORD_WILL_DELETE});
+        return err;
     case RECORD_ACK:
     case RECORD_RECEIVED:
         if (rec->packet_id != 0)

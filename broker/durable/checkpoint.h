@@ -11,7 +11,7 @@
  *   PUBLISH: recipients -> a message with outstanding sessions (one that comes twice wants it once, at the greater QoS)
  *   PUBLISH: retained number -> retained value of its topic, without payload its removal; the greater number wins (LOG 12)
  *   PUBLISH: qos 2 and packet id -> an open inbound identifier of the publisher's session, if that is stored
- *   PUBLISH: will_session -> that session's will is gone
+ *   PUBLISH, WILL: will_session -> that session's will is gone
  *   SESSION: created, resumed or disconnected: the newest says all; a resumed one has no will until WILL says so
  *   SESSION_DELETE: the session, its runs and what they name (the home named what is in no run by DROP before)
  *   SUBSCRIPTION, UNSUBSCRIBE, WILL, WILL_DELETE, RELEASED, RETAINED_GIVEN: change the session

@@ -29,7 +29,7 @@ static struct will *make(const struct will_source *source, size_t properties_siz
                                source->user_name.size);
     if (!will)
         return NULL;
-    *will = (struct will){.publisher = source->publisher, .retain = source->retain, .qos = source->qos};
+    *will = (struct will){.publisher = source->publisher, .logged_as = source->publisher, .retain = source->retain, .qos = source->qos};
     uint8_t *at = will->bytes;
     will->topic = append(&at, source->topic);
     will->properties = span_of(at, properties_size);
@@ -66,14 +66,14 @@ struct will *will_new(const struct packet_connect *connect, struct span client_i
     return will;
 }
 
-struct will *will_restore(const struct record *rec, struct span client_id, uint64_t publisher)
+struct will *will_restore(const struct record *rec, struct span client_id, uint64_t number)
 {
     struct will_source source = {
         .topic = rec->topic,
         .payload = rec->payload,
-        .client_id = client_id,
+        .client_id = rec->client_id.size > 0 ? rec->client_id : client_id,
         .user_name = rec->user_name,
-        .publisher = publisher,
+        .publisher = rec->will_session != 0 ? rec->will_session : number,
         .qos = rec->qos,
         .retain = rec->retain,
     };
@@ -82,6 +82,7 @@ struct will *will_restore(const struct record *rec, struct span client_id, uint6
         return NULL;
     if (rec->properties.size)
         memcpy(will->bytes + will->topic.size, rec->properties.data, rec->properties.size);
+    will->logged_as = number;
     will->delay_s = (uint32_t)(rec->options & RECORD_WILL_DELAY_MASK);
     will->has_expiry = (rec->options & RECORD_WILL_HAS_EXPIRY) != 0;
     int64_t expiry_s = rec->expiry_ns / NS_PER_S;

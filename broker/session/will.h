@@ -18,6 +18,7 @@
 struct will {
     struct will *next;      /* in the list of wills that wait for room in the log */
     uint64_t publisher;     /* session number */
+    uint64_t logged_as;     /* session whose will it is in the log: the publisher, or a number of its own (session_log_owe_will) */
     struct span topic;      /* these five: inside the block */
     struct span properties; /* forwardable */
     struct span payload;
@@ -36,8 +37,8 @@ struct will {
 
 /* From a CONNECT with has_will. client_id: the one in force. NULL when memory is short. Returned; freed with will_free(). */
 struct will *will_new(const struct packet_connect *connect, struct span client_id, uint64_t publisher);
-/* From a record WILL. */
-struct will *will_restore(const struct record *rec, struct span client_id, uint64_t publisher);
+/* From a record WILL of session `number`, whose client id is taken where the record has none. */
+struct will *will_restore(const struct record *rec, struct span client_id, uint64_t number);
 /* NULL is fine. */
 void will_free(struct will *will);
 

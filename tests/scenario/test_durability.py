@@ -1074,6 +1074,34 @@ def test_below_the_floor_state_waits(new_broker, join, killed, topic):
     assert reader.take().payload == b"value"
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["from_the_log", "from_the_checkpoint"])
+def test_3_1_2_8_will_that_waits_for_room_is_owed(new_broker, join, killed, topic, late):
+    """The log is full when a client goes, so its will waits; the client is back with another will, and the broker dies. Both are said."""
+    broker = new_broker(FAST)
+    watcher = join(broker, "watcher", **kept())
+    watcher.subscribe((topic, 1))
+    broker.conf = FAST + "log_free_disk_floor 1000TiB\n"
+    killed(broker)
+    client = join(broker, "client", **kept(), will={"topic": topic, "payload": b"first", "qos": 1})
+    client.close()
+    broker.wait_metric(lambda metrics: metrics.get("tidegate_queue_messages", queue="wills_due") == 1, "it waits")
+    client = join(broker, "client", **kept(), will={"topic": topic, "payload": b"second", "qos": 1})
+    for _ in range(4 if late else 0):
+        commits = broker.metrics().get("tidegate_checkpoint_commits_total")
+        join(broker, "watcher", **kept())
+        broker.wait_metric(lambda metrics: metrics.get("tidegate_checkpoint_commits_total") > commits, "the checkpoint goes on")
+    broker.conf = FAST + "will_restart_grace 1s\n"
+    killed(broker)
+    watcher = join(broker, "watcher", **kept())
+    assert watcher.take_payloads(2) == [b"first", b"second"]
+    broker.wait_metric(lambda metrics: metrics.get("tidegate_sessions") == 2, "nobody else is left")
+    killed(broker)
+    watcher = join(broker, "watcher", **kept())
+    watcher.ping()
+    assert broker.metrics().get("tidegate_sessions") == 2
+    broker.check_books()
+
+
 def test_full_disk_and_room_again(tmp_path, join, topic):
     """A disk that fills up: publishers wait, the broker stays; with room again all that was acknowledged is there, and what waited goes on."""
     disk = tmp_path / "disk"

@@ -736,6 +736,23 @@ static void a_value_refused_after_its_record_is_no_value(void **state)
     }
 }
 
+static void a_will_that_is_owed_goes_to_a_session_of_its_own(void **state)
+{
+    struct bench *b = (struct bench *)*state;
+    session(b, 7, true);
+    apply(b, (struct record){.type = RECORD_WILL, .session = 7, .topic = S("gone"), .payload = S("x"), .qos = 1});
+    commit(b);
+    session(b, 9, false);
+    apply(b, (struct record){.type = RECORD_WILL, .session = 9, .will_session = 7, .topic = S("gone"), .payload = S("x"), .qos = 1});
+    apply(b, (struct record){.type = RECORD_WILL, .session = 7, .topic = S("next"), .payload = S("x"), .qos = 1});
+    assert_loads(b, NULL,
+                 "session 7 client expiry 60 connected 5000 v5 will next\n"
+                 "session 9 client expiry 60 away 5000 v5 will gone\n");
+    apply(b, (struct record){.type = RECORD_PUBLISH, .will_session = 9, .session = 7, .topic = S("gone"), .payload = S("x"), .qos = 1});
+    apply(b, (struct record){.type = RECORD_SESSION_DELETE, .session = 9});
+    assert_loads(b, NULL, "session 7 client expiry 60 connected 5000 v5 will next\n");
+}
+
 static void a_refused_value_frees_the_identifier_of_its_publisher(void **state)
 {
     struct bench *b = (struct bench *)*state;
@@ -1832,6 +1849,7 @@ int main(void)
         CASE(the_greater_number_is_retained_whatever_comes_first),
         CASE(a_value_refused_after_its_record_is_no_value),
         CASE(a_refused_value_frees_the_identifier_of_its_publisher),
+        CASE(a_will_that_is_owed_goes_to_a_session_of_its_own),
         CASE(a_removal_is_remembered_until_nothing_older_can_come),
         CASE(a_message_that_is_queued_and_retained_has_two_holders),
         CASE(an_expired_value_goes_when_the_load_refuses_it),

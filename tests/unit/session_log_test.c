@@ -512,6 +512,72 @@ static void will_that_is_said_is_deleted_by_its_own_record(void **state) /* LOG 
     rig_free(rig);
 }
 
+/* Its client may be back before it is said: then it is no longer that of its session, which may have another. */
+static void will_that_finds_no_room_is_owed(void **state)
+{
+    struct rig *rig = RIG();
+    struct packet connect = hour("car", 3600);
+    add_will(&connect, 0);
+    struct rig_client *client = rig_connect_with(rig, &connect);
+    rig_log_room(rig, false);
+    rig_break(client);
+    rig_settle(rig);
+    expect_connack(rig_connect_with(rig, &connect), true);
+    assert_int_equal(RIG_COUNTER(rig, wills_published), 0);
+    struct record session, shell, will, away, back, said, deleted;
+    find_record(rig, &session, RECORD_SESSION, 0);
+    size_t shell_at = find_record(rig, &shell, RECORD_SESSION, 1), owed_at = find_record(rig, &will, RECORD_WILL, 1);
+    assert_true(shell.session != session.session);
+    assert_int_equal(shell.client_id.data[0], 0); /* nobody can connect as this */
+    assert_int_equal(shell.options & (RECORD_SESSION_EXPIRY_MASK | RECORD_SESSION_CONNECTED), 0);
+    assert_true(will.session == shell.session);
+    assert_true(will.will_session == session.session); /* the same record takes it from there */
+    expect_text(will.client_id, "car");
+    expect_text(will.payload, "bye");
+    size_t away_at = find_record(rig, &away, RECORD_SESSION, 2), back_at = find_record(rig, &back, RECORD_SESSION, 3);
+    assert_true(shell_at < owed_at && owed_at < away_at && away_at < back_at);
+    assert_true(back.session == session.session);
+    find_record(rig, &will, RECORD_WILL, 2);
+    assert_true(will.session == session.session);
+    assert_true(will.will_session == 0);
+    rig_log_room(rig, true);
+    rig_settle(rig);
+    assert_int_equal(RIG_COUNTER(rig, wills_published), 1);
+    size_t said_at = find_record(rig, &said, RECORD_PUBLISH, 0);
+    assert_true(said.will_session == shell.session); /* not the new one's */
+    assert_true(said.session == session.session);
+    assert_true(find_record(rig, &deleted, RECORD_SESSION_DELETE, 0) > said_at);
+    assert_true(deleted.session == shell.session);
+    assert_int_equal(count_records(rig, RECORD_SESSION_DELETE), 1);
+    rig_free(rig);
+}
+
+/* With what is said of its session the will would be gone, and a record that is torn by a crash is none. */
+static void nothing_overtakes_a_large_will(void **state)
+{
+    char payload[3000];
+    memset(payload, 'w', sizeof payload);
+    for (uint32_t expiry_s = 0; expiry_s <= 3600; expiry_s += 3600) {
+        struct rig *rig = RIG(.block_count = 8, .body_max = 1024);
+        struct packet connect = hour("car", expiry_s);
+        add_will(&connect, 0);
+        connect.connect.will_payload = span_of(payload, sizeof payload);
+        struct rig_client *client = rig_connect_with(rig, &connect);
+        expect_connack(client, false);
+        rig_break(client);
+        connect.connect.has_will = false;
+        expect_connack(rig_connect_with(rig, &connect), expiry_s > 0);
+        rig_settle(rig);
+        struct record said, away;
+        size_t said_at = find_record(rig, &said, RECORD_PUBLISH, 0);
+        size_t away_at = find_record(rig, &away, expiry_s ? RECORD_SESSION : RECORD_SESSION_DELETE, expiry_s ? 1 : 0);
+        assert_int_equal(said.payload.size, sizeof payload);
+        assert_true(said.will_session == away.session);
+        assert_true(said_at < away_at);
+        rig_free(rig);
+    }
+}
+
 static void will_that_is_refused_is_deleted(void **state)
 {
     struct rig *rig = RIG(.rules = "t/{device}/# max_qos=0");
@@ -852,6 +918,8 @@ int main(void)
         CASE(will_of_any_session_is_durable_before_connack),
         CASE(goodbye_deletes_the_will),
         CASE(will_that_is_said_is_deleted_by_its_own_record),
+        CASE(will_that_finds_no_room_is_owed),
+        CASE(nothing_overtakes_a_large_will),
         CASE(will_that_is_refused_is_deleted),
         CASE(reconnect_within_the_delay_deletes_the_will),
         CASE(disconnect_with_an_expiry_says_so),

@@ -633,6 +633,37 @@ static void clean_start_ends_a_session_that_was_away_and_says_its_will(void **st
     rig_free(rig);
 }
 
+/* It waited for room when the broker stopped, and its client was back: it is nobody's but said, at once. */
+static void will_that_is_owed_is_said(void **state)
+{
+    struct rig *rig = RIG();
+    struct bytes will = {0};
+    put_record(&will, &(struct record){.type = RECORD_WILL,
+                                       .topic = SPAN_LITERAL("gone"),
+                                       .payload = SPAN_LITERAL("bye"),
+                                       .client_id = SPAN_LITERAL("car"),
+                                       .will_session = NUMBER(1),
+                                       .qos = 1,
+                                       .options = 100});
+    struct checkpoint_session from[] = {session(rig, "car", 1, 3600, CONNECTED), session(rig, "", 2, 0, 10), session(rig, "", 3, 0, 10)};
+    from[1].client_id = SPAN_LITERAL("\0will of12345678");
+    from[1].will = of(&will);
+    from[2].client_id = SPAN_LITERAL("\0will of12345679"); /* a crash came before its will */
+    rig_restore(rig, from, 3);
+    struct rig_client *car = come_back(rig, "car", false, true);
+    rig_advance(rig, 1000);
+    struct record rec;
+    assert_int_equal(rig_published_count(rig), 1);
+    rig_published(rig, &rec, 0);
+    assert_true(rec.will_session == NUMBER(2));
+    assert_true(rec.session == NUMBER(1)); /* No Local means its own session */
+    assert_true(span_equal(rec.client_id, span_of_string("car")));
+    assert_int_equal(count_records(rig, RECORD_SESSION_DELETE, &rec), 2);
+    assert_int_equal(RIG_COUNTER(rig, sessions_ended), 2);
+    expect_nothing(car);
+    rig_free(rig);
+}
+
 static void wills_of_an_earlier_start_are_paced(void **state)
 {
     struct rig *rig = RIG(.limits.wills_per_s = 2);
@@ -710,6 +741,7 @@ int main(void)
         CASE(session_kept_for_its_will_alone_is_not_resumed),
         CASE(delay_of_one_that_was_away_has_gone_on),
         CASE(clean_start_ends_a_session_that_was_away_and_says_its_will),
+        CASE(will_that_is_owed_is_said),
         CASE(wills_of_an_earlier_start_are_paced),
         CASE(pace_is_kept_though_timers_are_coarser),
     };
