@@ -41,7 +41,7 @@ struct world {
 
 static void add_session(struct world *world, uint32_t i)
 {
-    char id[25], filter[31];
+    char id[32], filter[40];
     snprintf(id, sizeof id, "device-%017u", i);
     snprintf(filter, sizeof filter, "fleet/%09u/commands/a/set", i);
     assert_int_equal(strlen(filter), 30);
