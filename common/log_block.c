@@ -61,7 +61,8 @@ struct log_block *log_block_pool_get(struct log_block_pool *pool)
     pool->free = block->next;
     pool->used_count++;
     memset(block, 0, sizeof *block);
-    block->memory = memory;
+    block->memory = pool->scratch; /* raw bytes go where others just were, in the cache; of the rest only what is stored is ever touched */
+    pool->scratch = memory;
     block->body_max = pool->body_max;
     block->shard = pool->shard;
     return block;

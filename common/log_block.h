@@ -97,7 +97,7 @@ struct log_block {
 struct log_block_pool {
     struct log_block *blocks; /* block_count_max of them */
     struct log_block *free;   /* list */
-    uint8_t *scratch;         /* where LZ4 writes; swapped with the block's memory */
+    uint8_t *scratch;         /* where LZ4 writes; swapped with the block's memory. The next block is filled where the last one was */
     void *lz4;                /* its state */
     uint32_t block_count_max; /* */
     uint32_t used_count;      /* given out now */

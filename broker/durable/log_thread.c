@@ -19,6 +19,8 @@
 
 #define LOG_THREAD_NICE (-10)
 #define LOG_THREAD_TIMER_SLACK_NS 1000        /* the kernel's default of 50 us is a quarter of the spacing */
+#define LOG_THREAD_DENSE 16                   /* records in one commit spacing from which on it is stretched */
+#define LOG_THREAD_STRETCH_MAX 10             /* times */
 #define LOG_THREAD_RETRY_NS (100 * NS_PER_MS) /* no space: try again */
 #define LOG_THREAD_ROOM_NS (100 * NS_PER_MS)  /* how often room is looked at when nothing happens */
 #define LOG_THREAD_BACKLOG_NS NS_PER_MS       /* a shard whose ring was full is tried again */
@@ -34,9 +36,11 @@ struct log_thread {
     size_t pending_count;
     uint64_t pending_bytes;
     mono_ns pending_since_ns;
+    uint64_t pending_records;
     uint32_t waiting;      /* connections that wait for what is pending, as the shards say */
     uint32_t waiting_last; /* of the write before */
     mono_ns last_start_ns;
+    int64_t spacing_ns; /* from there to the next start */
     mono_ns next_room_ns;
     bool has_room, failed;
     _Atomic bool stop_asked;
@@ -70,6 +74,7 @@ static void log_thread_on_op(void *arg, const struct op *op)
     thread->pending_from[thread->pending_count] = op->from;
     thread->pending[thread->pending_count++] = op->block;
     thread->pending_bytes += op->block->size;
+    thread->pending_records += op->block->record_count;
     /* A shard that does not say counts as one connection for each record. */
     thread->waiting += op->count > 0 ? op->count : op->block->record_count;
 }
@@ -119,7 +124,7 @@ static void log_thread_tell_durable(struct log_thread *thread)
         log_thread_post(thread, shard, &op);
     }
     CHECK(thread->pending_count == 0);
-    thread->pending_bytes = 0;
+    thread->pending_bytes = thread->pending_records = 0;
     thread->waiting_last = thread->waiting;
     thread->waiting = 0;
     queue_stats_set(&thread->stats.pending, 0, 0, 0);
@@ -161,7 +166,7 @@ static void log_thread_space(struct log_thread *thread)
 {
     if (thread->waiting < 2 && thread->waiting_last < 2)
         return;
-    mono_ns start_at = thread->last_start_ns + thread->config.commit_spacing_ns;
+    mono_ns start_at = thread->last_start_ns + thread->spacing_ns;
     mono_ns now = clock_mono();
     if (now >= start_at)
         return;
@@ -172,12 +177,23 @@ static void log_thread_space(struct log_thread *thread)
     log_thread_collect(thread);
 }
 
+/* A write costs tens of microseconds of CPU however much is in it, here and in the shard that it interrupts. Where records come thick the
+ * shards' turns are long, and most writes would end before anybody could be told: fewer and larger ones cost no latency worth the name. */
+static void log_thread_set_spacing(struct log_thread *thread, mono_ns started)
+{
+    int64_t least = thread->config.commit_spacing_ns, interval = started - thread->last_start_ns;
+    double stretch = (double)thread->pending_records * (double)least / ((double)(interval > 0 ? interval : 1) * LOG_THREAD_DENSE);
+    stretch = stretch < 1 ? 1 : stretch > LOG_THREAD_STRETCH_MAX ? LOG_THREAD_STRETCH_MAX : stretch;
+    thread->spacing_ns = (int64_t)((double)least * stretch);
+    thread->last_start_ns = started;
+}
+
 /* Write all that is pending. False when it is to be tried again later. */
 static bool log_thread_commit(struct log_thread *thread)
 {
     struct errmsg msg = {{0}};
     mono_ns started = clock_mono();
-    thread->last_start_ns = started;
+    log_thread_set_spacing(thread, started);
     log_writer_begin(thread->writer, thread->pending, thread->pending_count);
     enum err err = log_writer_write(thread->writer, &msg);
     while (err == ERR_NOSPACE && !atomic_load_explicit(&thread->stop_asked, memory_order_acquire)) {

@@ -3,6 +3,7 @@
  * When to write (adaptive commit): a lone client never waits, because a write starts as soon as the last returned and something is there.
  * While two or more connections wait, write starts are spaced by `commit_spacing`, and what waits is collected after the pause, not before:
  * at moderate load the wake-ups cost more than the messages, so sharing a write, a wake-up and a send matters more than anything else.
+ * Under heavy load the spacing is stretched with the rate of records, up to ten times.
  *
  * Room: shards are told when the log takes no more PUBLISH records and when it does again. A failed write is final: shards are told,
  * nothing is acknowledged from then on, and `on_failed` ends the process with an error. A full disk is not a failure: the write is tried
@@ -21,7 +22,7 @@ struct log_thread;
 
 struct log_thread_config {
     uint16_t shard_count;
-    int64_t commit_spacing_ns;
+    int64_t commit_spacing_ns;    /* least time between two starts while two or more connections wait */
     uint64_t room_margin;         /* bytes that may be under way: PUBLISH stops when less is left */
     void (*on_failed)(void *arg); /* called once, on the log thread */
     void *on_failed_arg;

@@ -511,9 +511,9 @@ static const struct option_spec specs[] = {
      .text = "200us",
      .min = 0,
      .max = NS_PER_S,
-     .doc =
-         "Least time between two writes while two or more connections wait for one. More saves CPU and costs latency; a lone client never "
-         "waits."},
+     .doc = "Least time between two writes while two or more connections wait for one; up to ten times that when records come thick. More "
+            "saves "
+            "CPU and costs latency; a lone client never waits."},
     {.name = "log_free_disk_floor",
      .type = OPTION_SIZE,
      .offset = OFF(log_free_disk_floor),
