@@ -28,6 +28,7 @@ import pathlib
 import random
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -146,9 +147,11 @@ class Subscriber(Peer):
 
     def take(self, packet, is_again):
         """The message, for the history of its exchange."""
-        if is_again or packet.retain or not packet.payload:
+        if packet.retain or not packet.payload:
             return None
         message = self.campaign.message_of(packet)
+        if is_again:
+            return message
         if message is None:
             self.ledger.report(f"{self.name}: nobody has sent {packet}")
         else:
@@ -538,6 +541,8 @@ class Campaign:
 
     def tell_owed(self, names):
         owed = self.ledger.owed(names)
+        for name in sorted({session.name for session, _ in owed}):
+            self.ledger.notes.extend(f"  {event}" for event in self.ledger.sessions[name].events)
         self.ledger.note("owed: " + ", ".join(f"{session.name} {message.name}" for session, message in owed[:20]))
         return [message for _, message in owed]
 
@@ -767,6 +772,7 @@ def parse_arguments():
 
 
 def main():
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(2))  # so that no broker stays behind
     options = parse_arguments()
     directory = pathlib.Path(options.directory or tempfile.mkdtemp(prefix="tidegate-crash-"))
     shutil.rmtree(directory, ignore_errors=True)

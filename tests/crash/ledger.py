@@ -75,6 +75,7 @@ class Session:
         self.is_connected, self.connection, self.life = False, 0, 0
         self.gone_after_s = self.gone_before_s = None  # when it was disconnected: between these
         self.is_volatile = False  # MQTT 3.1.1 with clean session 1: it ends with its connection
+        self.events = collections.deque(maxlen=300)  # for whoever reads a finding
         self.is_awaiting_restart = False  # connected when the broker was killed: it counts as disconnected from the restart on
         self._begin()
 
@@ -83,6 +84,7 @@ class Session:
 
     def note(self, text):
         self.ledger.note(f"{self.name}: {text}")
+        self.events.append(self.ledger.stamp(f"{self.name}: {text}"))
 
     # -- life --
 
@@ -94,8 +96,9 @@ class Session:
             self.exists = None
 
     def _waive(self):
-        """Neither owed nor forbidden any more."""
-        self.owed = {}
+        """Neither owed nor forbidden any more. The client has forgotten what it had received [MQTT-3.1.2-4]; if the server has not heard
+        that, it may send it again."""
+        self.owed, self.seen, self.last = {}, {}, {}
         for interval in self.intervals:
             interval.unsubscribe_tick = interval.unsubscribe_tick or self.ledger.tick()
 
@@ -180,6 +183,7 @@ class Session:
         """As new: not with the retain flag, not the same QoS 2 delivery again."""
         now, report = time.monotonic(), self.ledger.report
         message.history.append(self.ledger.stamp(f"-> {self.name} QoS {qos}{' DUP' if is_dup else ''} id {packet_id} connection {self.connection} life {self.life}"))
+        self.events.append(self.ledger.stamp(f"-> {self.name} {message.name} {message.topic} QoS {qos}{' DUP' if is_dup else ''} id {packet_id}"))
         self.owed.pop(message.name, None)
         self._check_allowed(message)
         # With DUP its delivery had begun in time [MQTT-3.3.2-5].

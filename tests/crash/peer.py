@@ -104,6 +104,8 @@ class Peer:
         self.held.clear()
         if self.session:
             self.session.connect_sent(clean)
+        if clean:  # not only with CONNACK: identifiers of the server's new session may come with the next connection already
+            self.forget()
         self.heard_s = time.monotonic()
         self.send(self.connect_packet(clean, will))
         try:
@@ -119,15 +121,19 @@ class Peer:
             return
         is_new = self.session.connack(bool(packet.session_present), self.is_clean_start, self.is_clean_start and self.version < 5) if self.session else True
         if is_new:
-            for entry in self.out.values():
-                entry.message.is_given_up = True
-                entry.message.history.append(self.ledger.stamp(f"given up by {self.name}: its session is a new one"))
-            self.out.clear()
-            self.incoming.clear()
+            self.forget()
         else:
             self.resume()
         if not self.connack.done():
             self.connack.set_result(True)
+
+    def forget(self):
+        """Its half of the session: the other is gone, or is to go."""
+        for entry in self.out.values():
+            entry.message.is_given_up = True
+            entry.message.history.append(self.ledger.stamp(f"given up by {self.name}: its session is a new one"))
+        self.out.clear()
+        self.incoming.clear()
 
     def resume(self):
         """[MQTT-4.4.0-1]: what is open again, in its order, with its ids."""
@@ -301,6 +307,10 @@ class Peer:
             message = self.on_message(packet, is_again)
             if packet.qos == 2 and not is_again:
                 self.incoming[packet.packet_id] = message
+            elif is_again and message is not self.incoming[packet.packet_id]:
+                before = self.incoming[packet.packet_id]
+                self.ledger.report(f"{self.name}: id {packet.packet_id} is not released, and comes with another message: {message}, was {before}",
+                                   [entry for entry in (message, before) if entry])
         if is_again:
             self.tell(self.incoming[packet.packet_id], f"-> {self.name} QoS 2 id {packet.packet_id} again, connection {self.session and self.session.connection}")
 

@@ -22,6 +22,7 @@ import os
 import pathlib
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -228,20 +229,23 @@ class Steps:
         return self.options.seconds and time.monotonic() - self.started_s > self.options.seconds
 
     @staticmethod
-    def broker_in(directory, interval="20ms", window="1MiB"):
-        return Broker(directory, f"{CONF}checkpoint_interval {interval}\ncheckpoint_window {window}\n", shards=2)
+    def broker_in(directory):
+        return Broker(directory, f"{CONF}checkpoint_interval 20ms\ncheckpoint_window 1MiB\n", shards=2)
 
     def make_base(self):
         """A broker that was killed with a checkpoint of long ago and a database to compact. Returns what it has."""
         first = self.broker_in(self.directory / "first")
-        first.start()
-        fill_hoard(first)
-        fill_first(first)
-        first.stop()
-        first.conf = f"{CONF}checkpoint_interval 60s\ncheckpoint_window 64MiB\ncheckpoint_compact 0\n"
-        first.start()
-        clients = fill_second(first, 80, 90000)
-        first.kill()
+        try:
+            first.start()
+            fill_hoard(first)
+            fill_first(first)
+            first.stop()
+            first.conf = f"{CONF}checkpoint_interval 60s\ncheckpoint_window 64MiB\ncheckpoint_compact 0\n"
+            first.start()
+            clients = fill_second(first, 80, 90000)
+        finally:
+            if first.is_alive():
+                first.kill()
         for client in clients:
             client.close()
         first.data.rename(self.base)
@@ -253,11 +257,12 @@ class Steps:
         looker = self.broker_in(self.directory / "looker")
         copy_tree(data, looker.data)
         looker.forget_ports()
-        looker.start()
         try:
+            looker.start()
             return observe(looker, expected)
         finally:
-            looker.kill()
+            if looker.is_alive():
+                looker.kill()
 
     def judge(self, data, what, expected=None):
         expected = expected or self.expected
@@ -306,15 +311,15 @@ class Steps:
         self.broker.env = env
         self.broker.forget_ports()
         self.broker.spawn()
-        wait_until(lambda: self.broker.process.poll() is not None or self.broker.read_ports(), "the broker serves or is killed", 120)
-        status = self.broker.process.poll()
-        if status is None:
+        try:
+            wait_until(lambda: self.broker.process.poll() is not None or self.broker.read_ports(), "the broker serves or is killed", 120)
+            status = self.broker.process.poll() or 0
+        finally:
             self.broker.process.kill()
             self.broker.process.wait()
-            status = 0
-        elif status != -9:
+            self.broker.process = None
+        if status not in (0, -9):
             raise Finding(f"the broker does not start, {status}:\n{self.broker.stderr()[-2000:]}")
-        self.broker.process = None
         self.broker.check_clean()
         return status
 
@@ -562,6 +567,7 @@ def parse_arguments():
 
 
 def main():
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(2))  # so that no broker stays behind
     options = parse_arguments()
     directory = pathlib.Path(tempfile.mkdtemp(prefix="tidegate-steps-"))
     print(f"commands killed in the middle: {programs.BUILD.name} build, seed {options.seed}, directory {directory}", flush=True)
