@@ -40,7 +40,7 @@ enum err err_from_errno(int errnum);
 
 /* Where an operation leaves its context: "what: where: why", cut at the end. Owned by the caller, no allocation. */
 struct errmsg {
-    char text[256];
+    char text[512];
 };
 
 /* Format a message into `msg` (may be NULL) and return `err`, so that `return err_set(...)` reads as one step. */

@@ -10,7 +10,7 @@
 
 /* To look something up. Other processes (a backup, an administrator's tools) may hold all slots of readers; a write transaction that
  * changes nothing needs none, and there is no other writer. */
-static enum err begin_look(struct checkpoint *checkpoint, struct kv_txn **txn_out)
+enum err checkpoint_begin_look(struct checkpoint *checkpoint, struct kv_txn **txn_out)
 {
     enum err err = kv_begin(checkpoint->kv, txn_out, false);
     return err == ERR_FULL ? kv_begin(checkpoint->kv, txn_out, true) : err;
@@ -54,7 +54,7 @@ static enum err open_stored(struct checkpoint *checkpoint, struct kv_txn *txn, s
 static enum err open_kv(struct checkpoint *checkpoint, struct errmsg *msg)
 {
     struct kv_txn *txn;
-    enum err err = begin_look(checkpoint, &txn);
+    enum err err = checkpoint_begin_look(checkpoint, &txn);
     if (err)
         return err_set(msg, err, "%s: %s", kv_name(checkpoint->kv), err_text(err));
     struct span format;
@@ -145,7 +145,7 @@ static enum err touch_session(struct checkpoint *checkpoint, struct stored_sessi
     if (*session_out)
         return ERR_OK;
     struct kv_txn *txn;
-    enum err err = begin_look(checkpoint, &txn);
+    enum err err = checkpoint_begin_look(checkpoint, &txn);
     if (err)
         return err;
     uint8_t key[8];
@@ -345,7 +345,7 @@ static enum err touch_retained(struct checkpoint *checkpoint, struct delta_retai
     if (*retained_out)
         return ERR_OK;
     struct kv_txn *txn;
-    enum err err = begin_look(checkpoint, &txn);
+    enum err err = checkpoint_begin_look(checkpoint, &txn);
     if (err)
         return err;
     struct checkpoint_retained stored;
@@ -561,7 +561,7 @@ static enum err does_session_exist(struct checkpoint *checkpoint, uint64_t numbe
         return ERR_OK;
     }
     struct kv_txn *txn;
-    enum err err = begin_look(checkpoint, &txn);
+    enum err err = checkpoint_begin_look(checkpoint, &txn);
     if (err)
         return err;
     uint8_t key[8];

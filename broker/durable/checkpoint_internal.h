@@ -77,8 +77,15 @@ struct span checkpoint_retained_key(uint8_t key_out[16], struct delta_topic_hash
 enum err checkpoint_find_retained(struct kv_txn *txn, struct checkpoint_retained *retained_out, struct delta_topic_hash *at_out,
                                   struct delta_topic_hash hash, struct span topic, struct counter *corrupt) must_check;
 
+/* Is that what the tree may hold, by its structure? The CRC of the value is right. Returns 0, ERR_CORRUPT or ERR_NOMEM. */
+enum err checkpoint_check_entry(enum kv_tree tree, struct span key, struct span value) must_check;
+
 enum err checkpoint_state_decode(struct checkpoint_state *state_out, struct span value) must_check;
 void checkpoint_state_encode(uint8_t value_out[CHECKPOINT_STATE_SIZE], const struct checkpoint_state *state);
+
+/* A transaction to read in. Where others hold all readers' places, one that could write: there is always room for that. Returns what
+ * kv_begin() returns, but not ERR_FULL. */
+enum err checkpoint_begin_look(struct checkpoint *checkpoint, struct kv_txn **txn_out) must_check;
 
 /* --- writing (checkpoint_commit.c) ---------------------------------------------------------------------------------------------------- */
 

@@ -148,7 +148,7 @@ static enum err end_slice(struct load *load)
     load->is_in_holders = load->is_holders_over = false;
     load->slice = 0;
     enum err err = clean(load);
-    return err ? err : kv_begin(load->checkpoint->kv, &load->txn, false);
+    return err ? err : checkpoint_begin_look(load->checkpoint, &load->txn);
 }
 
 static bool is_slice_full(const struct load *load)
@@ -175,25 +175,29 @@ static enum err cut(struct load *load, const struct load_tree *tree)
 static enum err walk(struct load *load, const struct load_tree *tree)
 {
     uint8_t last[16] = {0};
+    bool has_last = false;
     struct span key, value;
     enum err err = end_slice(load);
     if (err)
         return err;
     err = kv_seek(load->txn, tree->tree, span_of(NULL, 0), &key, &value);
     while (!err || (err == ERR_CORRUPT && key.size > 0)) {
-        bool is_ours = key.size == tree->key_size;
+        /* Keys that do not ascend are another page's, and to go on from one would lead back. */
+        bool is_ours = key.size == tree->key_size && (!has_last || memcmp(key.data, last, key.size) > 0);
         if (is_ours && is_slice_full(load) && (!tree->on_cut || memcmp(last, key.data, 8) != 0)) {
-            memcpy(last, key.data, key.size);
+            uint8_t from[16];
+            memcpy(from, key.data, key.size);
             err = cut(load, tree);
             if (err)
                 return err;
-            err = kv_seek(load->txn, tree->tree, span_of(last, tree->key_size), &key, &value);
+            err = kv_seek(load->txn, tree->tree, span_of(from, tree->key_size), &key, &value);
             continue;
         }
         load->slice++;
-        if (is_ours)
+        if (is_ours) {
             memcpy(last, key.data, key.size);
-        else
+            has_last = true;
+        } else
             on_corrupt(load, tree->tree, key);
         err = is_ours ? tree->on_entry(load, err, key, value) : ERR_OK;
         if (err)
@@ -639,6 +643,8 @@ static enum err load_bodies(struct load *load)
     enum err err = end_slice(load);
     if (!err)
         err = kv_get_stats(load->checkpoint->kv, &stats);
+    if (err == ERR_FULL) /* other processes read: the next start looks */
+        return ERR_OK;
     if (err || load->is_retained_damaged || stats.entries[KV_BODIES] + load->bodies_freed <= load->messages)
         return err;
     err = walk(load, &(struct load_tree){KV_BODIES, 8, on_body, NULL});

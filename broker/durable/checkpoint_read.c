@@ -1,4 +1,5 @@
 #include "broker/durable/checkpoint_internal.h"
+#include "broker/durable/checkpoint_session.h"
 
 #include "common/hash.h"
 #include "common/position_list.h"
@@ -130,6 +131,57 @@ enum err checkpoint_find_retained(struct kv_txn *txn, struct checkpoint_retained
         }
     }
     return ERR_FULL;
+}
+
+/* --- structure ----------------------------------------------------------------------------------------------------------------------- */
+
+static enum err check_recipients(struct span recipients, uint64_t first)
+{
+    struct record_recipient recipient;
+    uint64_t last = 0;
+    enum err err;
+    while ((err = record_recipient_next(&recipient, &recipients)) == ERR_OK) {
+        if (recipient.session < first || recipient.session <= last)
+            return ERR_CORRUPT;
+        last = recipient.session;
+    }
+    return err == ERR_AGAIN ? ERR_OK : err;
+}
+
+enum err checkpoint_check_entry(enum kv_tree tree, struct span key, struct span value)
+{
+    uint64_t sequences[CHECKPOINT_RUN];
+    uint32_t count;
+    struct session_value session;
+    struct checkpoint_chunk chunk;
+    struct checkpoint_retained retained;
+    struct checkpoint_state state;
+    struct record rec;
+    enum err err = ERR_OK;
+    size_t key_size = tree == KV_RECIPIENTS || tree == KV_RUNS || tree == KV_RETAINED ? 16 : 8;
+    if (tree != KV_META && key.size != key_size)
+        return ERR_CORRUPT;
+    switch (tree) {
+    case KV_SESSIONS:
+        return session_value_decode(&session, value);
+    case KV_RECIPIENTS:
+        err = checkpoint_chunk_decode(&chunk, value);
+        return err ? err : check_recipients(chunk.recipients, kv_key_read_u64(key.data + 8));
+    case KV_BODIES:
+        err = record_decode(&rec, value);
+        return err || rec.type != RECORD_PUBLISH ? ERR_CORRUPT : ERR_OK;
+    case KV_HOLDERS:
+        return value.size == 4 && load_le32(value.data) > 1 ? ERR_OK : ERR_CORRUPT;
+    case KV_RUNS:
+        return checkpoint_run_decode(sequences, &count, kv_key_read_u64(key.data + 8), value);
+    case KV_RETAINED:
+        return checkpoint_retained_decode(&retained, value);
+    case KV_META:
+        return span_equal(key, CHECKPOINT_KEY_STATE) ? checkpoint_state_decode(&state, value) : ERR_OK;
+    case KV_TREE_COUNT:
+        break;
+    }
+    return ERR_CORRUPT;
 }
 
 /* --- state --------------------------------------------------------------------------------------------------------------------------- */

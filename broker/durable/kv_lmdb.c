@@ -2,6 +2,7 @@
  * its own negative numbers or errno values; err_of() makes enum err of them. */
 #include "broker/durable/kv_lmdb.h"
 
+#include "broker/durable/kv_lmdb_pages.h"
 #include "common/check.h"
 #include "common/crash_point.h"
 #include "common/data_dir.h"
@@ -36,8 +37,10 @@ struct kv_lmdb {
     bool read_only;
     MDB_env *env;
     MDB_dbi trees[KV_TREE_COUNT];
-    atomic_bool is_failed;  /* a write failed: none begins any more */
-    char *path;             /* of the data file */
+    atomic_bool is_failed; /* a write failed: none begins any more */
+    char *path;            /* of the data file */
+    uintptr_t map_begin, map_end;
+    size_t page_bytes;
     atomic_uint open_count; /* transactions */
 };
 
@@ -94,6 +97,28 @@ static enum err fail_errno(struct errmsg *msg, const char *dir, const char *what
     return err_set(msg, err_from_errno(errnum), "%s: %s: %s", dir, what, strerror(errnum));
 }
 
+/* Where the file is mapped: LMDB does not say. Without /proc it is not known, and less is found out about damage. */
+static void find_map(struct kv_lmdb *lmdb)
+{
+    struct stat status;
+    MDB_stat stat;
+    int fd;
+    FILE *maps = mdb_env_get_fd(lmdb->env, &fd) == 0 && fstat(fd, &status) == 0 ? fopen("/proc/self/maps", "re") : NULL;
+    char line[FILE_PATH_MAX + 128];
+    lmdb->map_begin = lmdb->map_end = 0;
+    lmdb->page_bytes = mdb_env_stat(lmdb->env, &stat) == 0 ? stat.ms_psize : 4096;
+    while (maps && lmdb->map_end == 0 && fgets(line, sizeof line, maps)) {
+        uintptr_t begin, end;
+        unsigned long inode;
+        if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %*s %*s %*s %lu", &begin, &end, &inode) != 3 || inode != status.st_ino)
+            continue;
+        lmdb->map_begin = begin;
+        lmdb->map_end = end;
+    }
+    if (maps)
+        (void)fclose(maps);
+}
+
 /* --- transactions -------------------------------------------------------------------------------------------------------------------- */
 
 /* Another process let the file grow beyond our map; only a reader with a map of its own choice meets that, and can move it between its
@@ -101,9 +126,10 @@ static enum err fail_errno(struct errmsg *msg, const char *dir, const char *what
 static int begin_again(struct kv_lmdb *lmdb, int rc, MDB_txn **txn_out)
 {
     int dead;
-    if (rc == MDB_MAP_RESIZED && atomic_load(&lmdb->open_count) == 1)
+    if (rc == MDB_MAP_RESIZED && atomic_load(&lmdb->open_count) == 1) {
         rc = mdb_env_set_mapsize(lmdb->env, 0);
-    else if (rc == MDB_READERS_FULL)
+        find_map(lmdb);
+    } else if (rc == MDB_READERS_FULL)
         rc = mdb_reader_check(lmdb->env, &dead);
     else
         return rc;
@@ -249,13 +275,33 @@ static enum err after_read(struct kv_lmdb_txn *txn, int rc)
     return err;
 }
 
+/* LMDB does not look at the number that each page carries. A page that a disk has put in another's place is whole, and so are the values
+ * in it: their CRC says nothing. `at`: where a value begins (pages that a write transaction has changed lie elsewhere in memory). */
+static bool is_in_place(const struct kv_lmdb *lmdb, const void *at)
+{
+    uintptr_t address = (uintptr_t)at;
+    uint64_t number;
+    if (address < lmdb->map_begin || address >= lmdb->map_end)
+        return true;
+    uint64_t page = (address - lmdb->map_begin) / lmdb->page_bytes;
+    memcpy(&number, (const void *)(lmdb->map_begin + page * lmdb->page_bytes), sizeof number);
+    return number == page;
+}
+
+/* What was read; nothing, which has no CRC, when it was found in a wrong place. */
+static struct span value_of_val(const struct kv_lmdb *lmdb, const MDB_val *key, MDB_val value)
+{
+    bool is_right = is_in_place(lmdb, value.mv_data) && (!key || is_in_place(lmdb, key->mv_data));
+    return is_right ? span_of_val(value) : span_of(NULL, 0);
+}
+
 static enum err lmdb_get(struct kv_txn *base, enum kv_tree tree, struct span key, struct span *value_out)
 {
     struct kv_lmdb_txn *txn = (struct kv_lmdb_txn *)base;
     MDB_val mdb_key = val_of(key), value;
     int rc = mdb_get(txn->txn, lmdb_of(base->kv)->trees[tree], &mdb_key, &value);
     if (rc == 0)
-        *value_out = span_of_val(value);
+        *value_out = value_of_val(lmdb_of(base->kv), NULL, value);
     return after_read(txn, rc);
 }
 
@@ -321,7 +367,7 @@ static enum err after_step(struct kv_lmdb_txn *txn, int rc, MDB_val key, MDB_val
 {
     if (rc == 0) {
         *key_out = span_of_val(key);
-        *value_out = span_of_val(value);
+        *value_out = value_of_val(lmdb_of(txn->base.kv), &key, value);
     }
     return after_read(txn, rc);
 }
@@ -426,34 +472,15 @@ static void on_fault(int number, siginfo_t *info, void *context)
     _exit(EXIT_FAILURE);
 }
 
-/* Where the file is mapped: LMDB does not say. */
-static bool find_map(const char *path, uintptr_t *begin_out, uintptr_t *end_out)
-{
-    struct stat status;
-    FILE *maps = stat(path, &status) == 0 ? fopen("/proc/self/maps", "re") : NULL;
-    char line[FILE_PATH_MAX + 128];
-    bool is_found = false;
-    while (maps && !is_found && fgets(line, sizeof line, maps)) {
-        uintptr_t begin, end;
-        unsigned long inode;
-        is_found = sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %*s %*s %*s %lu", &begin, &end, &inode) == 3 && inode == status.st_ino;
-        if (is_found) {
-            *begin_out = begin;
-            *end_out = end;
-        }
-    }
-    if (maps)
-        (void)fclose(maps);
-    return is_found;
-}
-
 void kv_lmdb_catch_faults(struct kv *kv)
 {
     static const char zeros[] = "0000000000000000";
     struct kv_lmdb *lmdb = lmdb_of(kv);
     CHECK(!watched.lmdb);
-    if (!find_map(lmdb->path, &watched.begin, &watched.end))
+    if (lmdb->map_end == 0)
         return;
+    watched.begin = lmdb->map_begin;
+    watched.end = lmdb->map_end;
     int head = snprintf(watched.line, sizeof watched.line, "ERROR %s: offset 0x", lmdb->path);
     watched.offset_at = (size_t)head;
     (void)snprintf(watched.line + head, sizeof watched.line - (size_t)head,
@@ -575,6 +602,7 @@ struct extent {
     uint64_t file_bytes;
     uint64_t meant_bytes; /* last page and all before */
     uint32_t page_bytes;
+    uint64_t free_root; /* of the list of free pages */
 };
 
 /* The meta page first: the file only grows. */
@@ -590,43 +618,23 @@ static enum err read_extent(int fd, struct extent *extent_out, const char *dir, 
         return fail_errno(msg, dir, "cannot read the size of " DATA_NAME);
     extent_out->file_bytes = (uint64_t)status.st_size;
     extent_out->page_bytes = meta.free_pages.page_bytes;
+    extent_out->free_root = meta.free_pages.root;
     extent_out->meant_bytes = (meta.last_page + 1) * extent_out->page_bytes;
     return ERR_OK;
 }
 
 static bool is_short(const struct extent *extent) { return extent->file_bytes < extent->meant_bytes; }
 
+static bool are_missing_free(int fd, const struct extent *extent)
+{
+    return kv_lmdb_pages_are_free(fd, extent->free_root, extent->page_bytes, extent->file_bytes / extent->page_bytes,
+                                  extent->meant_bytes / extent->page_bytes);
+}
+
 static enum err fail_short(struct errmsg *msg, const char *dir, const struct extent *extent)
 {
     return err_set(msg, ERR_CORRUPT, "%s/" DATA_NAME ": is cut: %llu bytes, but its meta page says %llu", dir,
                    (unsigned long long)extent->file_bytes, (unsigned long long)extent->meant_bytes);
-}
-
-/* Whether all pages behind the end of the file stand in LMDB's list of free pages: transaction number -> count, pages. The file has been
- * extended with zeros, so that a list which itself lies there reads as damaged. */
-static bool are_missing_free(MDB_env *env, const struct extent *extent)
-{
-    MDB_txn *txn;
-    MDB_cursor *cursor = NULL;
-    MDB_val key, data;
-    uint64_t from = extent->file_bytes / extent->page_bytes, to = extent->meant_bytes / extent->page_bytes, found = 0;
-    if (mdb_txn_begin(env, NULL, MDB_RDONLY, &txn) != 0)
-        return false;
-    int rc = mdb_cursor_open(txn, 0, &cursor);
-    while (rc == 0 && (rc = mdb_cursor_get(cursor, &key, &data, MDB_NEXT)) == 0) {
-        const uint8_t *words = (const uint8_t *)data.mv_data;
-        uint64_t count = 0, page;
-        if (data.mv_size >= sizeof count)
-            memcpy(&count, words, sizeof count);
-        for (uint64_t i = 1; i <= count && (i + 1) * sizeof page <= data.mv_size; i++) {
-            memcpy(&page, words + i * sizeof page, sizeof page);
-            found += page >= from && page < to;
-        }
-    }
-    if (cursor)
-        mdb_cursor_close(cursor);
-    mdb_txn_abort(txn);
-    return rc == MDB_NOTFOUND && found == to - from;
 }
 
 /* --- opening ------------------------------------------------------------------------------------------------------------------------- */
@@ -729,17 +737,13 @@ static enum err open_to_write(struct kv_lmdb *lmdb, const struct kv_lmdb_options
         return fail_errno(msg, dir, "cannot open " DATA_NAME);
     struct extent extent = {0};
     enum err err = read_extent(fd, &extent, dir, msg);
+    /* Nothing is written before it is known that what lacks is free: zeros in its place would look whole to the next start. */
+    if (!err && is_short(&extent) && !are_missing_free(fd, &extent))
+        err = fail_short(msg, dir, &extent);
     if (!err && is_short(&extent) && ftruncate(fd, (off_t)extent.meant_bytes) != 0)
         err = fail_errno(msg, dir, "cannot extend " DATA_NAME);
     if (!err)
         err = open_env(lmdb, options, dir, 0, msg);
-    if (!err && is_short(&extent) && !are_missing_free(lmdb->env, &extent)) {
-        err = fail_short(msg, dir, &extent);
-        mdb_env_close(lmdb->env);
-        lmdb->env = NULL;
-    }
-    if (err && is_short(&extent))
-        (void)!ftruncate(fd, (off_t)extent.file_bytes); /* as it was found, for whoever looks into it */
     close(fd);
     return err;
 }
@@ -794,8 +798,10 @@ enum err kv_lmdb_open(struct kv **kv_out, const struct kv_lmdb_options *options,
     lmdb->read_only = options->read_only;
     err = options->read_only ? open_to_read(lmdb, options, dir_fd, msg) : open_to_write(lmdb, options, dir_fd, msg);
     close(dir_fd);
-    if (!err)
+    if (!err) {
+        find_map(lmdb);
         err = open_trees(lmdb, dir, 0, msg);
+    }
     if (err) {
         if (lmdb->env)
             mdb_env_close(lmdb->env);

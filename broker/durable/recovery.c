@@ -337,6 +337,7 @@ enum err recovery_load(struct recovery_loaded *loaded_out, struct durable *durab
     free(load.numbers);
     free(load.run_lasts);
     free(load.homes);
+    recovery_point_to_repair(err, msg);
     proc_trim_memory();
     return err;
 }

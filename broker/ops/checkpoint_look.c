@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "broker/durable/checkpoint_internal.h"
 #include "broker/durable/kv_lmdb.h"
 #include "broker/ops/data_files.h"
 
@@ -25,14 +26,26 @@ static void add_damage(struct checkpoint_look *look, enum kv_tree tree, struct s
         memcpy(damage->key, key.data, key.size);
 }
 
+static bool is_before(struct span a, struct span b)
+{
+    int order = memcmp(a.data, b.data, a.size < b.size ? a.size : b.size);
+    return order < 0 || (order == 0 && a.size < b.size);
+}
+
 static enum err walk_tree(struct checkpoint_look *look, struct kv_txn *txn, enum kv_tree tree)
 {
-    struct span key, value;
+    uint8_t last[KV_KEY_MAX];
+    struct span key, value, before = {0};
     enum err err = kv_seek(txn, tree, span_of(NULL, 0), &key, &value);
     while (!err || (err == ERR_CORRUPT && key.size)) {
+        bool is_ascending = before.size == 0 || is_before(before, key);
         look->entry_count++;
-        if (err)
+        if (err || !is_ascending || checkpoint_check_entry(tree, key, value) != ERR_OK)
             add_damage(look, tree, key);
+        if (is_ascending && key.size <= sizeof last) {
+            memcpy(last, key.data, key.size);
+            before = span_of(last, key.size);
+        }
         err = kv_next(txn, tree, &key, &value);
     }
     if (err == ERR_CORRUPT)

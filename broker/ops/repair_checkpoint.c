@@ -212,8 +212,11 @@ static enum err salvage_tree(struct salvage *salvage, enum kv_tree tree)
         }
         if (err && err != ERR_CORRUPT)
             return err;
-        if (key.size >= 8)
+        /* Forward only: a page in another's place has other keys, and what is tried behind them would lead here again. */
+        if (key.size >= 8 && kv_key_read_u64(key.data) > last)
             last = kv_key_read_u64(key.data);
+        if (!err)
+            err = checkpoint_check_entry(tree, key, value);
         salvage->left_out += err == ERR_CORRUPT;
         if (!err)
             err = salvage_value(salvage, tree, key, value);

@@ -836,9 +836,11 @@ static void an_expired_value_goes_when_the_load_refuses_it(void **state)
 }
 
 /* The place of a topic's value, as docs/formats.md has it. */
-__attribute__((noinline)) static struct span retained_key(uint8_t key_out[16], const char *topic, uint64_t slot)
+static struct span retained_key(uint8_t key_out[16], const char *topic, uint64_t slot)
 {
-    XXH128_hash_t hash = XXH3_128bits_withSeed(topic, strlen(topic), RANDOM_SEED);
+    const char *volatile unseen = topic; /* with a literal's size in view gcc warns of what the hash does with longer ones */
+    const char *bytes = unseen;
+    XXH128_hash_t hash = XXH3_128bits_withSeed(bytes, strlen(bytes), RANDOM_SEED);
     return kv_key_u64_u64(key_out, hash.high64, (hash.low64 & ~UINT64_C(7)) + slot);
 }
 
@@ -1102,6 +1104,22 @@ static void a_writer_needs_no_slot_of_a_reader(void **state)
     commit(b);
     sim_kv_fail(b->sim, SIM_KV_BEGIN_READ, ERR_OK, 0);
     OK(find_want(b, 300, sequence));
+}
+
+/* Nor does a start, whichever of its slices finds none. */
+static void a_load_needs_no_slot_of_a_reader(void **state)
+{
+    struct bench *b = (struct bench *)*state;
+    session(b, 1, false);
+    (void)publish(b, 1, 300);
+    commit(b);
+    for (uint64_t skip = 0; skip < 12; skip++) {
+        bench_crash(b);
+        struct loaded loaded = {0};
+        sim_kv_fail(b->sim, SIM_KV_BEGIN_READ, ERR_FULL, skip);
+        OK(try_load(b, &loaded));
+        sim_kv_fail(b->sim, SIM_KV_BEGIN_READ, ERR_OK, 0);
+    }
 }
 
 static void assert_value(struct bench *b, enum kv_tree tree, struct span key, const uint8_t *expected, size_t size)
@@ -1863,6 +1881,7 @@ int main(void)
         CASE(removals_that_are_found_again_do_not_count),
         CASE(removals_go_ahead_of_what_does_not_fit),
         CASE(a_writer_needs_no_slot_of_a_reader),
+        CASE(a_load_needs_no_slot_of_a_reader),
         CASE(values_are_as_in_the_example_of_the_formats_document),
         cmocka_unit_test(any_stream_of_records_comes_back_after_any_crash),
     };

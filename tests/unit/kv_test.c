@@ -999,6 +999,51 @@ static void test_damaged_file(void **state)
     reopen(b);
 }
 
+/* A disk that wrote a page to another's place: all checksums hold, and nothing of it is given out as right. */
+static void test_misplaced_pages(void **state)
+{
+    struct bench *b = (struct bench *)*state;
+    uint8_t key[8], page[2][PAGE];
+    off_t at[2] = {0, 0};
+    struct kv_txn *txn = begin(b, true);
+    for (uint64_t i = 0; i < 200; i++) {
+        memset(value_buffer, (int)i, 1000);
+        OK(kv_put(txn, KV_BODIES, kv_key_u64(key, i), span_of(value_buffer, 1000)));
+    }
+    OK(kv_commit(txn));
+    kv_close(b->kv);
+    b->kv = NULL;
+    int fd = open(b->data, O_RDONLY);
+    for (off_t offset = 2 * PAGE; pread(fd, page[0], PAGE, offset) == PAGE; offset += PAGE) {
+        /* A leaf with values of 50 (or 150), which the file has once each. */
+        bool is_leaf = page[0][10] == 2;
+        at[0] = is_leaf && memmem(page[0], PAGE, (uint8_t[8]){50, 50, 50, 50, 50, 50, 50, 50}, 8) ? offset : at[0];
+        at[1] = is_leaf && memmem(page[0], PAGE, (uint8_t[8]){150, 150, 150, 150, 150, 150, 150, 150}, 8) ? offset : at[1];
+    }
+    assert_true(at[0] > 0 && at[1] > 0);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(pread(fd, page[i], PAGE, at[i]), PAGE);
+    close(fd);
+    for (int i = 0; i < 2; i++)
+        write_at(b->data, page[i], PAGE, at[1 - i]);
+    OK(open_at(b, &b->kv, b->dir, false));
+    struct span found, value;
+    unsigned right = 0, damaged = 0;
+    txn = begin(b, false);
+    enum err err = kv_seek(txn, KV_BODIES, span_of(NULL, 0), &found, &value);
+    for (; err != ERR_NOTFOUND; err = kv_next(txn, KV_BODIES, &found, &value)) {
+        assert_true(found.size == 8);
+        damaged += err == ERR_CORRUPT;
+        right += err == ERR_OK;
+    }
+    kv_abort(txn);
+    assert_int_equal(right + damaged, 200);
+    assert_in_range(damaged, 2, 8);
+    txn = begin(b, false);
+    assert_int_not_equal(kv_get(txn, KV_BODIES, kv_key_u64(key, 50), &value), ERR_OK);
+    kv_abort(txn);
+}
+
 /* Pages that are free need not be in the file: a writer finds that out, opens and makes the file whole. */
 static void test_free_pages_missing(void **state)
 {
@@ -1146,6 +1191,7 @@ int main(void)
         FILE_(test_dead_reader),
         FILE_(test_disk_full),
         FILE_(test_damaged_file),
+        FILE_(test_misplaced_pages),
         FILE_(test_free_pages_missing),
         FILE_(test_copy),
         FILE_(test_compact),

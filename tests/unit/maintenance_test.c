@@ -373,6 +373,24 @@ static void a_damaged_retained_body_costs_its_value(void **state)
     expect(p, 3, 30, 4);
 }
 
+/* Written so, by whatever: its CRC is right, and it is none that the tree may hold. */
+static void a_value_of_a_wrong_structure_is_damage(void **state)
+{
+    struct place *p = (struct place *)*state;
+    fill(p);
+    struct kv *kv;
+    struct kv_txn *txn;
+    struct kv_lmdb_options options = {.dir = p->checkpoint, .map_bytes = MAP_BYTES};
+    uint8_t key[8];
+    OK(kv_lmdb_open(&kv, &options, &p->msg));
+    OK(kv_begin(kv, &txn, true));
+    OK(kv_put(txn, KV_SESSIONS, kv_key_u64(key, 2), SPAN_LITERAL("nonsense")));
+    OK(kv_commit(txn));
+    kv_close(kv);
+    repair_all(p, "session 2: its client id");
+    expect(p, 2, 20, 5);
+}
+
 static void a_damaged_session_costs_its_queue(void **state)
 {
     struct place *p = (struct place *)*state;
@@ -520,6 +538,7 @@ int main(void)
         TEST(a_damaged_body_costs_its_message),
         TEST(a_damaged_retained_body_costs_its_value),
         TEST(a_damaged_session_costs_its_queue),
+        TEST(a_value_of_a_wrong_structure_is_damage),
         TEST(a_missing_checkpoint_learns_what_the_log_holds),
         TEST(a_checkpoint_that_cannot_be_opened_goes_aside),
         TEST(overwritten_pages_do_not_end_the_repair),

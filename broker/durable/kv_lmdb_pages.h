@@ -1,0 +1,18 @@
+/* LMDB's list of free pages, read without LMDB: from the file, page by page, every offset checked.
+ *
+ * A file of LMDB may end before its last page, if what lacks is free: pages that a transaction took and gave back are never written. LMDB
+ * maps the file and would be killed at the first page that lacks, so who opens it must know before. Returns are plain facts: what cannot be
+ * read is not free. Pure but for pread(). Thread: any. */
+#ifndef TIDEGATE_BROKER_DURABLE_KV_LMDB_PAGES_H
+#define TIDEGATE_BROKER_DURABLE_KV_LMDB_PAGES_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Do all pages of from <= number < to stand in the list?
+ * fd          of the data file.
+ * root        of the tree of free pages, as the meta page says; UINT64_MAX: it is empty.
+ * page_bytes  512..65536. */
+bool kv_lmdb_pages_are_free(int fd, uint64_t root, uint32_t page_bytes, uint64_t from, uint64_t to);
+
+#endif
