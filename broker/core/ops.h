@@ -49,6 +49,7 @@ enum op_type {
     OP_STORE_RUN,        /* session's home -> store: these positions stand in a run from now on                     */
     OP_STORE_RUN_DROP,   /* session's home -> store: the run that begins at `run.first` is consumed                 */
     OP_STORE_PASSED,     /* shard -> store: retained numbers below `passed.number` are in own blocks up to `passed.block` */
+    OP_STORE_EXPIRED,    /* route -> store: a retained value that the checkpoint has is none any more            */
     OP_STORE_READ,       /* session's home or route -> reader: find these messages                                  */
     OP_STORE_READ_DONE,  /* reader -> who asked: the same block, filled                                             */
 };
@@ -64,6 +65,13 @@ struct session_ref {
 struct store_run {
     uint32_t count;
     uint64_t sequences[STORE_RUN_MAX];
+};
+
+/* A retained value that has expired. One block. */
+struct store_expired {
+    uint64_t number;     /* of the value: a newer one of its topic stays */
+    uint32_t topic_size; /* bytes */
+    uint8_t topic[];
 };
 
 struct op {
@@ -98,6 +106,7 @@ struct op {
             struct store_run *run; /* OP_STORE_RUN: taken */
             uint64_t first;        /* OP_STORE_RUN_DROP */
         } run;
+        struct store_expired *expired; /* OP_STORE_EXPIRED: taken */
         struct {
             uint64_t number;     /* retained */
             uint64_t block;      /* the shard's own count */

@@ -283,6 +283,7 @@ void shard_on_op(struct shard *shard, const struct op *op)
     case OP_LOG_BLOCK:
     case OP_STORE_RUN:
     case OP_STORE_RUN_DROP:
+    case OP_STORE_EXPIRED:
     case OP_STORE_PASSED:
     case OP_STORE_READ:
         break;

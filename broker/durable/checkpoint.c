@@ -411,18 +411,26 @@ static struct record body_of(const struct record *rec)
     return body;
 }
 
-/* It came too late for the index: a removal in its place. One that was replaced meanwhile is gone already. */
-static enum err apply_retained_refused(struct checkpoint *checkpoint, const struct record *rec)
+/* A removal in the place of that value. One that was replaced meanwhile is gone already: *is_removed_out tells. */
+static enum err end_retained(struct checkpoint *checkpoint, struct span topic, uint64_t number, bool *is_removed_out)
 {
     struct delta_retained *retained;
-    enum err err = touch_retained(checkpoint, &retained, rec->topic);
-    if (err || retained->number != rec->retained_number)
+    enum err err = touch_retained(checkpoint, &retained, topic);
+    *is_removed_out = !err && retained->number == number && retained->sequence != 0;
+    if (!*is_removed_out)
         return err;
-    if (retained->sequence != 0 && retained->is_changed)
+    if (retained->is_changed)
         delta_end_retained(&checkpoint->delta, retained->sequence);
     retained->sequence = 0;
     retained->is_changed = true;
     return ERR_OK;
+}
+
+/* It came too late for the index. */
+static enum err apply_retained_refused(struct checkpoint *checkpoint, const struct record *rec)
+{
+    bool is_removed;
+    return end_retained(checkpoint, rec->topic, rec->retained_number, &is_removed);
 }
 
 static enum err apply_publish(struct checkpoint *checkpoint, const struct record *rec, uint64_t sequence)
@@ -602,6 +610,18 @@ enum err checkpoint_drop_run(struct checkpoint *checkpoint, uint64_t session, ui
 {
     bool was_empty = delta_is_empty(&checkpoint->delta);
     enum err err = delta_put_run(&checkpoint->delta, session, first_sequence, span_of(NULL, 0));
+    refresh_stats(checkpoint, was_empty);
+    return err;
+}
+
+/* --- expiry -------------------------------------------------------------------------------------------------------------------------- */
+
+enum err checkpoint_expire_retained(struct checkpoint *checkpoint, struct span topic, uint64_t number)
+{
+    bool is_removed, was_empty = delta_is_empty(&checkpoint->delta);
+    enum err err = end_retained(checkpoint, topic, number, &is_removed);
+    if (!err && is_removed)
+        counter_inc(&checkpoint->stats.expired);
     refresh_stats(checkpoint, was_empty);
     return err;
 }

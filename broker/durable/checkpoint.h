@@ -58,6 +58,7 @@ struct checkpoint_stats {
     struct counter never_written;   /* messages that all recipients acknowledged within one delta */
     struct counter removal_commits; /* of removals alone, for want of space */
     struct counter dropped_deleted; /* wants of sessions that are gone */
+    struct counter expired;         /* retained values that were removed because they had expired */
     struct counter corrupt;         /* values that were damaged: left out */
     struct queue_stats delta;       /* messages and bytes that wait for the next commit */
 };
@@ -85,6 +86,11 @@ enum err checkpoint_apply(struct checkpoint *checkpoint, const struct record *re
  * consumed. Go with the next commit. What a session that is gone puts in a run, it does not want any more. Return 0, ERR_NOMEM, ERR_IO. */
 enum err checkpoint_put_run(struct checkpoint *checkpoint, uint64_t session, const uint64_t *sequences, uint32_t count) must_check;
 enum err checkpoint_drop_run(struct checkpoint *checkpoint, uint64_t session, uint64_t first_sequence) must_check;
+
+/* The retained value of that number has expired: a removal in its place, with the next commit. Nothing when the topic has another value by
+ * now. The value was committed; what replays the log does not need to know, because the load asks whether it has expired. Returns 0,
+ * ERR_NOMEM, ERR_IO. */
+enum err checkpoint_expire_retained(struct checkpoint *checkpoint, struct span topic, uint64_t number) must_check;
 
 /* Removals of retained values with a number below this need not be remembered any more: no older number can come in the log. */
 void checkpoint_forget_removals(struct checkpoint *checkpoint, uint64_t retained_number);

@@ -43,6 +43,8 @@ static void store_thread_on_op(void *arg, const struct op *op)
         store_writer_on_op(thread->store, op);
     else if (op->type == OP_STORE_RUN) /* nobody who would keep it */
         free(op->run.run);
+    else if (op->type == OP_STORE_EXPIRED)
+        free(op->expired);
 }
 
 static void store_thread_on_checkpoint(void *io, struct log_place place)

@@ -255,7 +255,10 @@ void store_writer_on_op(struct store_writer *writer, const struct op *op)
         on_passed(writer, op);
         return;
     }
-    if (op->type == OP_STORE_RUN) {
+    if (op->type == OP_STORE_EXPIRED) {
+        err = checkpoint_expire_retained(writer->checkpoint, span_of(op->expired->topic, op->expired->topic_size), op->expired->number);
+        free(op->expired);
+    } else if (op->type == OP_STORE_RUN) {
         err = checkpoint_put_run(writer->checkpoint, op->run.session_number, op->run.run->sequences, op->run.run->count);
         free(op->run.run);
     } else if (op->type == OP_STORE_RUN_DROP) {
@@ -265,7 +268,7 @@ void store_writer_on_op(struct store_writer *writer, const struct op *op)
     }
     writer->is_dirty = true;
     if (err && !writer->failed)
-        fail(writer, err_set(&writer->failed_msg, err, "a run of session %" PRIu64 ": %s", op->run.session_number, err_text(err)));
+        fail(writer, err_set(&writer->failed_msg, err, "what shards and route say of the checkpoint: %s", err_text(err)));
 }
 
 /* Which announcements are applied by now? What all shards have passed can be forgotten. */

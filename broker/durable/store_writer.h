@@ -68,7 +68,7 @@ enum err store_writer_replay(struct checkpoint *checkpoint, struct fs *fs, const
 enum err store_writer_new(struct store_writer **writer_out, struct checkpoint *checkpoint, const struct store_writer_options *options,
                           const struct store_writer_io *io, void *io_arg) must_check;
 void store_writer_free(struct store_writer *writer);
-/* OP_STORE_RUN, OP_STORE_RUN_DROP, OP_STORE_PASSED. */
+/* OP_STORE_RUN, OP_STORE_RUN_DROP, OP_STORE_PASSED, OP_STORE_EXPIRED. */
 void store_writer_on_op(struct store_writer *writer, const struct op *op);
 /* Read, apply, commit if it is time, tell. `flush`: read to the durable end and commit whatever there is (shutdown): to be called until
  * *wait_ns_out is not 0. A flush that finds no space gives up: the next start replays.

@@ -52,7 +52,7 @@ static bool exchange_has_ring(const struct exchange *exchange, uint16_t from, ui
     actor_id sender = (actor_id)(ACTOR_ROUTE + from - exchange->shard_count),
              receiver = (actor_id)(ACTOR_ROUTE + to - exchange->shard_count);
     return (sender == ACTOR_ROUTE && receiver == ACTOR_READER) || (sender == ACTOR_READER && receiver == ACTOR_ROUTE) ||
-           (sender == ACTOR_STORE && receiver == ACTOR_ROUTE);
+           (sender == ACTOR_STORE && receiver == ACTOR_ROUTE) || (sender == ACTOR_ROUTE && receiver == ACTOR_STORE);
 }
 
 struct exchange *exchange_new(uint16_t shard_count, size_t capacity)

@@ -90,6 +90,8 @@ static void register_threads(struct admin_api *admin)
     RETAINED(retained_superseded, "superseded");
     RETAINED(retained_refused, "refused");
 #undef RETAINED
+    metrics_register_counter(registry, &route->retained_expired,
+                             METRIC("tidegate_retained_expired_total", "Retained values that were removed because they had expired."));
     metrics_register_counter(registry, &route->tree_refused,
                              METRIC("tidegate_tree_refused_filters_total", "Filters refused because of max_subscription_bytes."));
     metrics_register_counter(registry, &route->retained_sent,
@@ -149,6 +151,9 @@ static void register_checkpoint(struct metrics_registry *registry, const struct 
     metrics_register_counter(
         registry, &stats->removal_commits,
         METRIC("tidegate_checkpoint_removal_commits_total", "Commits of removals alone, because the rest found no space."));
+    metrics_register_counter(
+        registry, &stats->expired,
+        METRIC("tidegate_checkpoint_retained_expired_total", "Expired retained values that the checkpoint was told to remove."));
     metrics_register_counter(registry, &stats->dropped_deleted,
                              METRIC("tidegate_checkpoint_session_gone_total", "Copies whose session had been deleted."));
     metrics_register_counter(registry, &stats->commits, METRIC("tidegate_checkpoint_commits_total", "Commits of the checkpoint."));

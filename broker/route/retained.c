@@ -614,7 +614,7 @@ bool retained_find(struct retained *store, struct retained_value *value_out, str
     return true;
 }
 
-size_t retained_sweep(struct retained *store, int64_t now_wall_ns, size_t budget)
+size_t retained_sweep(struct retained *store, int64_t now_wall_ns, size_t budget, retained_expired_fn on_expired, void *arg)
 {
     size_t dropped = 0;
     if (budget > store->messages)
@@ -629,7 +629,10 @@ size_t retained_sweep(struct retained *store, int64_t now_wall_ns, size_t budget
             continue;
         }
         struct entry *entry = retained_at(store, *at);
-        if (entry_is_expired(entry, now_wall_ns)) {
+        if (entry_is_expired(entry, now_wall_ns) && entry->state != WINDOW) {
+            struct retained_value value = entry_value(entry);
+            if (on_expired)
+                on_expired(arg, &value);
             retained_kill(store, entry, entry->number); /* the next one takes its place */
             store->expired++;
             dropped++;

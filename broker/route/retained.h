@@ -90,8 +90,11 @@ void retained_forget_before(struct retained *store, uint64_t number);
 /* The value of one topic, if there is one that is not expired at `now`. */
 bool retained_find(struct retained *store, struct retained_value *value_out, struct span topic, int64_t now_wall_ns);
 
-/* Look at up to `budget` topics for expired values, going round; they become tombstones. Returns how many were dropped. */
-size_t retained_sweep(struct retained *store, int64_t now_wall_ns, size_t budget);
+/* Look at up to `budget` topics for expired values, going round; they become tombstones. One that waits to be let go stays until then:
+ * who keeps values on disk could not yet be told to remove it. on_expired: NULL = nobody is told; the value is borrowed. Returns how many
+ * were dropped. */
+typedef void (*retained_expired_fn)(void *arg, const struct retained_value *value);
+size_t retained_sweep(struct retained *store, int64_t now_wall_ns, size_t budget, retained_expired_fn on_expired, void *arg);
 
 /* Every sequence below this one can be read from disk from now on. Never falls. */
 void retained_on_checkpoint(struct retained *store, uint64_t sequence);

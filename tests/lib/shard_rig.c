@@ -331,6 +331,9 @@ static void drop_op(struct rig *rig, actor_id to, const struct op *op)
     case OP_STORE_RUN:
         free(op->run.run);
         break;
+    case OP_STORE_EXPIRED:
+        free(op->expired);
+        break;
     case OP_STORE_READ:
     case OP_STORE_READ_DONE:
         store_read_free(op->read);

@@ -534,6 +534,26 @@ def test_3_3_1_retained_set_replaced_cleared(new_broker, join, restart, topic):
         broker.check_books()
 
 
+def test_3_3_2_5_expired_retained_values_leave_the_database(new_broker, join, topic):
+    """They are sent to nobody, and do not stay until they are replaced."""
+    broker = new_broker(FAST)
+    publisher = join(broker, "publisher")
+    for number in range(50):
+        publisher.publish(f"{topic}/{number}", b"short", qos=1, retain=True, properties=[(wire.MESSAGE_EXPIRY, 1)])
+    publisher.publish(f"{topic}/long", b"long", qos=1, retain=True)
+    broker.wait_metric(lambda metrics: metrics.get("tidegate_retained_expired_total") == 50, "what has expired is removed")
+    reader = join(broker, "reader", **kept())
+    reader.subscribe((f"{topic}/#", 1))
+    assert reader.take().payload == b"long"
+    broker.wait_metric(lambda metrics: metrics.get("tidegate_checkpoint_retained_expired_total") == 50, "the database is told")
+    wait_checkpoint(broker)
+    broker.kill()
+    broker.start()
+    started = [line for line in broker.stderr().splitlines() if "checkpoint loaded" in line][-1]
+    assert "retained_values=2" in started  # the probe's, too
+    broker.check_books()
+
+
 def test_3_3_1_retained_order_of_a_topic(new_broker, join, restart, topic):
     """The last one that was acknowledged stands, whichever shard its publisher was at home on."""
     broker = new_broker(FAST, shards=3)

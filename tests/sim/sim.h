@@ -310,7 +310,9 @@ void sim_ledger_forgive(struct sim_client *client); /* its session was replaced:
 void sim_ledger_on_delivered(struct sim *sim, struct sim_client *subscriber, uint32_t id, uint8_t qos, bool dup);
 void sim_ledger_on_retained(struct sim *sim, struct sim_client *subscriber, uint32_t id);
 void sim_ledger_on_record(struct sim *sim, uint32_t id, bool replayed);
-void sim_ledger_check_wills(struct sim *sim); /* at rest, before anybody subscribes again */
+void sim_ledger_check_wills(struct sim *sim);
+void sim_ledger_check_owed(struct sim *sim);
+/* retained values of the subscriptions that there are */ /* at rest, before anybody subscribes again */
 void sim_ledger_check_end(struct sim *sim);
 void sim_device_name(char *out, size_t size, uint8_t device);
 

@@ -284,6 +284,9 @@ static void drop_op(const struct op *op)
     case OP_RETAINED_VALUE:
         msg_unref(op->retained.msg);
         return;
+    case OP_STORE_EXPIRED:
+        free(op->expired);
+        return;
     case OP_STORE_RUN:
         free(op->run.run);
         return;

@@ -362,6 +362,32 @@ static void check_retained(struct sim *sim, const struct sim_client *subscriber,
                   message->id);
 }
 
+/* A retained value that comes with QoS 0 may be lost with its connection. */
+static bool may_come_with_qos_0(const struct sim *sim, const struct sim_client *subscriber, const struct sim_message *message)
+{
+    bool may = subscriber->subscribe_qos == 0;
+    for (uint32_t id = 0; id < sim->ledger.count && !may; id++) {
+        const struct sim_message *other = &sim->ledger.messages[id];
+        may = other->retain && other->qos == 0 && other->device == message->device && other->kind == message->kind;
+    }
+    return may;
+}
+
+/* Everybody who was granted a subscription has got, in this session, something of each topic that had a value by then, however often the
+ * broker died meanwhile. */
+void sim_ledger_check_owed(struct sim *sim)
+{
+    for (uint32_t i = 0; i < sim->config.client_count; i++) {
+        const struct sim_client *subscriber = &sim->clients[i];
+        for (uint32_t id = 0; id < sim->ledger.count && !subscriber->is_gone; id++) {
+            const struct sim_message *message = &sim->ledger.messages[id];
+            if (subscriber->subscriptions[message->kind].state == SUB_YES && message->retain &&
+                !may_come_with_qos_0(sim, subscriber, message))
+                check_retained(sim, subscriber, message);
+        }
+    }
+}
+
 static void check_subscriber(struct sim *sim, const struct sim_client *subscriber, uint64_t *missing)
 {
     for (uint32_t id = 0; id < sim->ledger.count; id++) {

@@ -404,6 +404,7 @@ static void come_to_rest(struct sim *sim)
         sim_sink_die(sim);
     rest(sim);
     sim_ledger_check_wills(sim);
+    sim_ledger_check_owed(sim);
 }
 
 static void subscribe_all(struct sim *sim)

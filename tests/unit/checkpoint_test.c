@@ -753,6 +753,37 @@ static void a_will_that_is_owed_goes_to_a_session_of_its_own(void **state)
     assert_loads(b, NULL, "session 7 client expiry 60 connected 5000 v5 will next\n");
 }
 
+static void expire(struct bench *b, const char *topic, uint64_t number)
+{
+    OK(checkpoint_expire_retained(b->checkpoint, span_of_string(topic), number));
+}
+
+/* Its removal is remembered as one that was published; who wants the message still gets it. */
+static void an_expired_value_is_removed(void **state)
+{
+    struct bench *b = (struct bench *)*state;
+    retain(b, "t", "short", 5);
+    retain(b, "u", "long", 6);
+    commit(b);
+    expire(b, "t", 4);
+    expire(b, "none", 5);
+    expire(b, "u", 5); /* replaced meanwhile */
+    commit(b);
+    assert_int_equal(entries(b, KV_BODIES), 2);
+    expire(b, "t", 5);
+    expire(b, "t", 5);
+    commit(b);
+    assert_int_equal(entries(b, KV_BODIES), 1);
+    assert_int_equal(entries(b, KV_RETAINED), 2);
+    retain(b, "t", "older", 3);
+    checkpoint_forget_removals(b->checkpoint, 7);
+    commit(b);
+    assert_int_equal(counter_get(&checkpoint_get_stats(b->checkpoint)->expired), 1);
+    assert_int_equal(entries(b, KV_BODIES), 1);
+    assert_int_equal(entries(b, KV_RETAINED), 1);
+    assert_loads(b, NULL, "retained u number 6 of 2 cost 5 expiry 0\n");
+}
+
 static void a_refused_value_frees_the_identifier_of_its_publisher(void **state)
 {
     struct bench *b = (struct bench *)*state;
@@ -1866,6 +1897,7 @@ int main(void)
         CASE(a_long_queue_goes_over_several_commits_or_with_the_load),
         CASE(the_greater_number_is_retained_whatever_comes_first),
         CASE(a_value_refused_after_its_record_is_no_value),
+        CASE(an_expired_value_is_removed),
         CASE(a_refused_value_frees_the_identifier_of_its_publisher),
         CASE(a_will_that_is_owed_goes_to_a_session_of_its_own),
         CASE(a_removal_is_remembered_until_nothing_older_can_come),

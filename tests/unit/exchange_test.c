@@ -95,13 +95,8 @@ static void threads_have_the_rings_they_need(void **state)
 {
     (void)state;
     static const actor_id pairs[][2] = {
-        {ACTOR_ROUTE, ACTOR_READER},
-        {ACTOR_READER, ACTOR_ROUTE},
-        {ACTOR_STORE, ACTOR_ROUTE},
-        {0, ACTOR_READER},
-        {ACTOR_READER, 1},
-        {1, ACTOR_STORE},
-        {ACTOR_STORE, 0},
+        {ACTOR_ROUTE, ACTOR_READER}, {ACTOR_READER, ACTOR_ROUTE}, {ACTOR_STORE, ACTOR_ROUTE}, {ACTOR_ROUTE, ACTOR_STORE},
+        {0, ACTOR_READER},           {ACTOR_READER, 1},           {1, ACTOR_STORE},           {ACTOR_STORE, 0},
     };
     struct exchange *exchange = exchange_new(2, 16);
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {

@@ -106,7 +106,7 @@ static void expired_values_are_not_seen_and_are_swept(void **state)
     assert_true(retained_find(store, &value, SPAN_LITERAL("t/99"), INT64_MAX));
     size_t dropped = 0;
     for (int i = 0; i < 300; i++) /* slices of ten, twice round and more */
-        dropped += retained_sweep(store, 5000, 10);
+        dropped += retained_sweep(store, 5000, 10, NULL, NULL);
     assert_int_equal(dropped, 666);
     struct retained_stats stats;
     retained_get_stats(store, &stats);
@@ -482,6 +482,43 @@ static void what_is_restored_is_not_refused(void **state)
 #define DISK_TOPICS 50
 #define DISK_PUTS 20000
 
+struct swept {
+    size_t count;
+    uint64_t number;
+};
+
+static void on_swept(void *arg, const struct retained_value *value)
+{
+    struct swept *swept = arg;
+    assert_true(span_equal(value->topic, SPAN_LITERAL("t")));
+    swept->number = value->number;
+    swept->count++;
+}
+
+/* Whoever has values on disk is told, once they are there, which of them have expired. */
+static void an_expired_value_is_swept_when_the_checkpoint_has_it(void **state)
+{
+    (void)state;
+    struct retained *store = retained_new(1, &unlimited, &logged_callbacks);
+    struct logged msg = {.sequence = 5};
+    struct swept swept = {0};
+    struct retained_value value;
+    assert_int_equal(retained_put(store, SPAN_LITERAL("t"), 3, &msg, 1, 100), RETAINED_STORED);
+    assert_false(retained_find(store, &value, SPAN_LITERAL("t"), 100));
+    assert_int_equal(retained_sweep(store, 100, 10, on_swept, &swept), 0);
+    retained_on_checkpoint(store, 5);
+    retained_let_go(store, 10);
+    assert_int_equal(retained_sweep(store, 100, 10, on_swept, &swept), 0);
+    retained_on_checkpoint(store, 6);
+    retained_let_go(store, 10);
+    assert_int_equal(retained_sweep(store, 99, 10, on_swept, &swept), 0);
+    assert_int_equal(retained_sweep(store, 100, 10, on_swept, &swept), 1);
+    assert_int_equal(swept.count, 1);
+    assert_int_equal(swept.number, 3);
+    assert_int_equal(retained_sweep(store, 100, 10, on_swept, &swept), 0);
+    retained_free(store);
+}
+
 /* Random puts, removals, late sequences, checkpoints and reads. What the store says is in memory has one reference and is the topic's last
  * message; what it says is on disk the checkpoint has; and once everything is durable, nothing stays in memory. */
 static void memory_and_disk_agree(void **state)
@@ -561,6 +598,7 @@ int main(void)
         cmocka_unit_test(the_greater_number_stays_in_any_order),
         cmocka_unit_test(bounds_refuse_and_change_nothing),
         cmocka_unit_test(expired_values_are_not_seen_and_are_swept),
+        cmocka_unit_test(an_expired_value_is_swept_when_the_checkpoint_has_it),
         cmocka_unit_test(a_scan_looks_at_the_matching_subtree_only),
         cmocka_unit_test(scans_deliver_what_stays_exactly_once),
         cmocka_unit_test(topics_and_filters_of_the_largest_size),

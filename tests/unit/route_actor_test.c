@@ -91,6 +91,8 @@ static void drop(const struct op *op)
         msg_unref(op->retained.msg);
     if (op->type == OP_STORE_READ)
         read_drop(op->read);
+    if (op->type == OP_STORE_EXPIRED)
+        free(op->expired);
 }
 
 static void take_ops(struct fixture *f)
@@ -427,6 +429,26 @@ static void values_on_disk_are_read_and_sent_in_order(void **state)
     assert_int_equal(f->ops[f->op_count - 1].type, OP_RETAINED_END);
     assert_int_equal(counter_get(&route_actor_stats(f->actor)->retained_read), 2);
     assert_int_equal(route_actor_stats(f->actor)->retained_window.messages, 2);
+}
+
+static void an_expired_value_is_removed_from_the_store(void **state)
+{
+    struct fixture *f = *state;
+    assert_int_equal(route_actor_restore_retained(f->actor, SPAN_LITERAL("a/1"), 1, 11, 10, 1500), 0);
+    assert_int_equal(route_actor_restore_retained(f->actor, SPAN_LITERAL("a/2"), 2, 12, 10, 2500), 0);
+    for (int64_t now = 1000; now < (int64_t)1 << 32; now *= 2)
+        route_actor_work(f->actor, now);
+    size_t found = 0;
+    for (size_t i = 0; i < f->op_count; i++) {
+        const struct op *op = &f->ops[i];
+        if (op->type != OP_STORE_EXPIRED)
+            continue;
+        assert_int_equal(f->ops[i].expired->number, ++found);
+        assert_true(
+            span_equal(span_of(op->expired->topic, op->expired->topic_size), found == 1 ? SPAN_LITERAL("a/1") : SPAN_LITERAL("a/2")));
+    }
+    assert_int_equal(found, 2);
+    assert_int_equal(counter_get(&route_actor_stats(f->actor)->retained_expired), 2);
 }
 
 static void without_a_store_all_stays_in_memory(void **state)
@@ -990,6 +1012,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_full_ring_loses_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(the_tree_has_a_bound, setup, teardown),
         cmocka_unit_test_setup_teardown(unsubscribe_says_what_was_there, setup, teardown),
+        cmocka_unit_test_setup_teardown(an_expired_value_is_removed_from_the_store, setup_on_disk, teardown),
         cmocka_unit_test_setup_teardown(values_on_disk_are_read_and_sent_in_order, setup_on_disk, teardown),
         cmocka_unit_test_setup_teardown(without_a_store_all_stays_in_memory, setup, teardown),
         cmocka_unit_test_setup_teardown(what_was_left_unread_is_asked_for_again, setup_on_disk, teardown),
