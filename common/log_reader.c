@@ -180,32 +180,11 @@ static enum err reader_refresh(struct log_reader *reader)
     return ERR_OK;
 }
 
-/* The segment at the oldest end of the log that has a valid header.
- * Returns ERR_NOTFOUND when there is none. */
-static enum err reader_oldest(struct log_reader *reader, struct log_segment_header *header_out)
-{
-    uint64_t *generations = NULL;
-    size_t count = 0;
-    enum err err = log_segment_list(reader->fs, reader->dir, &generations, &count, NULL);
-    bool found = false;
-    for (size_t i = 0; !err && !found && i < count; i++) {
-        struct file *file;
-        err = log_segment_open(&file, header_out, reader->fs, reader->dir, generations[i]);
-        found = err == ERR_OK;
-        if (found)
-            file_close(file);
-        else if (err == ERR_NOTFOUND || err == ERR_CORRUPT) /* reused this moment, or prepared */
-            err = ERR_OK;
-    }
-    free(generations);
-    return err ? err : found ? ERR_OK : ERR_NOTFOUND;
-}
-
 /* What we read does not hold. If our segment was reused, records may be missing; otherwise the log is damaged. */
 static enum err reader_lost(struct log_reader *reader, const char *why)
 {
     struct log_segment_header oldest;
-    enum err err = reader_oldest(reader, &oldest);
+    enum err err = log_segment_find_oldest(&oldest, reader->fs, reader->dir);
     if (err && err != ERR_NOTFOUND)
         return err;
     if (err || oldest.generation <= reader->place.generation)
@@ -263,7 +242,7 @@ static enum err reader_enter_segment(struct log_reader *reader)
 static enum err reader_start_oldest(struct log_reader *reader)
 {
     struct log_segment_header oldest;
-    enum err err = reader_oldest(reader, &oldest);
+    enum err err = log_segment_find_oldest(&oldest, reader->fs, reader->dir);
     if (err)
         return err == ERR_NOTFOUND ? ERR_AGAIN : err;
     reader->at_oldest = false;

@@ -165,6 +165,25 @@ enum err log_segment_open(struct file **file_out, struct log_segment_header *hea
     return err;
 }
 
+enum err log_segment_find_oldest(struct log_segment_header *header_out, struct fs *fs, const char *dir)
+{
+    uint64_t *generations = NULL;
+    size_t count = 0;
+    bool is_found = false;
+    enum err err = log_segment_list(fs, dir, &generations, &count, NULL);
+    for (size_t i = 0; !err && !is_found && i < count; i++) {
+        struct file *file = NULL;
+        err = log_segment_open(&file, header_out, fs, dir, generations[i]);
+        is_found = err == ERR_OK;
+        if (is_found)
+            file_close(file);
+        else if (err == ERR_NOTFOUND || err == ERR_CORRUPT)
+            err = ERR_OK;
+    }
+    free(generations);
+    return err || is_found ? err : ERR_NOTFOUND;
+}
+
 enum err log_segment_find_next(struct log_segment_header *header_out, struct fs *fs, const char *dir, uint64_t generation)
 {
     struct file *file = NULL;

@@ -51,6 +51,10 @@ must_check enum err log_segment_list(struct fs *fs, const char *dir, uint64_t **
 must_check enum err log_segment_open(struct file **file_out, struct log_segment_header *header_out, struct fs *fs, const char *dir,
                                      uint64_t generation);
 
+/* The header of the first segment that is there and begun: those that are reused this moment or prepared are passed over. Returns 0,
+ * ERR_NOTFOUND (there is none), ERR_VERSION, ERR_NOMEM, ERR_IO. */
+must_check enum err log_segment_find_oldest(struct log_segment_header *header_out, struct fs *fs, const char *dir);
+
 /* The header of the segment that follows `generation`: the one with the next generation, or a repair segment behind a range of generations
  * that was given up. Returns 0, ERR_NOTFOUND, ERR_CORRUPT (prepared for later, or damaged), ERR_VERSION, ERR_NOMEM, ERR_IO. */
 must_check enum err log_segment_find_next(struct log_segment_header *header_out, struct fs *fs, const char *dir, uint64_t generation);

@@ -3,6 +3,7 @@
 #include "common/check.h"
 #include "common/crc32c.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #define CRC_SIZE 4
@@ -212,4 +213,13 @@ const char *kv_tree_name(enum kv_tree tree)
         break;
     }
     return "unknown";
+}
+
+void kv_key_text(char text_out[KV_KEY_TEXT_SIZE], struct span key)
+{
+    size_t size = key.size < KV_KEY_MAX ? key.size : KV_KEY_MAX;
+    for (size_t i = 0; i < size; i++)
+        snprintf(text_out + 2 * i, 3, "%02x", key.data[i]);
+    if (size == 0)
+        memcpy(text_out, "-", 2);
 }

@@ -117,6 +117,10 @@ static inline const char *kv_name(const struct kv *kv) { return kv->name ? kv->n
 /* "sessions", ... for messages. Static storage. */
 const char *kv_tree_name(enum kv_tree tree);
 
+/* A key in hexadecimal digits, for messages; "-" for an empty one. */
+#define KV_KEY_TEXT_SIZE (2 * KV_KEY_MAX + 1)
+void kv_key_text(char text_out[KV_KEY_TEXT_SIZE], struct span key);
+
 /* A key of one or two numbers, big endian, in the caller's 16 bytes. */
 static inline struct span kv_key_u64(uint8_t key_out[8], uint64_t a)
 {

@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <lmdb.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -30,6 +31,7 @@
 #define NEW_NAME DATA_NAME ".new"
 #define NEW_LOCK_NAME NEW_NAME "-lock" /* LMDB's name for it */
 #define SPACE_PROBE ((off_t)1 << 20)
+#define COPY_CHUNK (1 << 20) /* bytes between two questions whether to stop */
 
 struct kv_lmdb {
     struct kv base;
@@ -815,7 +817,70 @@ enum err kv_lmdb_open(struct kv **kv_out, const struct kv_lmdb_options *options,
 
 /* --- copy ---------------------------------------------------------------------------------------------------------------------------- */
 
-enum err kv_lmdb_copy(struct kv *kv, const char *dir, struct errmsg *msg)
+/* LMDB copies in one long call, which cannot be asked to end: so it copies into a pipe, in a thread of its own, and who reads the pipe may
+ * stop reading. */
+struct copy {
+    MDB_env *env;
+    int pipe[2];
+    int rc;
+};
+
+static void *copy_main(void *arg)
+{
+    struct copy *copy = (struct copy *)arg;
+    sigset_t set;
+    (void)sigemptyset(&set);
+    (void)sigaddset(&set, SIGPIPE); /* of this thread and that which LMDB makes: an error is enough */
+    (void)pthread_sigmask(SIG_BLOCK, &set, NULL);
+    copy->rc = mdb_env_copyfd2(copy->env, copy->pipe[1], MDB_CP_COMPACT);
+    close(copy->pipe[1]);
+    return NULL;
+}
+
+/* From the pipe into the file. Returns 0 at the end of the pipe, ECANCELED, or why not. */
+static int copy_through(int from, int to, bool (*is_stopped)(void))
+{
+    char *chunk = (char *)malloc(COPY_CHUNK);
+    int rc = chunk ? 0 : ENOMEM;
+    while (rc == 0) {
+        ssize_t got = read(from, chunk, COPY_CHUNK);
+        if (got == 0)
+            break;
+        if (is_stopped && is_stopped())
+            rc = ECANCELED;
+        else if (got < 0)
+            rc = errno == EINTR ? 0 : errno;
+        for (ssize_t done = 0, put; rc == 0 && done < got; done += put) {
+            put = write(to, chunk + done, (size_t)(got - done));
+            rc = put < 0 && errno != EINTR ? errno : 0;
+            put = put < 0 ? 0 : put;
+        }
+    }
+    free(chunk);
+    return rc;
+}
+
+/* Returns an errno value or one of LMDB. */
+static int copy_compact(MDB_env *env, int fd, bool (*is_stopped)(void))
+{
+    struct copy copy = {.env = env};
+    pthread_t thread;
+    if (pipe2(copy.pipe, O_CLOEXEC) != 0)
+        return errno;
+    (void)fcntl(copy.pipe[1], F_SETPIPE_SZ, COPY_CHUNK);
+    int rc = pthread_create(&thread, NULL, copy_main, &copy);
+    if (rc != 0) {
+        close(copy.pipe[0]);
+        close(copy.pipe[1]);
+        return rc;
+    }
+    rc = copy_through(copy.pipe[0], fd, is_stopped);
+    close(copy.pipe[0]); /* who still writes gets EPIPE */
+    (void)pthread_join(thread, NULL);
+    return rc ? rc : copy.rc;
+}
+
+enum err kv_lmdb_copy(struct kv *kv, const char *dir, bool (*is_stopped)(void), struct errmsg *msg)
 {
     struct kv_lmdb *lmdb = lmdb_of(kv);
     int dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -828,8 +893,10 @@ enum err kv_lmdb_copy(struct kv *kv, const char *dir, struct errmsg *msg)
         close(dir_fd);
         return err;
     }
-    int rc = mdb_env_copyfd2(lmdb->env, fd, MDB_CP_COMPACT);
-    if (rc)
+    int rc = copy_compact(lmdb->env, fd, is_stopped);
+    if (rc == ECANCELED)
+        err = err_set(msg, ERR_CLOSED, "%s: copy of the database: stopped by a signal", dir);
+    else if (rc)
         err = fail(msg, rc, dir, "cannot copy the database");
     else if (fsync(fd) != 0)
         err = fail_errno(msg, dir, "cannot sync the copy");

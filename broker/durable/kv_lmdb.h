@@ -43,8 +43,10 @@ enum err kv_lmdb_open(struct kv **kv_out, const struct kv_lmdb_options *options,
 
 /* A consistent copy of the whole database into `dir` (which exists and has no data.mdb), while it is used, without free pages, synced. It
  * is one long read transaction: meanwhile freed pages are not used again. What a failed copy left is removed. kv must be of kv_lmdb_open().
- * Returns 0, ERR_EXISTS, ERR_NOSPACE, ERR_CORRUPT, ERR_PERMISSION, ERR_NOTFOUND, ERR_NOMEM, ERR_IO; msg says why. Thread: any. */
-enum err kv_lmdb_copy(struct kv *kv, const char *dir, struct errmsg *msg) must_check;
+ * is_stopped  asked after each megabyte; true ends it with ERR_CLOSED. NULL: never.
+ * Returns 0, ERR_CLOSED, ERR_EXISTS, ERR_NOSPACE, ERR_CORRUPT, ERR_PERMISSION, ERR_NOTFOUND, ERR_NOMEM, ERR_IO; msg says why. Thread: any.
+ */
+enum err kv_lmdb_copy(struct kv *kv, const char *dir, bool (*is_stopped)(void), struct errmsg *msg) must_check;
 
 /* Write the database anew without its free pages and put that in place of the old one in one step, when at least `free_percent` (1..100)
  * of the file and KV_LMDB_COMPACT_MIN bytes are free pages. Not while another process reads it. *saved_out: bytes that the file lost, 0

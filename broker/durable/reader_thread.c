@@ -27,13 +27,8 @@ static bool reader_thread_post(void *io, actor_id to, const struct op *op)
 static void reader_thread_on_corrupt(void *io, enum kv_tree tree, struct span key)
 {
     (void)io;
-    char text[2 * KV_KEY_MAX + 1];
-    size_t used = 0;
-    for (size_t i = 0; i < key.size && i < KV_KEY_MAX; i++) {
-        text[used++] = "0123456789abcdef"[key.data[i] >> 4];
-        text[used++] = "0123456789abcdef"[key.data[i] & 15];
-    }
-    text[used] = 0;
+    char text[KV_KEY_TEXT_SIZE];
+    kv_key_text(text, key);
     LOG_ERROR("a value of the checkpoint is damaged and left out", LOG_TEXT("tree", kv_tree_name(tree)), LOG_TEXT("key", text));
 }
 

@@ -302,11 +302,8 @@ static enum err load_retained(void *arg, struct span topic, uint64_t number, uin
 static void load_corrupt(void *arg, enum kv_tree tree, struct span key)
 {
     struct load *load = arg;
-    char text[2 * KV_KEY_MAX + 1];
-    size_t size = key.size < KV_KEY_MAX ? key.size : KV_KEY_MAX;
-    for (size_t i = 0; i < size; i++)
-        snprintf(text + 2 * i, 3, "%02x", key.data[i]);
-    text[2 * size] = '\0';
+    char text[KV_KEY_TEXT_SIZE];
+    kv_key_text(text, key);
     load->loaded->corrupt++;
     LOG_ERROR("a value of the checkpoint is damaged and left out", LOG_TEXT("tree", kv_tree_name(tree)), LOG_TEXT("key", text));
 }

@@ -108,22 +108,7 @@ static void say_removed(void *arg, const char *path)
 /* The first segment that is there. What the broker reuses before it sees our cursor is behind its checkpoint and all cursors anyway. */
 static enum err find_oldest(struct backup *backup, struct log_segment_header *header_out)
 {
-    uint64_t *generations = NULL;
-    size_t count = 0;
-    enum err err = log_segment_list(backup->fs, backup->log, &generations, &count, NULL);
-    bool found = false;
-    for (size_t i = 0; !err && !found && i < count; i++) {
-        struct file *file = NULL;
-        enum err open_err = log_segment_open(&file, header_out, backup->fs, backup->log, generations[i]);
-        found = open_err == ERR_OK;
-        if (found)
-            file_close(file);
-        else if (open_err != ERR_NOTFOUND && open_err != ERR_CORRUPT) /* reused this moment, or prepared */
-            err = open_err;
-    }
-    free(generations);
-    if (!err && !found)
-        err = ERR_NOTFOUND;
+    enum err err = log_segment_find_oldest(header_out, backup->fs, backup->log);
     return err ? err_set(backup->msg, err, "%s: no segment of a log: %s", backup->log, err_text(err)) : ERR_OK;
 }
 
@@ -177,7 +162,7 @@ static enum err copy_checkpoint(struct backup *backup)
         return err_set(backup->msg, err, "%s: %s", backup->to_checkpoint, err_text(err));
     err = kv_lmdb_open(&kv, &options, backup->msg);
     if (!err)
-        err = kv_lmdb_copy(kv, backup->to_checkpoint, backup->msg);
+        err = kv_lmdb_copy(kv, backup->to_checkpoint, data_files_is_stopped, backup->msg);
     kv_close(kv);
     if (!err)
         err = checkpoint_look(&backup->look, backup->to_checkpoint, true, backup->msg);

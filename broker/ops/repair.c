@@ -559,6 +559,17 @@ static enum err repair_rounds(struct repair *repair)
     return err_set(repair->msg, ERR_CORRUPT, "%s: the same is found again and again; restore a backup", repair->options->data_dir);
 }
 
+static void tell_end(const struct repair *repair)
+{
+    FILE *out = repair->options->out;
+    if (!repair->options->yes)
+        fprintf(out, "%u found; nothing was changed\n", repair->found);
+    else if (repair->aside[0])
+        fprintf(out, "%u put right; what was taken out is in %s\n", repair->found, repair->aside);
+    else
+        fprintf(out, "%u put right; nothing was taken out\n", repair->found);
+}
+
 enum err repair_run(const struct repair_options *options, unsigned *found_out, struct errmsg *msg)
 {
     struct repair repair = {.options = options, .fs = fs_posix(), .msg = msg};
@@ -578,11 +589,7 @@ enum err repair_run(const struct repair_options *options, unsigned *found_out, s
     data_dir_close(&data_dir);
     *found_out = repair.found;
     if (repair.found && !err)
-        fprintf(options->out, options->yes ? "%u put right; what was taken out is in %s\n" : "%u found; nothing was changed%s\n",
-                repair.found,
-                !options->yes     ? ""
-                : repair.aside[0] ? repair.aside
-                                  : "(nothing)");
+        tell_end(&repair);
     else if (!err)
         fprintf(options->out, "nothing to repair in %s\n", options->data_dir);
     return err;

@@ -323,11 +323,10 @@ static void tell_values(struct repair *repair, const struct checkpoint_look *loo
         fprintf(out, "   (more of them cannot be read)\n");
     for (uint32_t i = 0; i < look->damage_known && i < TOLD_MAX; i++) {
         const struct checkpoint_damage *damage = &look->damage[i];
-        char text[CHECKPOINT_LOOK_TEXT], hex[2 * KV_KEY_MAX + 1] = "";
-        for (size_t k = 0; k < damage->key_size; k++)
-            snprintf(hex + 2 * k, 3, "%02x", damage->key[k]);
+        char text[CHECKPOINT_LOOK_TEXT], hex[KV_KEY_TEXT_SIZE];
+        kv_key_text(hex, span_of(damage->key, damage->key_size));
         checkpoint_damage_text(text, damage);
-        fprintf(out, "   tree %s, key %s: %s", kv_tree_name((enum kv_tree)damage->tree), damage->key_size ? hex : "-", text);
+        fprintf(out, "   tree %s, key %s: %s", kv_tree_name((enum kv_tree)damage->tree), hex, text);
         if (damage->tree == KV_SESSIONS && damage->key_size >= 8 && txn && !look->is_lost[KV_RUNS])
             fprintf(out, "; %" PRIu64 " runs of %d messages wait for it", count_runs(txn, kv_key_read_u64(damage->key)), CHECKPOINT_RUN);
         fputc('\n', out);
@@ -385,8 +384,10 @@ enum err repair_checkpoint(struct repair *repair, const struct checkpoint_look *
         return tell_anew(repair, wrong, begin);
     }
     if (look->err || is_meta_damaged(look)) {
-        print(wrong, "%s/data.mdb: %s", repair->checkpoint,
-              look->err ? look->why.text : "a value that describes the whole (tree meta) is damaged");
+        if (look->err) /* it names the file */
+            print(wrong, "%s", look->why.text);
+        else
+            print(wrong, "%s/data.mdb: a value that describes the whole (tree meta) is damaged", repair->checkpoint);
         return tell_anew(repair, wrong, begin);
     }
     if (look->state.broker_id == 0) {

@@ -211,7 +211,7 @@ def try_case(seed, template, directory):
 
 
 FIRST = int(os.environ.get("DAMAGE_FIRST", "1"))
-SEEDS = range(FIRST, FIRST + int(os.environ.get("DAMAGE_CASES", "24")))
+SEEDS = range(FIRST, FIRST + int(os.environ.get("DAMAGE_CASES", "12")))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -1077,6 +1077,8 @@ static void test_free_pages_missing(void **state)
     expect_text(b, KV_META, "a", "odd");
 }
 
+static bool is_stopped_at_once(void) { return true; }
+
 static void test_copy(void **state)
 {
     struct bench *b = (struct bench *)*state;
@@ -1087,10 +1089,12 @@ static void test_copy(void **state)
     put_text(b, KV_META, "a", "1");
     struct kv_txn *writer = begin(b, true);
     OK(kv_put(writer, KV_META, S("a"), S("not yet")));
-    assert_int_equal(kv_lmdb_copy(b->kv, copy, &b->msg), ERR_NOTFOUND);
+    assert_int_equal(kv_lmdb_copy(b->kv, copy, NULL, &b->msg), ERR_NOTFOUND);
     assert_int_equal(mkdir(copy, 0755), 0);
-    OK(kv_lmdb_copy(b->kv, copy, &b->msg));
-    assert_int_equal(kv_lmdb_copy(b->kv, copy, &b->msg), ERR_EXISTS);
+    assert_int_equal(kv_lmdb_copy(b->kv, copy, is_stopped_at_once, &b->msg), ERR_CLOSED);
+    assert_int_equal(count_files(copy), 0);
+    OK(kv_lmdb_copy(b->kv, copy, NULL, &b->msg));
+    assert_int_equal(kv_lmdb_copy(b->kv, copy, NULL, &b->msg), ERR_EXISTS);
     OK(kv_commit(writer));
     struct kv_stats stats, copied;
     OK(kv_get_stats(b->kv, &stats));
