@@ -22,7 +22,7 @@ import functools
 import time
 
 # Added to every deadline after which something must not come any more: the client may be slow to read, the broker to run.
-SLACK_S = 5.0
+SLACK_S = 10.0
 
 
 @functools.lru_cache(maxsize=100000)

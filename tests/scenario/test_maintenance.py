@@ -261,6 +261,16 @@ def test_where_backup_and_restore_refuse(pair, elsewhere, tmp_path):
         shutil.rmtree(damaged)
 
 
+@pytest.mark.parametrize("part", ["log.restoring", "checkpoint.restoring"])
+def test_half_restored_is_nobodys(elsewhere, tmp_path, part):
+    """No broker begins anew beside what an interrupted restore has made, and no command takes it for a data directory."""
+    (elsewhere.data / part).mkdir(parents=True)
+    for text in (refusal(elsewhere), *(maintain(elsewhere, *words)[2] for words in (("backup", tmp_path / "backup"), ("repair",), ("repair", "--yes")))):
+        assert str(elsewhere.data) in text, text
+    assert part in refusal(elsewhere)
+    assert sorted(path.name for path in elsewhere.data.iterdir()) == ["broker.lock", part]
+
+
 def test_a_list_cannot_lead_elsewhere(elsewhere, tmp_path):
     """A BACKUP from somebody who means harm: paths that leave the directory are refused, though the checksums hold."""
     backup = tmp_path / "backup"
