@@ -77,6 +77,8 @@ enum err checkpoint_open(struct checkpoint **checkpoint_out, struct kv *kv, uint
     checkpoint->kv = kv;
     checkpoint->random = random;
     buf_init(&checkpoint->scratch, KV_VALUE_MAX);
+    checkpoint_row_init(&checkpoint->wants_row);
+    checkpoint_row_init(&checkpoint->body_row);
     enum err err = open_kv(checkpoint, msg);
     if (err) {
         checkpoint_free(checkpoint);
@@ -95,6 +97,9 @@ void checkpoint_free(struct checkpoint *checkpoint)
         return;
     delta_free(&checkpoint->delta);
     buf_deinit(&checkpoint->scratch);
+    checkpoint_row_deinit(&checkpoint->wants_row);
+    checkpoint_row_deinit(&checkpoint->body_row);
+    free(checkpoint->released);
     free(checkpoint->removals);
     free(checkpoint->jobs);
     free(checkpoint->wants);
@@ -273,7 +278,7 @@ static int compare_wants(const void *a, const void *b)
 static uint8_t want_qos(const struct record *rec, const struct delta_want *want)
 {
     struct record_recipient recipient = {0};
-    struct span rest = span_of(rec->recipients.data + want->at, rec->recipients.size - want->at);
+    struct span rest = span_of(rec->recipients.data + want->at, want->size);
     enum err err = record_recipient_next(&recipient, &rest);
     CHECK(err == ERR_OK);
     return recipient.qos;
@@ -314,7 +319,8 @@ static enum err read_wants(struct checkpoint *checkpoint, const struct record *r
         if (err)
             return err;
         *is_sorted_out = *is_sorted_out && (count == 0 || checkpoint->wants[count - 1].session < recipient.session);
-        checkpoint->wants[count++] = (struct delta_want){recipient.session, (uint32_t)at};
+        size_t size = rec->recipients.size - rest.size - at;
+        checkpoint->wants[count++] = (struct delta_want){recipient.session, (uint32_t)at, (uint32_t)size};
     }
     *count_out = (uint32_t)count;
     return err == ERR_AGAIN ? ERR_OK : err;

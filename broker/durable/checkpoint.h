@@ -5,8 +5,9 @@
  * comes and goes within one delta (a message that all its recipients acknowledged, a QoS 2 identifier opened and released) never reaches
  * the database.
  *
- * A message is named by its sequence in the log. Its body is stored once, under the sequence; those who still want it stand in chunks
- * beside it; with the last of them (and no retained value) the body goes. Start-up reads the chunks, never the bodies.
+ * A message is named by its sequence in the log. Its body is stored once; those who still want it stand in chunks beside it; with the last
+ * of them (and no retained value) the body goes. Messages that came one after the other share rows of both (checkpoint_row.h). Start-up
+ * reads the chunks, never the bodies.
  *
  *   PUBLISH: recipients -> a message with outstanding sessions (one that comes twice wants it once, at the greater QoS)
  *   PUBLISH: retained number -> retained value of its topic, without payload its removal; the greater number wins (LOG 12)
@@ -37,7 +38,7 @@
 #include "common/record.h"
 
 #define CHECKPOINT_FORMAT 1
-#define CHECKPOINT_CHUNK 256       /* sessions of a message under one key: an acknowledgement rewrites at most so many */
+#define CHECKPOINT_CHUNK 256       /* sessions of one message under one key: an acknowledgement rewrites at most so many */
 #define CHECKPOINT_RUN 32          /* positions of a run */
 #define CHECKPOINT_JOB_WANTS 16384 /* of ended sessions, at most so many (and one run) a commit */
 
@@ -48,7 +49,7 @@ struct checkpoint_state {
     uint64_t broker_id;             /* 0: nothing was ever committed */
     struct log_cursor_value cursor; /* applied up to here, exclusive; reopen is where replay begins to read */
     uint64_t retained_number_max;   /* greatest applied */
-    uint64_t session_count, retained_count;
+    uint64_t session_count, retained_count, body_count;
     int64_t steady_ns, wall_ns; /* the broker's own time and the wall clock at the commit; 0: not told */
 };
 

@@ -1,204 +1,12 @@
-/* The delta into the database, in one transaction: messages with their chunks, ended wants, retained values, sessions, runs, and the
- * position. Everything is written in the order of its keys, and what a message has under one sequence lies together, so a commit touches
- * few pages. Nothing in the checkpoint changes before the transaction is durable: after a failure for space the same is done again, but for
- * removals, which go ahead alone. */
+/* The delta into the database, in one transaction: ended wants, retained values, messages with their chunks, sessions, runs, bodies that
+ * nobody holds any more, and the position. Everything is written in the order of its keys, so a commit touches few pages. Nothing in the
+ * checkpoint changes before the transaction is durable: after a failure for space the same is done again, but for removals, which go ahead
+ * alone. What it does about messages is in checkpoint_message.c. */
 #include "broker/durable/checkpoint_internal.h"
 
 #include "common/check.h"
 
 #include <stdlib.h>
-
-enum err checkpoint_write_begin(struct checkpoint_write *write_out, struct checkpoint *checkpoint)
-{
-    struct kv_stats stats;
-    *write_out = (struct checkpoint_write){.checkpoint = checkpoint};
-    enum err err = kv_get_stats(checkpoint->kv, &stats);
-    if (err && err != ERR_FULL)
-        return err;
-    write_out->has_holders = err == ERR_FULL || stats.entries[KV_HOLDERS] > 0; /* no slot to look: there may be some */
-    return kv_begin(checkpoint->kv, &write_out->txn, true);
-}
-
-enum err checkpoint_write_put(struct checkpoint_write *write, enum kv_tree tree, struct span key, struct span value)
-{
-    write->bytes += key.size + value.size;
-    return kv_put(write->txn, tree, key, value);
-}
-
-/* --- bodies -------------------------------------------------------------------------------------------------------------------------- */
-
-enum err checkpoint_write_holders(struct checkpoint_write *write, uint64_t sequence, uint32_t count)
-{
-    uint8_t key[8], value[4];
-    kv_key_u64(key, sequence);
-    if (count <= 1)
-        return kv_del(write->txn, KV_HOLDERS, span_of(key, 8));
-    store_le32(value, count);
-    return checkpoint_write_put(write, KV_HOLDERS, span_of(key, 8), span_of(value, 4));
-}
-
-enum err checkpoint_write_release(struct checkpoint_write *write, uint64_t sequence, uint32_t count)
-{
-    uint8_t key[8];
-    struct span value;
-    enum err err = write->has_holders ? kv_get(write->txn, KV_HOLDERS, kv_key_u64(key, sequence), &value) : ERR_NOTFOUND;
-    if (err == ERR_CORRUPT || (!err && value.size != 4)) {
-        /* Nobody knows who holds it: it stays, and the next load counts them. */
-        counter_inc(&write->checkpoint->stats.corrupt);
-        return ERR_OK;
-    }
-    if (err && err != ERR_NOTFOUND)
-        return err;
-    bool is_counted = !err;
-    uint32_t holders = is_counted ? load_le32(value.data) : 1;
-    if (count < holders)
-        return checkpoint_write_holders(write, sequence, holders - count);
-    write->bodies_freed++;
-    err = is_counted ? checkpoint_write_holders(write, sequence, 0) : ERR_OK;
-    return err ? err : kv_del(write->txn, KV_BODIES, kv_key_u64(key, sequence));
-}
-
-/* One chunk: what is left of wants[*at..], *at behind it. */
-static enum err write_chunk(struct checkpoint_write *write, uint64_t sequence, const struct delta_message *message, uint32_t *at)
-{
-    struct buf *buf = &write->checkpoint->scratch;
-    struct span recipients = delta_message_recipients(message);
-    uint8_t head[CHECKPOINT_CHUNK_HEAD], key[16];
-    uint64_t first = 0;
-    store_le32(head, message->content_bytes);
-    buf_clear(buf);
-    buf_put(buf, head, sizeof head);
-    for (uint32_t count = 0; *at < message->want_count && count < CHECKPOINT_CHUNK; ++*at) {
-        const struct delta_want *want = &message->wants[*at];
-        if (want->at == DELTA_WANT_DONE)
-            continue;
-        struct record_recipient recipient;
-        struct span rest = span_of(recipients.data + want->at, recipients.size - want->at);
-        enum err err = record_recipient_next(&recipient, &rest);
-        CHECK(err == ERR_OK);
-        buf_put(buf, recipients.data + want->at, recipients.size - want->at - rest.size);
-        if (count++ == 0)
-            first = want->session;
-    }
-    if (buf->err)
-        return buf->err;
-    return checkpoint_write_put(write, KV_RECIPIENTS, kv_key_u64_u64(key, sequence, first), buf_span(buf));
-}
-
-static enum err write_message(struct checkpoint_write *write, uint64_t sequence, const struct delta_message *message)
-{
-    uint8_t key[8];
-    uint32_t holders = message->is_retained ? 1 : 0;
-    enum err err = checkpoint_write_put(write, KV_BODIES, kv_key_u64(key, sequence), delta_message_body(message));
-    uint32_t left = message->outstanding;
-    for (uint32_t at = 0; !err && left > 0; holders++) {
-        err = write_chunk(write, sequence, message, &at);
-        left -= left < CHECKPOINT_CHUNK ? left : CHECKPOINT_CHUNK;
-    }
-    return err || holders <= 1 ? err : checkpoint_write_holders(write, sequence, holders);
-}
-
-static enum err write_messages(struct checkpoint_write *write)
-{
-    const struct delta *delta = &write->checkpoint->delta;
-    enum err err = ERR_OK;
-    for (size_t i = 0; !err && i < delta->message_count; i++)
-        if (delta->messages[i].message)
-            err = write_message(write, delta->messages[i].sequence, delta->messages[i].message);
-    return err;
-}
-
-/* --- wants that ended ---------------------------------------------------------------------------------------------------------------- */
-
-static int compare_acks(const void *a, const void *b)
-{
-    const struct delta_ack *x = (const struct delta_ack *)a, *y = (const struct delta_ack *)b;
-    if (x->sequence != y->sequence)
-        return x->sequence < y->sequence ? -1 : 1;
-    return (x->session > y->session) - (x->session < y->session);
-}
-
-/* The chunk without the sessions of acks[*at..end), into the scratch. *at goes to the first behind its last recipient.
- * left_out: how many recipients stay. Returns 0, ERR_CORRUPT, ERR_NOMEM. */
-static enum err reduce_chunk(struct buf *buf, struct span value, const struct delta_ack *acks, size_t *at, size_t end, uint32_t *left_out,
-                             bool *is_changed_out)
-{
-    struct checkpoint_chunk chunk;
-    enum err err = checkpoint_chunk_decode(&chunk, value);
-    if (err)
-        return err;
-    buf_clear(buf);
-    buf_put(buf, value.data, CHECKPOINT_CHUNK_HEAD);
-    *left_out = 0;
-    *is_changed_out = false;
-    struct record_recipient recipient;
-    struct span rest = chunk.recipients;
-    for (const uint8_t *begin = rest.data; (err = record_recipient_next(&recipient, &rest)) == ERR_OK; begin = rest.data) {
-        while (*at < end && acks[*at].session < recipient.session)
-            ++*at;
-        bool is_ended = false;
-        for (; *at < end && acks[*at].session == recipient.session; ++*at)
-            is_ended = *is_changed_out = true;
-        if (is_ended)
-            continue;
-        ++*left_out;
-        buf_put(buf, begin, (size_t)(rest.data - begin));
-    }
-    return err == ERR_AGAIN ? buf->err : err;
-}
-
-/* The chunk in which acks[*at] is, if any is: *at goes on by at least one. *freed counts chunks that are gone. */
-static enum err write_chunk_acks(struct checkpoint_write *write, const struct delta_ack *acks, size_t *at, size_t end, uint32_t *freed)
-{
-    uint8_t bytes[16];
-    struct span key, value;
-    size_t first = *at;
-    uint64_t sequence = acks[first].sequence;
-    enum err err = kv_floor(write->txn, KV_RECIPIENTS, kv_key_u64_u64(bytes, sequence, acks[first].session), &key, &value);
-    if (err == ERR_NOTFOUND || (key.size == 16 && kv_key_read_u64(key.data) != sequence)) {
-        ++*at; /* a later one may still stand in a chunk that begins behind */
-        return ERR_OK;
-    }
-    uint32_t left = 0;
-    bool is_changed = false;
-    if (!err && key.size == 16)
-        memcpy(bytes, key.data, sizeof bytes);
-    else if (!err)
-        err = ERR_CORRUPT;
-    if (!err)
-        err = reduce_chunk(&write->checkpoint->scratch, value, acks, at, end, &left, &is_changed);
-    if (*at == first)
-        ++*at; /* it would be in this chunk, and is not */
-    if (err == ERR_CORRUPT && key.size > 0) {
-        counter_inc(&write->checkpoint->stats.corrupt);
-        *at = first + 1;
-        return ERR_OK;
-    }
-    if (err || !is_changed)
-        return err;
-    *freed += left == 0;
-    return left == 0 ? kv_del(write->txn, KV_RECIPIENTS, span_of(bytes, 16))
-                     : checkpoint_write_put(write, KV_RECIPIENTS, span_of(bytes, 16), buf_span(&write->checkpoint->scratch));
-}
-
-enum err checkpoint_write_acks(struct checkpoint_write *write, struct delta_ack *acks, size_t count)
-{
-    if (count > 0) /* an array of none has no address */
-        qsort(acks, count, sizeof *acks, compare_acks);
-    enum err err = ERR_OK;
-    for (size_t at = 0; !err && at < count;) {
-        uint64_t sequence = acks[at].sequence;
-        size_t end = at + 1;
-        while (end < count && acks[end].sequence == sequence)
-            end++;
-        uint32_t freed = 0;
-        while (!err && at < end)
-            err = write_chunk_acks(write, acks, &at, end, &freed);
-        if (!err && freed > 0)
-            err = checkpoint_write_release(write, sequence, freed);
-    }
-    return err;
-}
 
 /* --- retained ------------------------------------------------------------------------------------------------------------------------ */
 
@@ -236,7 +44,7 @@ static enum err write_retained_change(struct checkpoint_write *write, struct del
         err = is_forgotten ? kv_del(write->txn, KV_RETAINED, checkpoint_retained_key(key, retained->at))
                            : write_retained_value(write, retained);
     if (!err && retained->stored_sequence != 0)
-        err = checkpoint_write_release(write, retained->stored_sequence, 1);
+        err = checkpoint_write_release(write, retained->stored_sequence);
     return err;
 }
 
@@ -378,8 +186,10 @@ static enum err write_jobs(struct checkpoint_write *write, size_t *done_out)
 
 /* --- commit -------------------------------------------------------------------------------------------------------------------------- */
 
-static enum err write_meta(struct checkpoint_write *write, const struct checkpoint_state *state)
+enum err checkpoint_write_meta(struct checkpoint_write *write, struct checkpoint_state *state)
 {
+    uint64_t bodies = state->body_count + write->bodies_put;
+    state->body_count = bodies > write->bodies_freed ? bodies - write->bodies_freed : 0;
     uint8_t value[CHECKPOINT_STATE_SIZE], format[CHECKPOINT_FORMAT_SIZE] = {0};
     checkpoint_state_encode(value, state);
     enum err err = checkpoint_write_put(write, KV_META, CHECKPOINT_KEY_STATE, span_of(value, sizeof value));
@@ -423,14 +233,16 @@ static enum err write_all(struct checkpoint_write *write, struct stored_session 
     if (!err)
         err = write_forgotten(write);
     if (!err)
-        err = write_messages(write);
+        err = checkpoint_write_messages(write);
     if (!err)
         err = write_sessions(write, sessions, state);
     if (!err)
         err = write_runs(write);
     if (!err)
         err = write_jobs(write, jobs_done_out);
-    return err ? err : write_meta(write, state);
+    if (!err)
+        err = checkpoint_write_releases(write);
+    return err ? err : checkpoint_write_meta(write, state);
 }
 
 /* The removals that the database remembers now. */
@@ -477,12 +289,18 @@ static enum err commit_removals(struct checkpoint *checkpoint, size_t count, siz
     if (!err && count == checkpoint->delta.ack_count)
         err = write_jobs(&write, jobs_done_out);
     if (!err)
-        err = write_meta(&write, &checkpoint->state);
+        err = checkpoint_write_releases(&write);
+    struct checkpoint_state state = checkpoint->state;
+    if (!err)
+        err = checkpoint_write_meta(&write, &state);
     if (err) {
         kv_abort(write.txn);
         return err;
     }
-    return kv_commit(write.txn);
+    err = kv_commit(write.txn);
+    if (!err)
+        checkpoint->state = state;
+    return err;
 }
 
 /* What is removed makes room for what did not fit. A removal needs pages, too, so fewer are tried while it finds none. What is done of the
@@ -513,7 +331,7 @@ static enum err remove_ahead(struct checkpoint *checkpoint, size_t *jobs_before)
     struct checkpoint_write write;
     err = checkpoint_write_begin(&write, checkpoint);
     if (!err) {
-        err = write_meta(&write, &checkpoint->state);
+        err = checkpoint_write_meta(&write, &checkpoint->state);
         if (err)
             kv_abort(write.txn);
         else

@@ -213,7 +213,7 @@ enum err delta_put_message(struct delta *delta, uint64_t sequence, const struct 
         return err;
     size_t wants_size = want_count * sizeof *wants, body_size = record_size(body);
     size_t recipients_size = want_count ? rec->recipients.size : 0;
-    struct delta_message *message = alloc_message(delta, sizeof *message + wants_size + recipients_size + body_size);
+    struct delta_message *message = alloc_message(delta, sizeof *message + wants_size + recipients_size + 1 + body_size);
     if (!message)
         return ERR_NOMEM;
     *message = (struct delta_message){
@@ -230,7 +230,8 @@ enum err delta_put_message(struct delta *delta, uint64_t sequence, const struct 
         memcpy(message->wants, wants, wants_size);
         memcpy(at, rec->recipients.data, recipients_size);
     }
-    record_encode(at + recipients_size, body);
+    at[recipients_size] = 0;
+    record_encode(at + recipients_size + 1, body);
     delta->messages[delta->message_count++] = (struct delta_entry){sequence, message};
     delta->bytes += sizeof *delta->messages;
     return ERR_OK;
@@ -241,10 +242,16 @@ struct span delta_message_recipients(const struct delta_message *message)
     return span_of(message->wants + message->want_count, message->recipients_size);
 }
 
-struct span delta_message_body(const struct delta_message *message)
+struct span delta_message_row(const struct delta_message *message)
 {
     struct span recipients = delta_message_recipients(message);
-    return span_of(recipients.data + recipients.size, message->body_size);
+    return span_of(recipients.data + recipients.size, 1 + (size_t)message->body_size);
+}
+
+struct span delta_message_body(const struct delta_message *message)
+{
+    struct span row = delta_message_row(message);
+    return span_of(row.data + 1, row.size - 1);
 }
 
 static struct delta_entry *find_entry(const struct delta *delta, uint64_t sequence)

@@ -25,10 +25,11 @@
 
 struct delta_want {
     uint64_t session;
-    uint32_t at; /* of its encoding in the recipients' bytes; DELTA_WANT_DONE */
+    uint32_t at, size; /* of its encoding in the recipients' bytes; at: DELTA_WANT_DONE */
 };
 
-/* Contiguous: wants ascending by session, then the recipients as the record had them, then the body as an encoded record. */
+/* Contiguous: wants ascending by session, then the recipients as the record had them, a byte 0, and the body as an encoded record. With the
+ * 0 it is a row of its own (checkpoint_row.h). */
 struct delta_message {
     struct delta_block *block; /* in which it lies */
     uint32_t want_count, outstanding;
@@ -112,6 +113,7 @@ struct delta_message *delta_find_message(const struct delta *delta, uint64_t seq
 /* Where the recipients' and the body's bytes are. */
 struct span delta_message_recipients(const struct delta_message *message);
 struct span delta_message_body(const struct delta_message *message);
+struct span delta_message_row(const struct delta_message *message); /* the body with the 0 before it */
 /* The session does not want it any more. True: it was the last that did, and the message is gone. */
 bool delta_end_want(struct delta *delta, uint64_t sequence, uint64_t session);
 /* It is no retained value any more. */

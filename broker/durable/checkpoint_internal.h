@@ -3,7 +3,9 @@
  *   checkpoint.c          life; records into the delta
  *   checkpoint_delta.c    the delta in memory
  *   checkpoint_session.c  a session's value
+ *   checkpoint_row.c      rows of several messages
  *   checkpoint_commit.c   the delta into the database
+ *   checkpoint_message.c  messages and wants in the database: put, ended, let go
  *   checkpoint_read.c     values out of the database
  *   checkpoint_load.c     everything out of the database, and what belongs to nobody removed */
 #ifndef TIDEGATE_BROKER_DURABLE_CHECKPOINT_INTERNAL_H
@@ -11,12 +13,12 @@
 
 #include "broker/core/msg.h"
 #include "broker/durable/checkpoint_delta.h"
+#include "broker/durable/checkpoint_row.h"
 
 #define CHECKPOINT_KEY_FORMAT SPAN_LITERAL("format")
 #define CHECKPOINT_KEY_STATE SPAN_LITERAL("state")
 #define CHECKPOINT_FORMAT_SIZE 16
-#define CHECKPOINT_STATE_SIZE 92
-#define CHECKPOINT_CHUNK_HEAD 4     /* bytes before the recipients of a chunk */
+#define CHECKPOINT_STATE_SIZE 100
 #define CHECKPOINT_RETAINED_HEAD 32 /* bytes before the topic of a retained value */
 #define CHECKPOINT_RETAINED_SLOTS 8 /* keys of one topic hash: topics that collide stand beside each other */
 
@@ -43,20 +45,16 @@ struct checkpoint {
     size_t job_count, job_capacity;
     struct delta_want *wants; /* scratch of a PUBLISH */
     size_t want_capacity;
-    struct buf scratch; /* for values that are written */
+    struct buf scratch;                            /* for values that are written */
+    struct checkpoint_row_out wants_row, body_row; /* that are being filled */
+    uint64_t *released;                            /* of the transaction: sequences of messages that a chunk or a retained value let go */
+    size_t released_count, released_capacity;
 };
 
 /* Bytes that a message counts for in a queue, of those of topic, properties and payload. */
 static inline uint32_t checkpoint_cost(uint32_t content_bytes) { return (uint32_t)sizeof(struct msg) + content_bytes; }
 
 /* --- values (checkpoint_read.c) ------------------------------------------------------------------------------------------------------- */
-
-struct checkpoint_chunk {
-    uint32_t content_bytes;
-    struct span recipients;
-};
-/* The head of a chunk; recipients are not looked at. Returns 0 or ERR_CORRUPT. */
-enum err checkpoint_chunk_decode(struct checkpoint_chunk *chunk_out, struct span value) must_check;
 
 /* Positions of a run, ascending, the first as in its key. Returns 0 or ERR_CORRUPT. */
 enum err checkpoint_run_decode(uint64_t sequences_out[CHECKPOINT_RUN], uint32_t *count_out, uint64_t first, struct span value) must_check;
@@ -87,23 +85,28 @@ void checkpoint_state_encode(uint8_t value_out[CHECKPOINT_STATE_SIZE], const str
  * kv_begin() returns, but not ERR_FULL. */
 enum err checkpoint_begin_look(struct checkpoint *checkpoint, struct kv_txn **txn_out) must_check;
 
-/* --- writing (checkpoint_commit.c) ---------------------------------------------------------------------------------------------------- */
+/* --- writing (checkpoint_message.c) --------------------------------------------------------------------------------------------------- */
 
 /* One write transaction. */
 struct checkpoint_write {
     struct checkpoint *checkpoint;
     struct kv_txn *txn;
-    bool has_holders;      /* HOLDERS had entries when it began: otherwise none needs to be looked for */
-    uint64_t bytes;        /* put */
-    uint64_t bodies_freed; /* deleted because nobody holds them */
+    bool has_holders;                  /* HOLDERS had entries when it began: otherwise none needs to be looked for */
+    uint64_t bytes;                    /* put */
+    uint64_t bodies_put, bodies_freed; /* freed: nobody holds them any more */
 };
 
 enum err checkpoint_write_begin(struct checkpoint_write *write_out, struct checkpoint *checkpoint) must_check;
 enum err checkpoint_write_put(struct checkpoint_write *write, enum kv_tree tree, struct span key, struct span value) must_check;
+/* All messages of the delta. */
+enum err checkpoint_write_messages(struct checkpoint_write *write) must_check;
 /* The wants are ended. Sorts acks. */
 enum err checkpoint_write_acks(struct checkpoint_write *write, struct delta_ack *acks, size_t count) must_check;
-/* So many chunks, or the retained value, hold the body no more. */
-enum err checkpoint_write_release(struct checkpoint_write *write, uint64_t sequence, uint32_t count) must_check;
+/* A chunk, or the retained value, holds the body no more: noted, and done by checkpoint_write_releases(). */
+enum err checkpoint_write_release(struct checkpoint_write *write, uint64_t sequence) must_check;
+enum err checkpoint_write_releases(struct checkpoint_write *write) must_check;
 enum err checkpoint_write_holders(struct checkpoint_write *write, uint64_t sequence, uint32_t count) must_check;
+/* The position, last of all; state's bodies are counted first. (checkpoint_commit.c) */
+enum err checkpoint_write_meta(struct checkpoint_write *write, struct checkpoint_state *state) must_check;
 
 #endif

@@ -9,7 +9,7 @@
  *   removals of retained values              nothing older than what replay brought can come any more
  *   HOLDERS that say another number than there are chunks (damage only)
  *   bodies that nobody holds (damage only)   looked for when there are more bodies than messages
- * A body is read for its key only in that last case.
+ * Bodies are read only in that last case.
  *
  * Whether a want stands in a run: each session with runs has one of them in memory and a mark in it. Wants of a session come in ascending
  * order, its runs ascend too, so both are read forward side by side, and each run is read once. */
@@ -35,7 +35,7 @@ struct load_runs {
 
 struct load_note {
     enum kv_tree tree;
-    uint64_t a, b;     /* its key; of KV_BODIES a alone */
+    uint64_t a, b;     /* its key; of KV_BODIES a alone, the message */
     uint64_t sequence; /* KV_RETAINED: whose body it held, 0: none */
 };
 
@@ -48,7 +48,8 @@ struct load {
     struct checkpoint *checkpoint;
     const struct checkpoint_loader *loader;
     struct kv_txn *txn;
-    size_t slice; /* entries read in this transaction */
+    struct buf row; /* a copy */
+    size_t slice;   /* entries read in this transaction */
 
     struct load_note *notes;
     size_t note_count, note_capacity;
@@ -66,8 +67,9 @@ struct load {
     uint64_t run_session, run_last; /* of the session whose runs are walked: its number, its newest position in a run */
     bool run_session_exists;
 
-    uint64_t sequence, want_last; /* of the message whose chunks are walked, 0: of none; its last recipient */
-    uint32_t chunk_count;         /* of it, so far */
+    uint64_t sequence;                 /* of the message whose chunks are walked; 0: of none */
+    uint32_t chunk_count;              /* of it, so far */
+    uint64_t last_sequence, last_want; /* the want given out last */
 
     bool is_in_holders; /* a walk of HOLDERS stands at: */
     uint64_t holders_sequence;
@@ -76,6 +78,7 @@ struct load {
     bool is_holders_over;
 
     uint64_t messages;     /* sequences that chunks or retained values name */
+    uint64_t bodies;       /* as they were counted, if they were */
     uint64_t bodies_freed; /* by what was removed */
     bool is_retained_damaged;
     uint64_t session_count, retained_count;
@@ -102,9 +105,9 @@ static enum err remove_noted(struct checkpoint_write *write, const struct load_n
 {
     uint8_t key[16];
     if (noted->tree == KV_BODIES)
-        return kv_del(write->txn, noted->tree, kv_key_u64(key, noted->a));
+        return checkpoint_write_release(write, noted->a);
     enum err err = kv_del(write->txn, noted->tree, kv_key_u64_u64(key, noted->a, noted->b));
-    return !err && noted->sequence ? checkpoint_write_release(write, noted->sequence, 1) : err;
+    return !err && noted->sequence ? checkpoint_write_release(write, noted->sequence) : err;
 }
 
 static enum err remove_all(struct load *load, struct checkpoint_write *write)
@@ -117,7 +120,7 @@ static enum err remove_all(struct load *load, struct checkpoint_write *write)
         err = checkpoint_write_acks(write, load->acks, load->ack_count);
     for (size_t i = 0; !err && i < load->note_count; i++)
         err = remove_noted(write, &load->notes[i]);
-    return err;
+    return err ? err : checkpoint_write_releases(write);
 }
 
 /* What was noted. Without space for it the next load tries again. */
@@ -126,17 +129,22 @@ static enum err clean(struct load *load)
     if (load->note_count == 0 && load->ack_count == 0 && load->count_count == 0)
         return ERR_OK;
     struct checkpoint_write write;
+    struct checkpoint_state state = load->checkpoint->state;
     enum err err = checkpoint_write_begin(&write, load->checkpoint);
     if (!err) {
         err = remove_all(load, &write);
+        if (!err && write.bodies_freed > 0)
+            err = checkpoint_write_meta(&write, &state);
         if (err)
             kv_abort(write.txn);
         else
             err = kv_commit(write.txn);
         CRASH_POINT("checkpoint_load_cleaned"); /* a part of it */
     }
-    if (!err)
+    if (!err) {
         load->bodies_freed += write.bodies_freed;
+        load->checkpoint->state = state;
+    }
     load->note_count = load->ack_count = load->count_count = 0;
     return err == ERR_NOSPACE ? ERR_OK : err;
 }
@@ -538,55 +546,95 @@ static enum err call_on_want(struct load *load, uint64_t sequence, const struct 
     return err;
 }
 
-/* All of it before any of it is given out: recipients ascend, from the one in the key on, behind those of the chunk before. */
-static enum err check_chunk(struct span recipients, uint64_t first, uint64_t *last)
+/* All of it before any of it is given out: wants ascend by message and session, from the one in the key on, behind those of the row before.
+ */
+static enum err check_row(const struct load *load, struct span key, struct span value)
 {
-    uint64_t at = *last;
-    if (first <= at)
-        return ERR_CORRUPT;
-    at = first - 1;
-    struct record_recipient recipient;
+    struct checkpoint_row row = checkpoint_row_read(key, value);
+    struct checkpoint_wants wants;
+    uint64_t sequence = load->last_sequence, session = load->last_want, first = kv_key_read_u64(key.data + 8);
     enum err err;
-    while ((err = record_recipient_next(&recipient, &recipients)) == ERR_OK) {
-        if (recipient.session <= at)
-            return ERR_CORRUPT;
-        at = recipient.session;
+    while ((err = checkpoint_row_next_wants(&row, &wants)) == ERR_OK) {
+        struct record_recipient recipient;
+        while ((err = record_recipient_next(&recipient, &wants.recipients)) == ERR_OK) {
+            if (wants.sequence < sequence || (wants.sequence == sequence && recipient.session <= session) ||
+                (wants.sequence == kv_key_read_u64(key.data) && recipient.session < first))
+                return ERR_CORRUPT;
+            sequence = wants.sequence;
+            session = recipient.session;
+        }
+        if (err != ERR_AGAIN)
+            return err;
     }
-    *last = at;
     return err == ERR_AGAIN ? ERR_OK : err;
 }
 
-static enum err on_chunk(struct load *load, enum err err, struct span key, struct span value)
+/* A chunk of this message stands here. */
+static enum err begin_chunk(struct load *load, uint64_t sequence)
 {
-    uint64_t sequence = kv_key_read_u64(key.data);
     if (sequence != load->sequence) {
-        enum err finished = finish_message(load);
-        if (finished)
-            return finished;
+        enum err err = finish_message(load);
+        if (err)
+            return err;
         load->sequence = sequence;
         load->chunk_count = 0;
-        load->want_last = 0;
     }
     load->chunk_count++;
-    struct checkpoint_chunk chunk;
-    if (!err)
-        err = sequence != 0 ? checkpoint_chunk_decode(&chunk, value) : ERR_CORRUPT;
-    if (!err)
-        err = check_chunk(chunk.recipients, kv_key_read_u64(key.data + 8), &load->want_last);
-    if (err) {
-        on_corrupt(load, KV_RECIPIENTS, key);
-        return ERR_OK;
-    }
-    uint32_t cost = checkpoint_cost(chunk.content_bytes);
+    return ERR_OK;
+}
+
+static enum err on_wants(struct load *load, const struct checkpoint_wants *wants)
+{
+    uint32_t cost = checkpoint_cost(wants->content_bytes);
     struct record_recipient recipient;
-    while (!err && record_recipient_next(&recipient, &chunk.recipients) == ERR_OK)
-        err = call_on_want(load, sequence, &recipient, cost);
+    struct span rest = wants->recipients;
+    enum err err = begin_chunk(load, wants->sequence);
+    while (!err && record_recipient_next(&recipient, &rest) == ERR_OK) {
+        err = call_on_want(load, wants->sequence, &recipient, cost);
+        load->last_sequence = wants->sequence;
+        load->last_want = recipient.session;
+    }
+    return err;
+}
+
+/* A row that is read while other things are looked up: in a transaction that could write it would not last. */
+static enum err keep_row(struct load *load, struct span *key, struct span *value)
+{
+    if (!load->txn->is_write)
+        return ERR_OK;
+    size_t key_size = key->size;
+    buf_clear(&load->row);
+    buf_put_span(&load->row, *key);
+    buf_put_span(&load->row, *value);
+    if (load->row.err)
+        return load->row.err;
+    *key = span_of(load->row.data, key_size);
+    *value = span_of(load->row.data + key_size, load->row.size - key_size);
+    return ERR_OK;
+}
+
+static enum err on_row(struct load *load, enum err err, struct span key, struct span value)
+{
+    enum err kept = keep_row(load, &key, &value);
+    if (kept)
+        return kept;
+    uint64_t first = kv_key_read_u64(key.data);
+    if (!err)
+        err = check_row(load, key, value);
+    if (err) { /* nobody knows whose wants they were, but of the first */
+        on_corrupt(load, KV_RECIPIENTS, key);
+        return first != 0 && first >= load->last_sequence ? begin_chunk(load, first) : ERR_OK;
+    }
+    struct checkpoint_row row = checkpoint_row_read(key, value);
+    struct checkpoint_wants wants;
+    while (!err && checkpoint_row_next_wants(&row, &wants) == ERR_OK)
+        err = on_wants(load, &wants);
     return err;
 }
 
 static enum err load_wants(struct load *load)
 {
-    enum err err = walk(load, &(struct load_tree){KV_RECIPIENTS, 16, on_chunk, finish_message});
+    enum err err = walk(load, &(struct load_tree){KV_RECIPIENTS, 16, on_row, finish_message});
     if (!err)
         err = finish_message(load);
     load->messages += load->held_count - load->held_at;
@@ -619,36 +667,59 @@ static enum err on_retained(struct load *load, enum err err, struct span key, st
 
 /* --- bodies -------------------------------------------------------------------------------------------------------------------------- */
 
-static enum err on_body(struct load *load, enum err err, struct span key, struct span value)
+/* A row that cannot be read may say so. */
+static enum err is_wanted(struct load *load, uint64_t sequence, bool *is_wanted_out)
 {
-    (void)err;
-    (void)value;
-    uint64_t sequence = kv_key_read_u64(key.data);
-    if (load->held_count > 0 && bsearch(&sequence, load->held, load->held_count, sizeof *load->held, compare_u64))
-        return ERR_OK;
     uint8_t from[16];
-    struct span found, chunk;
-    err = kv_seek(load->txn, KV_RECIPIENTS, kv_key_u64_u64(from, sequence, 0), &found, &chunk);
-    if (err && err != ERR_NOTFOUND && found.size == 0)
-        return err;
-    if (found.size == 16 && kv_key_read_u64(found.data) == sequence)
+    struct span key, value;
+    struct checkpoint_wants wants;
+    enum err err = kv_floor(load->txn, KV_RECIPIENTS, kv_key_u64_u64(from, sequence, UINT64_MAX), &key, &value);
+    *is_wanted_out = err == ERR_CORRUPT && key.size > 0;
+    if (err)
+        return err == ERR_NOTFOUND || *is_wanted_out ? ERR_OK : err;
+    if (key.size != 16)
         return ERR_OK;
-    return note(load, KV_BODIES, sequence, 0, 0);
+    struct checkpoint_row row = checkpoint_row_read(key, value);
+    while ((err = checkpoint_row_next_wants(&row, &wants)) == ERR_OK && wants.sequence < sequence)
+        ;
+    *is_wanted_out = err == ERR_CORRUPT || (!err && wants.sequence == sequence);
+    return ERR_OK;
+}
+
+static enum err on_bodies(struct load *load, enum err err, struct span key, struct span value)
+{
+    if (err)
+        return ERR_OK;
+    err = keep_row(load, &key, &value);
+    if (err)
+        return err;
+    struct checkpoint_row row = checkpoint_row_read(key, value);
+    struct span record;
+    while ((err = checkpoint_row_next_body(&row, &record)) == ERR_OK) {
+        bool is_held = load->held_count > 0 && bsearch(&row.sequence, load->held, load->held_count, sizeof *load->held, compare_u64);
+        load->bodies++;
+        err = is_held ? ERR_OK : is_wanted(load, row.sequence, &is_held);
+        if (!err && !is_held)
+            err = note(load, KV_BODIES, row.sequence, 0, 0);
+        if (err)
+            return err;
+    }
+    return ERR_OK;
 }
 
 /* Are there more bodies than messages? A retained value that cannot be read may hold one: then none is removed. */
 static enum err load_bodies(struct load *load)
 {
-    struct kv_stats stats;
+    struct checkpoint_state *state = &load->checkpoint->state;
     enum err err = end_slice(load);
-    if (!err)
-        err = kv_get_stats(load->checkpoint->kv, &stats);
-    if (err == ERR_FULL) /* other processes read: the next start looks */
-        return ERR_OK;
-    if (err || load->is_retained_damaged || stats.entries[KV_BODIES] + load->bodies_freed <= load->messages)
+    if (err || load->is_retained_damaged || state->body_count + load->bodies_freed <= load->messages)
         return err;
-    err = walk(load, &(struct load_tree){KV_BODIES, 8, on_body, NULL});
-    return err ? err : end_slice(load);
+    load->bodies_freed = 0;
+    err = walk(load, &(struct load_tree){KV_BODIES, 8, on_bodies, NULL});
+    if (!err)
+        err = end_slice(load);
+    state->body_count = load->bodies - load->bodies_freed;
+    return err;
 }
 
 /* --- all ----------------------------------------------------------------------------------------------------------------------------- */
@@ -656,6 +727,7 @@ static enum err load_bodies(struct load *load)
 static void free_load(struct load *load)
 {
     kv_abort(load->txn);
+    buf_deinit(&load->row);
     for (size_t i = 0; i < load->run_slots; i++)
         free(load->runs[i].positions);
     free(load->runs);
@@ -669,6 +741,7 @@ enum err checkpoint_load(struct checkpoint *checkpoint, const struct checkpoint_
 {
     CHECK(delta_is_empty(&checkpoint->delta));
     struct load load = {.checkpoint = checkpoint, .loader = loader};
+    buf_init(&load.row, KV_VALUE_MAX);
     CRASH_POINT("checkpoint_load");
     enum err err = load_held(&load);
     if (!err)

@@ -4,29 +4,30 @@
 #include "common/hash.h"
 #include "common/position_list.h"
 
-enum err checkpoint_chunk_decode(struct checkpoint_chunk *chunk_out, struct span value)
-{
-    if (value.size < CHECKPOINT_CHUNK_HEAD)
-        return ERR_CORRUPT;
-    chunk_out->content_bytes = load_le32(value.data);
-    chunk_out->recipients = span_of(value.data + CHECKPOINT_CHUNK_HEAD, value.size - CHECKPOINT_CHUNK_HEAD);
-    return chunk_out->content_bytes <= RECORD_SIZE_MAX ? ERR_OK : ERR_CORRUPT;
-}
-
-enum err checkpoint_find_want(struct kv_txn *txn, struct checkpoint_want *want_out, uint64_t session, uint64_t sequence)
+/* The row of RECIPIENTS in which the want stands if it stands anywhere, up to the message. */
+static enum err find_wants(struct kv_txn *txn, struct checkpoint_wants *wants_out, uint64_t session, uint64_t sequence)
 {
     uint8_t bytes[16];
     struct span key, value;
     enum err err = kv_floor(txn, KV_RECIPIENTS, kv_key_u64_u64(bytes, sequence, session), &key, &value);
-    if (key.size == 16 && kv_key_read_u64(key.data) != sequence)
-        return ERR_NOTFOUND; /* another message's, whole or damaged */
-    struct checkpoint_chunk chunk;
-    if (!err)
-        err = key.size == 16 ? checkpoint_chunk_decode(&chunk, value) : ERR_CORRUPT;
+    if (err)
+        return err;
+    if (key.size != 16)
+        return ERR_CORRUPT;
+    struct checkpoint_row row = checkpoint_row_read(key, value);
+    while ((err = checkpoint_row_next_wants(&row, wants_out)) == ERR_OK && wants_out->sequence < sequence)
+        ;
+    return err == ERR_AGAIN || (!err && wants_out->sequence != sequence) ? ERR_NOTFOUND : err;
+}
+
+enum err checkpoint_find_want(struct kv_txn *txn, struct checkpoint_want *want_out, uint64_t session, uint64_t sequence)
+{
+    struct checkpoint_wants wants;
+    enum err err = find_wants(txn, &wants, session, sequence);
     if (err)
         return err;
     struct record_recipient recipient;
-    while ((err = record_recipient_next(&recipient, &chunk.recipients)) == ERR_OK && recipient.session < session)
+    while ((err = record_recipient_next(&recipient, &wants.recipients)) == ERR_OK && recipient.session < session)
         ;
     if (err == ERR_AGAIN || (!err && recipient.session != session))
         return ERR_NOTFOUND;
@@ -38,12 +39,20 @@ enum err checkpoint_find_want(struct kv_txn *txn, struct checkpoint_want *want_o
 
 enum err checkpoint_find_body(struct kv_txn *txn, struct record *rec_out, uint64_t sequence)
 {
-    uint8_t key[8];
-    struct span value;
-    enum err err = kv_get(txn, KV_BODIES, kv_key_u64(key, sequence), &value);
+    uint8_t bytes[8];
+    struct span key, value, body;
+    enum err err = kv_floor(txn, KV_BODIES, kv_key_u64(bytes, sequence), &key, &value);
     if (err)
         return err;
-    err = record_decode(rec_out, value);
+    if (key.size != 8)
+        return ERR_CORRUPT;
+    struct checkpoint_row row = checkpoint_row_read(key, value);
+    while ((err = checkpoint_row_next_body(&row, &body)) == ERR_OK && row.sequence < sequence)
+        ;
+    if (err == ERR_AGAIN || (!err && row.sequence != sequence))
+        return ERR_NOTFOUND;
+    if (!err)
+        err = record_decode(rec_out, body);
     return err || rec_out->type != RECORD_PUBLISH ? ERR_CORRUPT : ERR_OK;
 }
 
@@ -135,16 +144,35 @@ enum err checkpoint_find_retained(struct kv_txn *txn, struct checkpoint_retained
 
 /* --- structure ----------------------------------------------------------------------------------------------------------------------- */
 
-static enum err check_recipients(struct span recipients, uint64_t first)
+static enum err check_wants(struct span key, struct span value)
 {
-    struct record_recipient recipient;
-    uint64_t last = 0;
+    struct checkpoint_row row = checkpoint_row_read(key, value);
+    struct checkpoint_wants wants;
+    uint64_t first = kv_key_read_u64(key.data + 8);
     enum err err;
-    while ((err = record_recipient_next(&recipient, &recipients)) == ERR_OK) {
-        if (recipient.session < first || recipient.session <= last)
-            return ERR_CORRUPT;
-        last = recipient.session;
+    while ((err = checkpoint_row_next_wants(&row, &wants)) == ERR_OK) {
+        struct record_recipient recipient;
+        uint64_t last = wants.sequence == kv_key_read_u64(key.data) && first > 0 ? first - 1 : 0;
+        while ((err = record_recipient_next(&recipient, &wants.recipients)) == ERR_OK) {
+            if (recipient.session <= last)
+                return ERR_CORRUPT;
+            last = recipient.session;
+        }
+        if (err != ERR_AGAIN)
+            return err;
     }
+    return err == ERR_AGAIN ? ERR_OK : err;
+}
+
+static enum err check_bodies(struct span key, struct span value)
+{
+    struct checkpoint_row row = checkpoint_row_read(key, value);
+    struct span body;
+    struct record rec;
+    enum err err;
+    while ((err = checkpoint_row_next_body(&row, &body)) == ERR_OK)
+        if (record_decode(&rec, body) != ERR_OK || rec.type != RECORD_PUBLISH)
+            return ERR_CORRUPT;
     return err == ERR_AGAIN ? ERR_OK : err;
 }
 
@@ -153,11 +181,8 @@ enum err checkpoint_check_entry(enum kv_tree tree, struct span key, struct span 
     uint64_t sequences[CHECKPOINT_RUN];
     uint32_t count;
     struct session_value session;
-    struct checkpoint_chunk chunk;
     struct checkpoint_retained retained;
     struct checkpoint_state state;
-    struct record rec;
-    enum err err = ERR_OK;
     size_t key_size = tree == KV_RECIPIENTS || tree == KV_RUNS || tree == KV_RETAINED ? 16 : 8;
     if (tree != KV_META && key.size != key_size)
         return ERR_CORRUPT;
@@ -165,11 +190,9 @@ enum err checkpoint_check_entry(enum kv_tree tree, struct span key, struct span 
     case KV_SESSIONS:
         return session_value_decode(&session, value);
     case KV_RECIPIENTS:
-        err = checkpoint_chunk_decode(&chunk, value);
-        return err ? err : check_recipients(chunk.recipients, kv_key_read_u64(key.data + 8));
+        return check_wants(key, value);
     case KV_BODIES:
-        err = record_decode(&rec, value);
-        return err || rec.type != RECORD_PUBLISH ? ERR_CORRUPT : ERR_OK;
+        return check_bodies(key, value);
     case KV_HOLDERS:
         return value.size == 4 && load_le32(value.data) > 1 ? ERR_OK : ERR_CORRUPT;
     case KV_RUNS:
@@ -206,15 +229,16 @@ void checkpoint_state_encode(uint8_t value_out[CHECKPOINT_STATE_SIZE], const str
     at = put_u64(at, state->session_count);
     at = put_u64(at, state->retained_count);
     at = put_u64(at, (uint64_t)state->steady_ns);
-    put_u64(at, (uint64_t)state->wall_ns);
+    at = put_u64(at, (uint64_t)state->wall_ns);
+    put_u64(at, state->body_count);
 }
 
 enum err checkpoint_state_decode(struct checkpoint_state *state_out, struct span value)
 {
     if (value.size != CHECKPOINT_STATE_SIZE)
         return ERR_CORRUPT;
-    uint64_t numbers[11];
-    for (size_t i = 0; i < 11; i++)
+    uint64_t numbers[12];
+    for (size_t i = 0; i < 12; i++)
         numbers[i] = load_le64(value.data + 4 + 8 * i);
     *state_out = (struct checkpoint_state){
         .broker_id = numbers[0],
@@ -227,6 +251,7 @@ enum err checkpoint_state_decode(struct checkpoint_state *state_out, struct span
         .retained_count = numbers[8],
         .steady_ns = (int64_t)numbers[9],
         .wall_ns = (int64_t)numbers[10],
+        .body_count = numbers[11],
     };
     return ERR_OK;
 }

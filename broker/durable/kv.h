@@ -28,8 +28,8 @@
 enum kv_tree {
     KV_META,       /* name -> what describes the whole: format, identity, position applied */
     KV_SESSIONS,   /* session number -> the shortest list of records that makes the session */
-    KV_RECIPIENTS, /* sequence, first session number -> up to CHECKPOINT_CHUNK sessions that still want the message, ascending */
-    KV_BODIES,     /* sequence -> the message as a record without recipients */
+    KV_RECIPIENTS, /* sequence, first session number -> a row of messages, each with sessions that still want it, ascending */
+    KV_BODIES,     /* sequence -> a row of messages as records without recipients */
     KV_HOLDERS,    /* sequence -> how many chunks (and the retained tree) still hold the body; absent: one */
     KV_RUNS,       /* session number, first sequence -> positions of older messages of a long queue */
     KV_RETAINED,   /* hash of the topic -> topic, retained number, sequence; or a removal */
@@ -78,6 +78,9 @@ struct kv_txn {
         bool is_set, is_stale;
         uint8_t key_size;
         uint8_t key[KV_KEY_MAX];
+        /* Read transactions: the value whose CRC was looked at last. Nothing changes under them, so it is not looked at again: values of
+         * several messages are read for one after the other. */
+        struct span checked;
     } places[KV_TREE_COUNT];
 };
 

@@ -177,11 +177,11 @@ void checkpoint_damage_text(char text_out[CHECKPOINT_LOOK_TEXT], const struct ch
         snprintf(text_out, size, "session %" PRIu64 ": its client id, subscriptions, will and open QoS 2 exchanges", first);
         break;
     case KV_RECIPIENTS:
-        snprintf(text_out, size, "who still wants message %" PRIu64 ": session %" PRIu64 " and up to %d others", first, second,
-                 CHECKPOINT_CHUNK - 1);
+        snprintf(text_out, size, "who still wants message %" PRIu64 " (session %" PRIu64 " and others), and up to %d messages behind it",
+                 first, second, CHECKPOINT_ROW_WANTS - 1);
         break;
     case KV_BODIES:
-        snprintf(text_out, size, "topic and payload of message %" PRIu64, first);
+        snprintf(text_out, size, "topic and payload of message %" PRIu64 ", and of small ones behind it", first);
         break;
     case KV_HOLDERS:
         snprintf(text_out, size, "by how many message %" PRIu64 " is held", first);

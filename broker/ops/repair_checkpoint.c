@@ -142,7 +142,8 @@ struct salvage {
     struct kv_txn *read, *write;
     uint64_t written_bytes; /* in this transaction */
     uint64_t kept, left_out;
-    uint64_t without_body; /* chunks of messages whose body is gone */
+    uint64_t without_body;         /* chunks of messages whose body is gone */
+    struct checkpoint_row_out row; /* that is written */
 };
 
 static enum err salvage_commit(struct salvage *salvage)
@@ -153,18 +154,36 @@ static enum err salvage_commit(struct salvage *salvage)
     return err ? err : kv_begin(salvage->to, &salvage->write, true);
 }
 
+static bool has_body(struct salvage *salvage, uint64_t sequence)
+{
+    struct record ignored;
+    return checkpoint_find_body(salvage->write, &ignored, sequence) != ERR_NOTFOUND;
+}
+
+/* A row of RECIPIENTS without the messages of which nothing is left, into salvage->row. */
+static void drop_bodiless(struct salvage *salvage, struct span key, struct span value)
+{
+    struct checkpoint_row row = checkpoint_row_read(key, value);
+    struct checkpoint_wants wants;
+    checkpoint_row_begin(&salvage->row, kv_key_read_u64(key.data), kv_key_read_u64(key.data + 8));
+    while (checkpoint_row_next_wants(&row, &wants) == ERR_OK) {
+        if (has_body(salvage, wants.sequence)) {
+            checkpoint_row_put_wants(&salvage->row, wants.sequence, wants.content_bytes, wants.recipients.size);
+            buf_put_span(&salvage->row.buf, wants.recipients);
+        } else {
+            salvage->without_body++;
+        }
+    }
+}
+
 /* Who wants a message of which nothing is left wants nothing. Bodies come before all that names them. What else does not fit afterwards (by
  * how many a body is held, wants of sessions that are gone) the next load puts right. */
 static bool is_bodiless(struct salvage *salvage, enum kv_tree tree, struct span key, struct span value)
 {
     struct checkpoint_retained retained;
-    struct span ignored, body = span_of(key.data, key.size < 8 ? key.size : 8);
-    uint8_t bytes[8];
     if (tree == KV_RETAINED && checkpoint_retained_decode(&retained, value) == ERR_OK && retained.sequence)
-        body = kv_key_u64(bytes, retained.sequence);
-    else if (tree != KV_RECIPIENTS && tree != KV_HOLDERS)
-        return false;
-    return kv_get(salvage->write, KV_BODIES, body, &ignored) == ERR_NOTFOUND;
+        return !has_body(salvage, retained.sequence);
+    return tree == KV_HOLDERS && key.size == 8 && !has_body(salvage, kv_key_read_u64(key.data));
 }
 
 static enum err salvage_value(struct salvage *salvage, enum kv_tree tree, struct span key, struct span value)
@@ -172,6 +191,12 @@ static enum err salvage_value(struct salvage *salvage, enum kv_tree tree, struct
     if (is_bodiless(salvage, tree, key, value)) {
         salvage->without_body++;
         return ERR_OK;
+    }
+    if (tree == KV_RECIPIENTS && key.size == 16) {
+        drop_bodiless(salvage, key, value);
+        if (salvage->row.buf.err || checkpoint_row_is_empty(&salvage->row))
+            return salvage->row.buf.err;
+        value = buf_span(&salvage->row.buf);
     }
     enum err err = kv_put(salvage->write, tree, key, value);
     salvage->kept += !err;
@@ -257,8 +282,10 @@ static void salvage_all(void *arg)
     salvage->err = kv_lmdb_open(&salvage->from, &options, &salvage->why);
     if (!salvage->err)
         salvage->err = open_new(salvage->repair, &salvage->to, path);
+    checkpoint_row_init(&salvage->row);
     if (!salvage->err)
         salvage->err = salvage_trees(salvage);
+    checkpoint_row_deinit(&salvage->row);
     kv_close(salvage->from);
     kv_close(salvage->to);
 }

@@ -1,6 +1,7 @@
 /* The checkpoint over a database in memory: each rule as a case of its own, then any stream of records against a model that is nothing but
  * arrays, with commits, failures and crashes in between. */
 #include "broker/durable/checkpoint.h"
+#include "broker/durable/checkpoint_row.h"
 
 #include "broker/core/msg.h"
 #include "common/hash.h"
@@ -136,11 +137,56 @@ static void session(struct bench *b, uint64_t number, bool is_connected)
                              .options = 60 | (is_connected ? RECORD_SESSION_CONNECTED : 0) | UINT64_C(5) << RECORD_SESSION_PROTOCOL_SHIFT});
 }
 
-static uint64_t entries(struct bench *b, enum kv_tree tree)
+static uint64_t take_number(struct span *rest)
+{
+    uint64_t number = 0;
+    size_t used = varint_get(&number, rest->data, rest->data + rest->size);
+    assert_true(used > 0);
+    *rest = span_of(rest->data + used, rest->size - used);
+    return number;
+}
+
+/* Messages in a row, as docs/formats.md has it. */
+static uint64_t row_messages(enum kv_tree tree, struct span key, struct span value)
+{
+    uint64_t count = 0, sequence = kv_key_read_u64(key.data);
+    for (; value.size > 0; count++) {
+        uint64_t step = take_number(&value);
+        assert_true(step > 0 || count == 0);
+        sequence += step;
+        assert_true(sequence > 0);
+        if (tree == KV_RECIPIENTS)
+            take_number(&value);
+        size_t size = tree == KV_RECIPIENTS ? take_number(&value) : load_le32(value.data);
+        assert_in_range(size, 1, value.size);
+        value = span_of(value.data + size, value.size - size);
+    }
+    assert_true(count > 0);
+    return count;
+}
+
+static uint64_t rows(struct bench *b, enum kv_tree tree)
 {
     struct kv_stats stats;
     OK(kv_get_stats(b->kv, &stats));
     return stats.entries[tree];
+}
+
+/* What a tree has: bodies, chunks, or values. */
+static uint64_t entries(struct bench *b, enum kv_tree tree)
+{
+    struct kv_txn *txn;
+    struct span key, value;
+    uint64_t count = 0;
+    if (tree != KV_BODIES && tree != KV_RECIPIENTS)
+        return rows(b, tree);
+    OK(kv_begin(b->kv, &txn, false));
+    enum err err = kv_seek(txn, tree, span_of(NULL, 0), &key, &value);
+    for (; !err; err = kv_next(txn, tree, &key, &value))
+        count += row_messages(tree, key, value);
+    assert_int_equal(err, ERR_NOTFOUND);
+    kv_abort(txn);
+    return count;
 }
 
 static enum err find_want(struct bench *b, uint64_t number, uint64_t sequence)
@@ -885,7 +931,8 @@ static void put_other(struct bench *b, const char *topic, uint64_t slot, const c
     memcpy(value + 32, other, strlen(other));
     OK(kv_begin(b->kv, &txn, true));
     OK(kv_put(txn, KV_RETAINED, retained_key(key, topic, slot), span_of(value, 32 + strlen(other))));
-    OK(kv_put(txn, KV_BODIES, kv_key_u64(key, sequence), S("x")));
+    static const uint8_t body[] = {0x00, 0x0b, 0x00, 0x00, 0x00, 0x01, 0x41, 0x01, 0x74, 0x49, 0x01, 0x78};
+    OK(kv_put(txn, KV_BODIES, kv_key_u64(key, sequence), span_of(body, sizeof body)));
     OK(kv_commit(txn));
 }
 
@@ -966,14 +1013,15 @@ static void what_nobody_is_there_for_is_removed(void **state)
 static void bodies_and_counts_that_damage_left_behind_are_put_right(void **state)
 {
     struct bench *b = (struct bench *)*state;
-    uint8_t key[8], two[4] = {2};
+    uint8_t key[16], two[4] = {2};
     publish(b, 1, 1);
-    uint64_t wide = publish(b, 1, 300);
+    uint64_t wide = publish(b, 1, 300), lost = publish(b, 500, CHECKPOINT_ROW_WANTS + 1);
     commit(b);
+    assert_int_equal(entries(b, KV_BODIES), 3);
     struct kv_txn *txn;
     OK(kv_begin(b->kv, &txn, true));
-    OK(kv_put(txn, KV_BODIES, kv_key_u64(key, 77), S("whose?")));
-    OK(kv_put(txn, KV_HOLDERS, kv_key_u64(key, 77), span_of(two, 4)));
+    OK(kv_del(txn, KV_RECIPIENTS, kv_key_u64_u64(key, lost, 500)));
+    OK(kv_put(txn, KV_HOLDERS, kv_key_u64(key, lost), span_of(two, 4)));
     OK(kv_put(txn, KV_HOLDERS, kv_key_u64(key, 1), span_of(two, 4)));
     OK(kv_del(txn, KV_HOLDERS, kv_key_u64(key, wide)));
     OK(kv_commit(txn));
@@ -1015,7 +1063,7 @@ static void damaged_values_are_left_out_and_told(void **state)
                                      "want 2 of 4 qos 1 cost 8 run\nretained u number 2 of 6 cost 2 expiry 0\n");
     assert_int_equal(loaded.corrupt, 3);
     assert_int_equal(STAT(b, corrupt), 3);
-    assert_true(sim_kv_flip(b->sim, KV_RECIPIENTS, kv_key_u64_u64(key, s2, 2), 0));
+    assert_true(sim_kv_flip(b->sim, KV_RECIPIENTS, kv_key_u64_u64(key, s1, 1), 0)); /* the row of both */
     bench_crash(b);
     struct loaded again = {.known = (const uint64_t[]){2, 0}};
     OK(try_load(b, &again));
@@ -1170,9 +1218,9 @@ static void values_are_as_in_the_example_of_the_formats_document(void **state)
     static const uint8_t session_value[] = {0x13, 0x00, 0x00, 0x00, 0x03, 0x02, 0xd0, 0x0f, 0x0e, 0xbc, 0x80, 0x80, 0x80, 0x90,
                                             0xa0, 0x01, 0x43, 0x01, 0x63, 0x0c, 0x00, 0x00, 0x00, 0x05, 0x0e, 0x01, 0x41, 0x03,
                                             0x61, 0x2f, 0x23, 0x09, 0x00, 0x00, 0x00, 0x0b, 0x04, 0x05, 0x0d, 0x2a};
-    static const uint8_t chunk[] = {0x05, 0x00, 0x00, 0x00, 0x07, 0x02, 0x01, 0x00, 0x09, 0x01, 0x00, 0x01, 0x05};
-    static const uint8_t body[] = {0x15, 0x00, 0x00, 0x00, 0x01, 0x01, 0x06, 0x02, 0xd0, 0x0f, 0x05,
-                                   0x03, 0x41, 0x03, 0x61, 0x2f, 0x62, 0x49, 0x02, 0x68, 0x69};
+    static const uint8_t chunk[] = {0x00, 0x05, 0x09, 0x07, 0x02, 0x01, 0x00, 0x09, 0x01, 0x00, 0x01, 0x05};
+    static const uint8_t body[] = {0x00, 0x15, 0x00, 0x00, 0x00, 0x01, 0x01, 0x06, 0x02, 0xd0, 0x0f,
+                                   0x05, 0x03, 0x41, 0x03, 0x61, 0x2f, 0x62, 0x49, 0x02, 0x68, 0x69};
     static const uint8_t holders[] = {0x02, 0x00, 0x00, 0x00};
     static const uint8_t run[] = {0x54, 0x02};
     static struct recipients to;
@@ -1206,6 +1254,133 @@ static void values_are_as_in_the_example_of_the_formats_document(void **state)
     assert_value(b, KV_BODIES, kv_key_u64(key, 42), body, sizeof body);
     assert_value(b, KV_HOLDERS, kv_key_u64(key, 42), holders, sizeof holders);
     assert_value(b, KV_RUNS, kv_key_u64_u64(key, 9, 42), run, sizeof run);
+}
+
+/* --- rows ---------------------------------------------------------------------------------------------------------------------------- */
+
+#define R_MESSAGES 600
+#define R_SESSIONS 6
+
+struct row_message {
+    size_t size; /* of its payload */
+    bool wants[R_SESSIONS];
+};
+
+static uint8_t row_payload(uint64_t sequence, size_t at) { return (uint8_t)(sequence * 31 + at); }
+
+static uint64_t publish_sized(struct bench *b, struct check_random *random, struct row_message *message)
+{
+    static struct recipients to;
+    static uint8_t payload[20000];
+    to.size = 0;
+    message->size = check_random_chance(random, 1, 8) ? check_random_below(random, sizeof payload) : check_random_below(random, 700);
+    for (uint64_t i = 0; i < R_SESSIONS; i++) {
+        message->wants[i] = i == 0 || check_random_chance(random, 1, 4);
+        if (message->wants[i])
+            recipients_add(&to, i + 1, 1, span_of(NULL, 0));
+    }
+    for (size_t i = 0; i < message->size; i++)
+        payload[i] = row_payload(b->sequence + 1, i);
+    return apply(b, (struct record){.type = RECORD_PUBLISH,
+                                    .topic = S("t"),
+                                    .payload = span_of(payload, message->size),
+                                    .recipients = span_of(to.bytes, to.size)});
+}
+
+static uint64_t check_messages(struct bench *b, const struct row_message *messages, uint64_t count)
+{
+    struct kv_txn *txn;
+    uint64_t wanted = 0;
+    OK(kv_begin(b->kv, &txn, false));
+    for (uint64_t sequence = 1; sequence <= count; sequence++) {
+        struct checkpoint_want want;
+        struct record rec;
+        bool is_wanted = false;
+        for (uint64_t i = 0; i < R_SESSIONS; i++) {
+            assert_int_equal(checkpoint_find_want(txn, &want, i + 1, sequence), messages[sequence].wants[i] ? ERR_OK : ERR_NOTFOUND);
+            is_wanted = is_wanted || messages[sequence].wants[i];
+        }
+        assert_int_equal(checkpoint_find_body(txn, &rec, sequence), is_wanted ? ERR_OK : ERR_NOTFOUND);
+        wanted += is_wanted;
+        if (!is_wanted)
+            continue;
+        assert_int_equal(rec.payload.size, messages[sequence].size);
+        for (size_t i = 0; i < rec.payload.size; i++)
+            assert_int_equal(rec.payload.data[i], row_payload(sequence, i));
+    }
+    kv_abort(txn);
+    return wanted;
+}
+
+/* Small and large, acknowledged in any order, all at once and one by one. */
+static void rows_give_up_what_ended_and_keep_the_rest(void **state)
+{
+    struct bench *b = (struct bench *)*state;
+    struct check_random random;
+    check_random_init(&random, check_random_seed(5));
+    struct row_message *messages = (struct row_message *)calloc(R_MESSAGES + 1, sizeof *messages);
+    uint64_t count = 0, sequence = 0;
+    while (count < R_MESSAGES) {
+        for (uint64_t i = check_random_below(&random, 200); i > 0 && count < R_MESSAGES; i--) {
+            count = publish_sized(b, &random, &messages[b->sequence + 1]);
+            if (b->sequence == R_MESSAGES)
+                break;
+        }
+        commit(b);
+        assert_int_equal(check_messages(b, messages, count), entries(b, KV_BODIES));
+    }
+    assert_in_range(rows(b, KV_RECIPIENTS), R_MESSAGES / CHECKPOINT_ROW_WANTS, R_MESSAGES / 8);
+    assert_in_range(rows(b, KV_BODIES), R_MESSAGES / 16, R_MESSAGES / 2);
+    for (int round = 0; entries(b, KV_BODIES) > 0; round++) {
+        uint32_t share = 1 + (uint32_t)check_random_below(&random, 20);
+        for (sequence = 1; sequence <= R_MESSAGES; sequence++) {
+            for (uint64_t i = 0; i < R_SESSIONS; i++) {
+                if (!check_random_chance(&random, 1, share) && round < 30)
+                    continue;
+                ack(b, i + 1, sequence); /* whether it wants it or not */
+                messages[sequence].wants[i] = false;
+            }
+        }
+        commit(b);
+        uint64_t wanted = check_messages(b, messages, R_MESSAGES);
+        assert_int_equal(wanted, entries(b, KV_BODIES));
+        assert_int_equal(wanted, checkpoint_state(b->checkpoint).body_count);
+    }
+    assert_int_equal(rows(b, KV_RECIPIENTS), 0);
+    assert_int_equal(rows(b, KV_BODIES), 0);
+    free(messages);
+}
+
+/* A damaged row takes those along that stand in it, and nobody else; it stays where it is. */
+static void a_damaged_row_of_bodies_is_one_row(void **state)
+{
+    struct bench *b = (struct bench *)*state;
+    uint8_t key[8];
+    uint64_t first = publish(b, 1, 1);
+    publish(b, 1, 1);
+    commit(b);
+    uint64_t other = publish(b, 1, 1);
+    commit(b);
+    assert_int_equal(rows(b, KV_BODIES), 2);
+    assert_true(sim_kv_flip(b->sim, KV_BODIES, kv_key_u64(key, first), 5));
+    struct kv_txn *txn;
+    struct record rec;
+    OK(kv_begin(b->kv, &txn, false));
+    assert_int_equal(checkpoint_find_body(txn, &rec, first), ERR_CORRUPT);
+    assert_int_equal(checkpoint_find_body(txn, &rec, first + 1), ERR_CORRUPT);
+    OK(checkpoint_find_body(txn, &rec, other));
+    kv_abort(txn);
+    for (uint64_t sequence = first; sequence <= other; sequence++)
+        ack(b, 1, sequence);
+    commit(b);
+    assert_int_equal(STAT(b, corrupt), 2);
+    assert_int_equal(rows(b, KV_RECIPIENTS), 0);
+    assert_int_equal(rows(b, KV_BODIES), 1);
+    bench_crash(b);
+    struct loaded loaded = {0};
+    OK(try_load(b, &loaded));
+    assert_int_equal(rows(b, KV_BODIES), 1);
+    assert_int_equal(checkpoint_state(b->checkpoint).body_count, 0);
 }
 
 /* --- any stream against a model ------------------------------------------------------------------------------------------------------- */
@@ -1732,6 +1907,7 @@ static void check_counts(struct world *w)
     assert_int_equal(entries(&w->b, KV_RETAINED), values);
     assert_int_equal(checkpoint_state(w->b.checkpoint).session_count, sessions);
     assert_int_equal(checkpoint_state(w->b.checkpoint).retained_count, values);
+    assert_int_equal(checkpoint_state(w->b.checkpoint).body_count, bodies);
 }
 
 static void check_load(struct world *w)
@@ -1879,6 +2055,8 @@ int main(void)
         CASE(what_all_acknowledge_within_a_delta_is_never_written),
         CASE(what_comes_and_goes_takes_no_room),
         CASE(a_body_stays_as_long_as_somebody_wants_it),
+        CASE(rows_give_up_what_ended_and_keep_the_rest),
+        CASE(a_damaged_row_of_bodies_is_one_row),
         CASE(wants_end_in_any_order_over_several_chunks),
         CASE(a_session_that_comes_twice_wants_it_once_at_the_greater_qos),
         CASE(a_record_below_the_position_changes_nothing),

@@ -282,9 +282,10 @@ static void damage_is_told_and_left_out(void **state)
     struct span at, value;
     struct kv_txn *txn;
     apply_session(b, 1);
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 4; i++) { /* each in rows of its own */
         asked[i] = apply_publish(b, 1, SPAN_LITERAL("payload"));
-    commit(b);
+        commit(b);
+    }
     assert_int_equal(checkpoint_put_run(b->checkpoint, 1, asked, 4), ERR_OK);
     commit(b);
     assert_true(sim_kv_flip(b->sim, KV_BODIES, kv_key_u64(key, asked[1]), 5));
