@@ -466,16 +466,17 @@ uint64_t log_writer_room(const struct log_writer *writer, enum log_room purpose)
     if (log_writer_failed(writer))
         return 0;
     uint64_t current = atomic_load_explicit(&writer->used_current, memory_order_relaxed);
-    uint64_t used = atomic_load_explicit(&writer->used_closed, memory_order_relaxed) + current;
+    uint64_t used_closed = atomic_load_explicit(&writer->used_closed, memory_order_relaxed);
     uint64_t on_disk = atomic_load_explicit(&writer->ready_bytes, memory_order_relaxed) + writer_less(writer->segment_size, current);
     uint64_t free_bytes = atomic_load_explicit(&writer->free_bytes, memory_order_relaxed);
-    uint64_t limit = writer->log_bytes_max;
+    /* The log grows by whole segments: what is left beside them is no room. The current one is there, whatever the limit says. */
+    uint64_t more = writer_less(writer->log_bytes_max, used_closed + writer->segment_size) / writer->segment_size;
+    uint64_t log = writer_less(writer->segment_size, current) + more * (writer->segment_size - LOG_SEGMENT_HEADER_SIZE);
     if (purpose == LOG_ROOM_PUBLISH) {
-        limit -= limit / 10;
+        log = writer_less(log, writer->log_bytes_max / 10);
         free_bytes = writer_less(free_bytes, writer->free_bytes_min);
     }
     uint64_t disk = free_bytes > UINT64_MAX - on_disk ? UINT64_MAX : free_bytes + on_disk;
-    uint64_t log = writer_less(limit, used);
     return log < disk ? log : disk;
 }
 

@@ -251,6 +251,33 @@ static void test_cursor_holds_segments_and_room_falls(void **state)
     stop(&b);
 }
 
+/* The room that there is said to be for the others can be written, wherever segments end: also behind starts, which close them early. */
+static void test_last_tenth_is_there(void **state)
+{
+    (void)state;
+    for (int starts = 0; starts < 6; starts++) {
+        struct bench b = start();
+        assert_int_equal(log_writer_ensure_cursor(b.writer, "sink", NULL), ERR_OK);
+        for (int i = 0; i < starts; i++) {
+            for (int k = 0; k <= 3 * i; k++)
+                assert_int_equal(put(&b, 3000), ERR_OK);
+            close_log(&b);
+            assert_int_equal(open_log(&b), ERR_OK);
+        }
+        while (log_writer_room(b.writer, LOG_ROOM_PUBLISH) > BODY_MAX) {
+            prepare_all(&b);
+            assert_int_equal(put(&b, 4000), ERR_OK);
+        }
+        uint64_t room = log_writer_room(b.writer, LOG_ROOM_CONTROL);
+        assert_true(room >= 8 * SEGMENT_SIZE / 10 - 4096);
+        for (uint64_t bytes = 0; bytes + 2 * 4096 < room; bytes += 1024) {
+            prepare_all(&b);
+            assert_int_equal(put(&b, 600), ERR_OK);
+        }
+        stop(&b);
+    }
+}
+
 static void test_free_disk_floor(void **state)
 {
     (void)state;
@@ -1131,6 +1158,7 @@ int main(void)
         cmocka_unit_test(test_second_sink_is_refused),
         cmocka_unit_test(test_failed_write_is_final),
         cmocka_unit_test(test_cursor_holds_segments_and_room_falls),
+        cmocka_unit_test(test_last_tenth_is_there),
         cmocka_unit_test(test_free_disk_floor),
         cmocka_unit_test(test_torn_tail_is_normal),
         cmocka_unit_test(test_hole_before_the_durable_end_is_corruption),
