@@ -231,8 +231,18 @@ class Broker(Program):
         return True
 
     def check_books(self):
-        """The two equations of DESIGN, at a quiet point."""
+        """The two equations of its metrics, at a quiet point."""
         self.wait_metric(lambda metrics: metrics.book_difference() == (0, 0), "the broker's books balance")
+
+    def stop(self):
+        """Its books first: when a test is done with a broker, it is quiet."""
+        try:
+            if self.is_alive() and self.http_port:
+                self.check_books()
+        except OSError:
+            assert not self.is_alive(), f"{self.name} serves no metrics"  # it was about to end by itself
+        finally:
+            super().stop()
 
     def homes(self, metrics=None):
         """Connections at home on each shard."""
