@@ -11,6 +11,7 @@
 /* A file's contents. `seen` is what programs read; `durable` what survives; a sector is dirty when a crash may leave either of the two.
  * After a failed sync the sectors are clean although they differ: they are lost at the next crash. */
 struct sim_inode {
+    bool is_used; /* of sim_collect */
     struct sim_inode *next; /* all inodes */
     uint8_t *seen;
     uint8_t *durable;
@@ -204,19 +205,20 @@ static void sim_free_name_op(struct sim_name_op *op)
 /* Drop inodes that no name, pending name and handle refers to. */
 static void sim_collect(struct sim_fs *sim)
 {
+    for (struct sim_name *name = sim->seen_names; name; name = name->next)
+        name->inode->is_used = true;
+    for (struct sim_name *name = sim->durable_names; name; name = name->next)
+        name->inode->is_used = true;
+    for (struct sim_name_op *op = sim->pending; op; op = op->next)
+        if (op->inode)
+            op->inode->is_used = true;
+    for (struct sim_file *file = sim->files; file; file = file->next)
+        file->inode->is_used = true;
     struct sim_inode **at = &sim->inodes;
     while (*at) {
         struct sim_inode *inode = *at;
-        bool used = false;
-        for (struct sim_name *name = sim->seen_names; name && !used; name = name->next)
-            used = name->inode == inode;
-        for (struct sim_name *name = sim->durable_names; name && !used; name = name->next)
-            used = name->inode == inode;
-        for (struct sim_name_op *op = sim->pending; op && !used; op = op->next)
-            used = op->inode == inode;
-        for (struct sim_file *file = sim->files; file && !used; file = file->next)
-            used = file->inode == inode;
-        if (used) {
+        if (inode->is_used) {
+            inode->is_used = false;
             at = &inode->next;
             continue;
         }

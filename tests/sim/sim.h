@@ -113,6 +113,7 @@ struct sim_flow {
 };
 
 #define SIM_FLOWS_MAX 8
+#define SIM_ASKED_MAX 16384
 
 struct sim_client {
     struct sim *sim;
@@ -150,13 +151,16 @@ struct sim_client {
         bool is_wanted, is_pending;                               /* pending: the answer is to come on this connection */
         uint64_t since_step;                                      /* SUBACK; or UNSUBACK */
         uint64_t sent_step;                                       /* the first SUBSCRIBE since there was none */
+        uint64_t oldest_step;                                     /* of the SUBSCRIBEs whose retained values may still be on their way */
     } subscriptions[SIM_KINDS];
     bool heard[SIM_DEVICES_MAX][SIM_KINDS]; /* something of that topic came in this session */
     uint8_t *owed;                          /* per message: it was acknowledged while the session was subscribed */
     uint32_t *inbound;                      /* per packet id: message + 1 that was received with QoS 2 under it and not released */
     enum { RESUMES = 1, RESUMES_PRESENT = 2, RESUMES_DOUBTFUL = 4 } resumes; /* flows are to be resumed on this connection */
     uint8_t *seen;                                                           /* per message: how often it was received anew */
-    uint8_t *fresh;                                                          /* per message: how often it was received without DUP */
+    uint64_t *asked_steps;                                                   /* per subscription identifier: when its SUBSCRIBE was sent */
+    uint32_t asked_count;
+    uint8_t *fresh;  /* per message: how often it was received without DUP */
     uint32_t *order; /* newest message first received, per [client][device][qos][kind] */
     uint64_t packets;
 };
@@ -192,6 +196,12 @@ struct sim_config {
     uint32_t haste;          /* behind one promise in so many the broker dies soon; 0: only when it happens so */
     uint32_t change_one_in;  /* of so many things that a subscriber does one changes what it is subscribed to */
     uint32_t clean_one_in;   /* of so many connections one begins with a clean start, */
+    uint32_t will_one_in;    /* of so many connections one has a will, */
+    uint32_t retain_one_in;  /* of so many messages one is retained, */
+    uint32_t away_one_in;    /* of so many losses of a connection one is for longer, */
+    uint32_t fault_one_in;   /* of so many steps one is a fault, */
+    uint32_t cut_one_in;     /* and of so many other steps one cuts a connection; 0: none */
+    bool all_go_away;        /* those, too, whose sessions end with their connection */
     uint32_t give_up_one_in; /* and before its CONNACK it is given up, once in so many looks; 0: never */
     uint32_t alignment;
     bool disk_faults, power_faults, store_faults, wall_faults;
@@ -207,6 +217,7 @@ struct sim_config {
     int64_t queue_age_max_ns;
     uint32_t expiry_max_s, grace_ms, wills_per_s;
     int64_t checkpoint_ns, lag_ns;
+    uint32_t lag_share_percent; /* of a segment: lag_bytes */
     uint64_t lag_bytes, delta_bytes;
 };
 
@@ -308,7 +319,8 @@ void sim_ledger_on_all_durable(struct sim *sim); /* everything that the broker w
 void sim_ledger_on_broker_end(struct sim *sim);
 void sim_ledger_forgive(struct sim_client *client); /* its session was replaced: it is owed nothing */
 void sim_ledger_on_delivered(struct sim *sim, struct sim_client *subscriber, uint32_t id, uint8_t qos, bool dup);
-void sim_ledger_on_retained(struct sim *sim, struct sim_client *subscriber, uint32_t id);
+/* asked_step: of the SUBSCRIBE that it answers, or of an earlier one. */
+void sim_ledger_on_retained(struct sim *sim, struct sim_client *subscriber, uint32_t id, uint64_t asked_step);
 void sim_ledger_on_record(struct sim *sim, uint32_t id, bool replayed);
 void sim_ledger_check_wills(struct sim *sim);
 void sim_ledger_check_owed(struct sim *sim);

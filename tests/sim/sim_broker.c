@@ -711,8 +711,9 @@ void sim_broker_describe(struct sim *sim)
                stats->queued.messages, gauge_get(&stats->inflight), stats->late_records.messages, stats->gate.messages);
     }
     if (broker->writer)
-        printf("  log: stage %d, %zu blocks collected, room %" PRIu64 ", said %d\n", broker->stage, broker->collected_count,
-               log_writer_room(broker->writer, LOG_ROOM_PUBLISH), broker->room_said);
+        printf("  log: stage %d, %zu blocks collected, room %" PRIu64 " (others %" PRIu64 "), said %d\n", broker->stage,
+               broker->collected_count, log_writer_room(broker->writer, LOG_ROOM_PUBLISH),
+               log_writer_room(broker->writer, LOG_ROOM_CONTROL), broker->room_said);
 }
 
 void sim_broker_check_books(struct sim *sim)

@@ -34,6 +34,8 @@ void sim_client_init(struct sim *sim, uint8_t index)
     CHECK(client->inbound);
     client->seen = calloc(SIM_MESSAGES_MAX, sizeof *client->seen);
     client->fresh = calloc(SIM_MESSAGES_MAX, sizeof *client->fresh);
+    client->asked_steps = calloc(SIM_ASKED_MAX, sizeof *client->asked_steps);
+    CHECK(client->asked_steps);
     client->order = calloc(SIM_CLIENTS_MAX * SIM_DEVICES_MAX * 3 * SIM_KINDS, sizeof *client->order);
     CHECK(client->seen);
     CHECK(client->fresh);
@@ -45,6 +47,7 @@ void sim_client_deinit(struct sim_client *client)
     free(client->seen);
     free(client->owed);
     free(client->inbound);
+    free(client->asked_steps);
     free(client->fresh);
     free(client->order);
     free(client->input.bytes);
@@ -71,7 +74,7 @@ static void add_will(struct sim *sim, struct sim_client *client, struct packet_c
 {
     client->will = 0;
     struct sim_message *will =
-        sim_chance(sim, 1, 2)
+        sim_chance(sim, 1, sim->config.will_one_in)
             ? sim_ledger_new_will(sim, client->index, (uint8_t)sim_below(sim, sim->config.device_count), (uint8_t)sim_below(sim, 3))
             : NULL;
     if (!will)
@@ -174,7 +177,7 @@ static void publish_new(struct sim *sim, struct sim_client *client)
         sim_ledger_new(sim, client->index, device, (uint8_t)sim_below(sim, 3), sim_chance(sim, 1, 6) ? SIM_COMMAND : SIM_TELEMETRY);
     if (!message)
         return;
-    message->retain = message->qos > 0 && sim_chance(sim, 1, 4);
+    message->retain = message->qos > 0 && sim_chance(sim, 1, sim->config.retain_one_in);
     message->clears = message->retain && message->kind == SIM_COMMAND && sim_chance(sim, 1, 3);
     if (message->kind == SIM_COMMAND && client->version == MQTT_V5 && sim_chance(sim, 1, 2))
         message->expiry_s = (uint32_t)(1 + sim_below(sim, 20));
@@ -205,6 +208,11 @@ static void subscribe(struct sim *sim, struct sim_client *client, unsigned mask)
     size_t size = 0;
     struct packet packet = {.type = MQTT_SUBSCRIBE};
     packet.subscribe.packet_id = (uint16_t)(SUBSCRIBE_ID + mask);
+    if (client->version == MQTT_V5 && client->asked_count + 1 < SIM_ASKED_MAX) {
+        client->asked_steps[++client->asked_count] = sim->step;
+        packet.subscribe.properties.subscription_identifier = client->asked_count;
+        packet.subscribe.properties.present |= MQTT_PROPERTY_BIT(SUBSCRIPTION_IDENTIFIER);
+    }
     for (unsigned kind = 0; kind < SIM_KINDS; kind++) {
         struct sim_subscription *subscription = &client->subscriptions[kind];
         if (!(mask & 1u << kind))
@@ -213,6 +221,8 @@ static void subscribe(struct sim *sim, struct sim_client *client, unsigned mask)
         size += packet_put_subscription(payload + size, filters[kind], client->subscribe_qos);
         if (subscription->state == SUB_NONE || subscription->sent_step == 0)
             subscription->sent_step = sim->step;
+        if (subscription->oldest_step == 0)
+            subscription->oldest_step = sim->step;
         if (subscription->state != SUB_YES)
             subscription->state = SUB_ASKED;
         subscription->is_pending = true;
@@ -291,7 +301,7 @@ void sim_client_subscribe_again(struct sim *sim, struct sim_client *client)
 {
     for (unsigned kind = 0; kind < SIM_KINDS; kind++) {
         client->subscriptions[kind].is_wanted = true;
-        client->subscriptions[kind].sent_step = 0;
+        client->subscriptions[kind].sent_step = client->subscriptions[kind].oldest_step = 0;
         client->subscriptions[kind].state = SUB_ASKED; /* again if the answer is lost */
     }
     memset(client->heard, 0, sizeof client->heard);
@@ -418,6 +428,7 @@ static void begin_session(struct sim *sim, struct sim_client *client, bool is_pr
         struct sim_subscription *subscription = &client->subscriptions[kind];
         subscription->state = is_present ? SUB_ASKED : SUB_NONE;
         subscription->sent_step = subscription->since_step = is_present ? 1 : sim->step;
+        subscription->oldest_step = is_present;
     }
     if (!is_present)
         memset(client->inbound, 0, (UINT16_MAX + 1) * sizeof *client->inbound);
@@ -463,6 +474,18 @@ static void on_connack(struct sim *sim, struct sim_client *client, const struct 
         resume_flows(sim, client);
 }
 
+/* When the retained values were asked for that this one is of. What was asked for before UNSUBSCRIBE may still come [MQTT-3.10.4-3]: only a
+ * subscription identifier tells the one from the other. */
+static uint64_t asked_step(const struct sim *sim, const struct sim_client *client, const struct packet_publish *publish,
+                           const struct sim_subscription *subscription)
+{
+    const struct mqtt_properties *props = &publish->properties;
+    if (client->version == MQTT_V5 && (props->present & MQTT_PROPERTY_BIT(SUBSCRIPTION_IDENTIFIER)) &&
+        props->subscription_identifier < SIM_ASKED_MAX)
+        return client->asked_steps[props->subscription_identifier];
+    return client->subscribe_qos == 0 && !sim->config.queue_qos0 ? subscription->sent_step : subscription->oldest_step;
+}
+
 /* A message that the client counts as new. */
 static void on_new_publish(struct sim *sim, struct sim_client *client, const struct packet_publish *publish, uint32_t id)
 {
@@ -479,7 +502,7 @@ static void on_new_publish(struct sim *sim, struct sim_client *client, const str
         sim_found(sim, "%s received message %u, which had expired", client->id, id);
     client->heard[message->device][message->kind] = true;
     if (publish->retain)
-        sim_ledger_on_retained(sim, client, id);
+        sim_ledger_on_retained(sim, client, id, asked_step(sim, client, publish, &client->subscriptions[message->kind]));
     else
         sim_ledger_on_delivered(sim, client, id, publish->qos, publish->dup);
 }
@@ -641,7 +664,7 @@ void sim_client_lost(struct sim *sim, struct sim_client *client)
     client->will_pending = client->online && !client->closing ? client->will : 0;
     client->online = client->closing = false;
     client->input.size = 0;
-    if (!sim->calm && client->is_persistent && sim_chance(sim, 1, 4))
+    if (!sim->calm && (client->is_persistent || sim->config.all_go_away) && sim_chance(sim, 1, sim->config.away_one_in))
         client->away_until = sim->step + sim_below(sim, sim->config.away_steps);
 }
 

@@ -210,10 +210,10 @@ static bool is_superseded(const struct sim *sim, const struct sim_message *value
 }
 
 /* While nobody writes it, a retained topic has one value: whoever asks, in this life of the broker or the next. */
-static void check_agreed(struct sim *sim, const struct sim_client *subscriber, const struct sim_message *message)
+static void check_agreed(struct sim *sim, const struct sim_client *subscriber, const struct sim_message *message, uint64_t asked_step)
 {
     struct sim_retained *retained = retained_of(sim, message);
-    if (retained->written_step >= subscriber->subscriptions[message->kind].sent_step)
+    if (retained->written_step >= asked_step)
         return;
     for (uint32_t id = 0; id < sim->ledger.count; id++) {
         const struct sim_message *other = &sim->ledger.messages[id];
@@ -229,15 +229,15 @@ static void check_agreed(struct sim *sim, const struct sim_client *subscriber, c
 }
 
 /* A retained value: of all that was acknowledged before the subscription, it must be the newest. */
-void sim_ledger_on_retained(struct sim *sim, struct sim_client *subscriber, uint32_t id)
+void sim_ledger_on_retained(struct sim *sim, struct sim_client *subscriber, uint32_t id, uint64_t asked_step)
 {
     const struct sim_message *message = &sim->ledger.messages[id];
     sim->progress++;
     if (!message->retain)
         sim_found(sim, "%s received message %u as a retained one, and it was published without", subscriber->id, id);
-    check_agreed(sim, subscriber, message);
+    check_agreed(sim, subscriber, message, asked_step);
     for (uint32_t newer = id + 1; newer < sim->ledger.count; newer++)
-        if (is_superseded(sim, message, &sim->ledger.messages[newer], subscriber->subscriptions[message->kind].sent_step))
+        if (is_superseded(sim, message, &sim->ledger.messages[newer], asked_step))
             sim_found(sim, "%s received the retained message %u, and %u was acknowledged before it subscribed", subscriber->id, id, newer);
 }
 

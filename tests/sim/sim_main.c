@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include "broker/session/queue.h"
@@ -21,7 +22,7 @@
 #define REST_IDLE_STEPS 400     /* steps in which nothing could happen */
 #define REST_HURRY_STEPS 50     /* from then on time passes fast: timers are all that can happen */
 #define REST_NS (40 * NS_PER_S) /* longer than wills wait */
-#define SEED_SECONDS_MAX 120    /* of real time, for a loop without an end: a seed takes milliseconds, one that is stuck some seconds */
+#define SEED_SECONDS_MAX 60 /* of processor time, for a loop without an end: a seed takes milliseconds, one that is stuck some seconds */
 #define WALL_START INT64_C(1790000000000000000)
 
 void sim_found(struct sim *sim, const char *format, ...)
@@ -74,6 +75,57 @@ static void draw_moods(struct sim *sim, struct sim_config *config)
     config->change_one_in = sim_chance(sim, 1, 3) ? 4 : 40;
     config->clean_one_in = sim_chance(sim, 1, 4) ? 3 : 30;
     config->give_up_one_in = sim_chance(sim, 1, 3) ? 12 : 0;
+    config->will_one_in = 2;
+    config->retain_one_in = 4;
+    config->away_one_in = 4;
+    config->fault_one_in = sim_chance(sim, 1, 2) ? 80 : 200;
+    config->cut_one_in = sim_chance(sim, 1, 3) ? 100 : 0;
+}
+
+/* Of each few seeds one is after something special, and everything else is drawn. */
+static void draw_purpose(struct sim *sim, struct sim_config *config)
+{
+    switch (sim->seed % 10) {
+    case 1: /* wills that find no room, are just said when the broker dies, or are cancelled by a clean start */
+        config->will_one_in = 1;
+        config->clean_one_in = 3;
+        config->give_up_one_in = 12;
+        config->away_one_in = 2;
+        config->away_steps = 800;
+        config->all_go_away = true;
+        config->cut_one_in = 60;
+        config->haste = 100;
+        config->log_rest = 12;
+        config->block_count = 2;
+        return;
+    case 3: /* retained values of few topics that everybody writes, and that are asked for again and again */
+        config->device_count = 1 + config->device_count % 2;
+        config->retain_one_in = 1;
+        config->change_one_in = 3;
+        return;
+    case 5: /* long queues of many that are away */
+        config->away_one_in = 1;
+        config->away_steps = 1000;
+        config->queue_qos0 = sim_chance(sim, 2, 3);
+        config->cut_one_in = 80;
+        config->burst = 5;
+        return;
+    case 7: /* a small log that is used again and again, and large messages whose senders are cut off */
+        config->segment_size = 16384;
+        config->sink_rest = 20;
+        config->large_one_in = 3;
+        config->cut_one_in = 60;
+        config->away_one_in = 8;
+        config->steps *= 2;
+        return;
+    case 9: /* a log that is full */
+        config->has_drought = true;
+        config->segment_size = 1 << 17; /* what connections log fits into a tenth of four */
+        config->alignment = 512;
+        return;
+    default:
+        return;
+    }
 }
 
 /* Much is published, so that the log is full soon, and nobody dies meanwhile more often than usual. */
@@ -121,9 +173,23 @@ static void draw_durable_config(struct sim *sim, struct sim_config *config)
     config->wills_per_s = (uint32_t)sim_below(sim, 4);
     config->checkpoint_ns = (int64_t)(1 + sim_below(sim, sim_chance(sim, 1, 2) ? 20 : 2000)) * NS_PER_MS;
     config->lag_ns = config->checkpoint_ns * (int64_t)(2 + sim_below(sim, 20));
-    config->lag_bytes = config->segment_size / 2 + sim_below(sim, 4 * (uint64_t)config->segment_size);
+    config->lag_share_percent = (uint32_t)(50 + sim_below(sim, 400));
     config->delta_bytes = 2000 + sim_below(sim, sim_chance(sim, 1, 2) ? 10000 : 1000000);
     draw_queue_config(sim, config);
+}
+
+/* What follows from what was drawn. */
+static void set_sizes(struct sim_config *config)
+{
+    /* The large records under way together, rounded up to whole blocks, take less than half a segment: one that holds more of the log than
+     * there is waits for ever, since nobody looks at the room for all of it before it is begun. */
+    if (config->alignment > 512) /* records of a few bytes take as much: there must be room for many beside a group */
+        config->segment_size = 1 << 16;
+    uint32_t block_size = (config->block_body + 160 + config->alignment - 1) / config->alignment * config->alignment;
+    config->padding_max = config->segment_size / 2 / config->shard_count / block_size * config->block_body;
+    if (config->padding_max > SIM_PADDING_MAX)
+        config->padding_max = SIM_PADDING_MAX;
+    config->lag_bytes = config->lag_share_percent * (uint64_t)config->segment_size / 100;
 }
 
 static void draw_config(struct sim *sim, uint32_t steps)
@@ -136,21 +202,16 @@ static void draw_config(struct sim *sim, uint32_t steps)
     config->ring_capacity = 4u << sim_below(sim, 5);
     config->block_count = 2u << sim_below(sim, 4);
     config->block_body = 512u << sim_below(sim, 5);
-    config->has_drought = sim_chance(sim, 1, 10);
-    config->segment_size = config->has_drought ? 1 << 17 : 16384u << sim_below(sim, 3); /* what connections log fits into a tenth of four */
+    config->segment_size = 16384u << sim_below(sim, 3);
     config->sink_rest = sim_chance(sim, 1, 3) ? 1500 : 40;
-    config->alignment = !config->has_drought && sim_chance(sim, 1, 4) ? 4096 : 512;
-    /* The large records under way together, rounded up to whole blocks, take less than half a segment: one that holds more of the log than
-     * there is waits for ever, since nobody looks at the room for all of it before it is begun. */
-    uint32_t block_size = (config->block_body + 160 + config->alignment - 1) / config->alignment * config->alignment;
-    config->padding_max = config->segment_size / 2 / config->shard_count / block_size * config->block_body;
-    if (config->padding_max > SIM_PADDING_MAX)
-        config->padding_max = SIM_PADDING_MAX;
+    config->alignment = sim_chance(sim, 1, 4) ? 4096 : 512;
     config->steps = sim_chance(sim, 1, 8) ? 3 * steps : steps;
     config->disk_faults = sim_chance(sim, 1, 2);
     config->power_faults = sim_chance(sim, 2, 3);
-    draw_durable_config(sim, config);
     draw_moods(sim, config);
+    draw_durable_config(sim, config);
+    draw_purpose(sim, config);
+    set_sizes(config);
     if (config->has_drought)
         draw_drought_config(config);
 }
@@ -279,8 +340,10 @@ static void step(struct sim *sim)
     keep_alive(sim);
     sim_clients_note_online(sim);
     starve(sim);
-    if (!sim->calm && sim_chance(sim, 1, 80))
+    if (!sim->calm && sim_chance(sim, 1, sim->config.fault_one_in))
         inject_fault(sim);
+    if (!sim->calm && sim->config.cut_one_in && sim_chance(sim, 1, sim->config.cut_one_in))
+        cut_connection(sim);
     if (!sim->calm && sim->step == sim->power_loss_step)
         power_loss(sim);
     if (!sim->calm && sim->step == sim->kill_step && sim->broker)
@@ -326,8 +389,8 @@ static void check_drought(struct sim *sim)
     for (uint32_t i = 0; i < sim->config.client_count; i++) {
         const struct sim_client *client = &sim->clients[i];
         if (!client->online || (client->flow_count == 0 && !sim_client_is_subscribed(client)))
-            sim_found(sim, "%s waits for its %s, and the log is full for publishers alone", client->id,
-                      client->online ? "SUBACK" : "CONNACK");
+            sim_broker_describe(sim), sim_found(sim, "%s waits for its %s, and the log is full for publishers alone", client->id,
+                                                client->online ? "SUBACK" : "CONNACK");
     }
     sim_trace(sim, "the log is full, and everybody is connected");
 }
@@ -517,12 +580,12 @@ int main(int argc, char **argv)
             return 2;
     }
     signal(SIGABRT, on_signal);
-    signal(SIGALRM, on_signal);
+    signal(SIGPROF, on_signal);
     logger_set_threshold(trace ? LOGGER_INFO : LOGGER_OFF);
     for (uint64_t i = 0; i < count; i++) {
         if (isatty(STDOUT_FILENO) && i % 10 == 0)
             printf("\rseed %" PRIu64 " of %" PRIu64 " ", i + 1, count), fflush(stdout);
-        alarm(SEED_SECONDS_MAX);
+        setitimer(ITIMER_PROF, &(struct itimerval){.it_value = {.tv_sec = SEED_SECONDS_MAX}}, NULL);
         run(first + i, steps, trace, &messages);
     }
     printf("%s%" PRIu64 " seeds (%" PRIu64 "..%" PRIu64 "), %u messages, nothing found\n%" PRIu64 " passed, 0 failed\n",

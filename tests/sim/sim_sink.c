@@ -251,19 +251,26 @@ static bool step_flush(struct sim *sim, uint32_t index)
     return true;
 }
 
-static bool commit_source(struct sim *sim)
+/* Where the cursor may stand. */
+static struct log_cursor_value least_position(const struct sim_sink *sink, uint32_t partition_count)
 {
-    struct sim_sink *sink = sim->sink;
-    struct errmsg msg = {""};
     struct log_cursor_value read, least;
     source_position(sink->source, &read);
     least = read;
-    for (uint32_t i = 0; i < sim->config.partition_count; i++) {
+    for (uint32_t i = 0; i < partition_count; i++) {
         struct log_cursor_value position = partition_position(sink->partitions[i], &read);
         position = partition_later(&position, &sink->start);
         if (log_cursor_compare(&position, &least) < 0)
             least = position;
     }
+    return least;
+}
+
+static bool commit_source(struct sim *sim)
+{
+    struct sim_sink *sink = sim->sink;
+    struct errmsg msg = {""};
+    struct log_cursor_value least = least_position(sink, sim->config.partition_count);
     if (least.position.sequence == 0 || log_cursor_compare(&least, &sink->cursor) <= 0)
         return false;
     sink->cursor = least;
@@ -320,10 +327,21 @@ bool sim_sink_step(struct sim *sim)
 
 bool sim_sink_failed(struct sim *sim) { return sim->sink->failed; }
 
+/* All that it has read is where it belongs, and the log knows. */
+static bool is_settled(const struct sim_sink *sink, uint32_t partition_count)
+{
+    for (uint32_t i = 0; i < partition_count; i++)
+        if (sink->stages[i] != FLUSH_NONE || !partition_is_empty(sink->partitions[i]))
+            return false;
+    struct log_cursor_value least = least_position(sink, partition_count);
+    return least.position.sequence == 0 || log_cursor_compare(&least, &sink->cursor) <= 0;
+}
+
 bool sim_sink_is_quiet(struct sim *sim)
 {
     struct sim_sink *sink = sim->sink;
-    return sink->started && !sink->has_item && !sink->failed && source_lag(sink->source) == 0 && !read_record(sim);
+    return sink->started && is_settled(sink, sim->config.partition_count) && !sink->has_item && !sink->failed &&
+           source_lag(sink->source) == 0 && !read_record(sim);
 }
 
 /* --- reading back
