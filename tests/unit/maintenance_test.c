@@ -216,22 +216,26 @@ static void expect(struct place *p, uint64_t sessions, uint64_t wants, uint64_t 
     assert_int_equal(counts.retained, retained);
 }
 
+/* So long that each has a row of the checkpoint to itself. */
+static void put_long(struct place *p, const char *format, int number, uint64_t count, uint64_t retained_number)
+{
+    char payload[2500];
+    memset(payload, '.', sizeof payload);
+    payload[sizeof payload - 1] = 0;
+    payload[snprintf(payload, 32, format, number)] = '.';
+    put_message(p, payload, count, retained_number);
+}
+
 /* Three sessions, ten messages for each, five retained values. */
 static void fill(struct place *p)
 {
     OK(start(p));
     for (uint64_t session = 1; session <= 3; session++)
         put_session(p, session);
-    for (int i = 0; i < 10; i++) {
-        char payload[32];
-        snprintf(payload, sizeof payload, "payload-%04d", i);
-        put_message(p, payload, 3, 0);
-    }
-    for (uint64_t i = 1; i <= 5; i++) {
-        char payload[32];
-        snprintf(payload, sizeof payload, "retained-%04d", (int)i);
-        put_message(p, payload, 0, i);
-    }
+    for (int i = 0; i < 10; i++)
+        put_long(p, "payload-%04d", i, 3, 0);
+    for (int i = 1; i <= 5; i++)
+        put_long(p, "retained-%04d", i, 0, (uint64_t)i);
     stop(p);
     expect(p, 3, 30, 5);
 }
