@@ -116,7 +116,7 @@ static void name_message(struct ack_gate *gate, const struct gate_item *item)
 
 static bool is_next_of_run(const struct gate_item *newest, const struct gate_item *item)
 {
-    return newest->kind == GATE_ACK && item->kind == GATE_ACK && item->packet_id == newest->packet_id + newest->more_count + 1 &&
+    return item->kind == GATE_ACK && item->packet_id == newest->packet_id + newest->more_count + 1 &&
            item->client.number == newest->client.number && item->client.connection == newest->client.connection &&
            item->wait_block == newest->wait_block && item->wait_retained == 0 && newest->wait_retained == 0 &&
            item->packet_type == newest->packet_type && item->reason == newest->reason && item->durability == newest->durability &&
@@ -126,8 +126,8 @@ static bool is_next_of_run(const struct gate_item *newest, const struct gate_ite
 void ack_gate_put(struct ack_gate *gate, const struct gate_item *item, struct span extra, uint64_t block_filling)
 {
     CHECK(item->wait_block <= block_filling);
-    if (gate->newest && is_next_of_run(gate->newest, item)) {
-        gate->newest->more_count++;
+    if (gate->newest_answer && is_next_of_run(gate->newest_answer, item)) {
+        gate->newest_answer->more_count++;
         queue_stats_push(gate->stats, 0, item->since_mono_ns);
         return;
     }
@@ -144,7 +144,8 @@ void ack_gate_put(struct ack_gate *gate, const struct gate_item *item, struct sp
     }
     uint8_t *at = gate->last->bytes + gate->last->end;
     memcpy(at, item, sizeof *item);
-    gate->newest = (struct gate_item *)(void *)at;
+    if (item->kind == GATE_ACK)
+        gate->newest_answer = (struct gate_item *)(void *)at;
     if (extra.size)
         memcpy(at + sizeof *item, extra.data, extra.size);
     gate->last->end += size;
@@ -183,8 +184,8 @@ bool ack_gate_release(struct ack_gate *gate, size_t budget, gate_release_fn rele
         struct gate_chunk *chunk = gate->first;
         uint64_t puts_before = gate->stats->messages;
         size_t cost = item_cost(item), size = item_size(item), count = 1u + item->more_count;
-        if (item == gate->newest)
-            gate->newest = NULL; /* what is put from here on stands behind it */
+        if (item == gate->newest_answer)
+            gate->newest_answer = NULL; /* what is put from here on stands behind it */
         if (item->kind == GATE_DELIVERY && item->wait_block)
             name_message(gate, item);
         uint32_t copies = item->copy_count;

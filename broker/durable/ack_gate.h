@@ -19,7 +19,8 @@
  * for (one entry for all of a block's); when the log says at which sequence such a block begins, the entry has it, and a message gets its
  * sequence (first of the block + record_index) in the moment it leaves: before anybody for whom the record stands is given it.
  *
- * A client that has many on their way (16 in a segment, say) has its answers in one item: a run of identifiers that wait for the same.
+ * A client that has many on their way (16 in a segment, say) has its answers in one item: a run of identifiers that wait for the same. So
+ * an answer may leave before a delivery that was put earlier, but not before what it waits for, nor before another answer.
  *
  * Items stand in chunks of memory one behind the other; nothing is allocated per item. Bound: ACK_GATE_BYTES_MAX with the messages held
  * (and by that of the blocks, since each has an item);
@@ -78,7 +79,7 @@ struct gate_block {
 
 struct ack_gate {
     struct gate_chunk *first, *last, *spare;
-    struct gate_item *newest;                                       /* NULL when it has left, or is about to */
+    struct gate_item *newest_answer;                                /* NULL when it has left, or is about to */
     struct gate_block *blocks;                                      /* a ring, ascending */
     uint32_t block_first, block_count, block_known, block_capacity; /* known: how many of them have their sequence, the oldest */
     uint64_t durable_blocks;                                        /* counts reached */
@@ -107,9 +108,9 @@ static inline bool ack_gate_has_room(const struct ack_gate *gate, uint64_t size)
     return gate->stats->messages == 0 || gate->stats->bytes + size <= ACK_GATE_BYTES_MAX;
 }
 
-/* Hold an item (copied, item->msg taken; an answer joins the newest item if that is the same for the identifier before) with its recipients
- * (copied). block_filling  the number of the shard's own block that is being filled: nothing may wait for more. Memory shortage is fatal
- * here (CHECK): the record is in the log already, its answer must not be lost; room was asked for before. */
+/* Hold an item (copied, item->msg taken; an answer joins the newest answer if that is the same for the identifier before) with its
+ * recipients (copied). block_filling  the number of the shard's own block that is being filled: nothing may wait for more. Memory shortage
+ * is fatal here (CHECK): the record is in the log already, its answer must not be lost; room was asked for before. */
 void ack_gate_put(struct ack_gate *gate, const struct gate_item *item, struct span extra, uint64_t block_filling);
 
 /* The log has written own block `block` with its records from `first_sequence` on. For each block in order (those that nobody here waits

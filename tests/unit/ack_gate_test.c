@@ -109,6 +109,7 @@ static void leaves_in_order_when_both_conditions_hold(void **state)
 struct answers {
     struct gate_item expected[20000];
     uint32_t put, seen, items;
+    uint32_t deliveries, delivered;
     uint64_t durable;
     struct ack_gate *gate;
     bool puts_when_released;
@@ -124,6 +125,12 @@ static uint64_t on_release_run(void *arg, const struct gate_item *item, struct s
 {
     struct answers *answers = arg;
     assert_int_equal(extra.size, 0);
+    if (item->kind == GATE_DELIVERY) {
+        assert_int_equal(item->record_index, answers->delivered++);
+        assert_true(item->wait_block <= answers->durable);
+        msg_unref(item->msg);
+        return 0;
+    }
     answers->items++;
     for (uint32_t i = 0; i <= item->more_count; i++, answers->seen++) {
         const struct gate_item *expected = &answers->expected[answers->seen];
@@ -152,6 +159,7 @@ static void a_run_of_answers_leaves_as_if_one_by_one(void **state)
 {
     (void)state;
     static struct answers answers;
+    struct msg *msg = msg_new(&(struct msg_source){.topic = SPAN_LITERAL("t")});
     struct check_random random;
     check_random_init(&random, check_random_seed(18));
     struct queue_stats stats = {0};
@@ -161,7 +169,7 @@ static void a_run_of_answers_leaves_as_if_one_by_one(void **state)
     uint64_t filling = 1;
     struct gate_item item = {.kind = GATE_ACK, .client = {.number = 1, .connection = 1}, .packet_id = 65000, .wait_block = 1};
     while (answers.put < 19000) {
-        unsigned action = (unsigned)check_random_below(&random, 40);
+        unsigned action = (unsigned)check_random_below(&random, 42);
         if (action < 30)
             item.packet_id++; /* from 65535 to 0, too */
         else if (action == 30)
@@ -187,19 +195,25 @@ static void a_run_of_answers_leaves_as_if_one_by_one(void **state)
             ack_gate_set_retained(&gate, gate.retained_answered + 1);
             answers.puts_when_released = check_random_chance(&random, 1, 3);
             (void)ack_gate_release(&gate, 1 + check_random_below(&random, 100), on_release_run, &answers);
+        } else if (action >= 40) { /* between the answers of a run */
+            struct gate_item delivery = {.kind = GATE_DELIVERY, .msg = msg_ref(msg), .record_index = answers.deliveries++};
+            ack_gate_put(&gate, &delivery, (struct span){0, 0}, filling);
         } else {
             put_answer(&answers, item, filling);
         }
-        assert_int_equal(stats.messages, answers.put - answers.seen);
-        assert_int_equal(ack_gate_is_empty(&gate), answers.put == answers.seen);
+        assert_int_equal(stats.messages, answers.put - answers.seen + answers.deliveries - answers.delivered);
+        assert_int_equal(ack_gate_is_empty(&gate), stats.messages == 0);
     }
     answers.durable = filling;
     ack_gate_set_durable(&gate, filling);
     assert_false(ack_gate_release(&gate, 100000, on_release_run, &answers));
     assert_int_equal(answers.seen, answers.put);
+    assert_int_equal(answers.delivered, answers.deliveries);
     assert_true(answers.items < answers.put / 2);
     assert_int_equal(stats.bytes, 0);
     ack_gate_deinit(&gate);
+    assert_int_equal(atomic_load(&msg->refs), 1);
+    msg_unref(msg);
 }
 
 static void an_end_with_items_inside_leaks_nothing(void **state)
