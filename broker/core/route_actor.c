@@ -358,7 +358,9 @@ static void subscribe_filter(struct route_actor *actor, const struct route_reque
         .qos = filter->qos,
         .options = filter->options,
     };
-    bool was_there = false;
+    struct subscriber there;
+    bool was_there = topic_tree_get(actor->tree, &there, filter_span(request, filter), subscriber.number);
+    filter->is_new = !was_there;
     struct topic_tree_stats tree;
     topic_tree_get_stats(actor->tree, &tree);
     if (tree.bytes >= actor->limits.tree_bytes_max) { /* a filter of 64 KiB may have 32,768 levels and take 3 MiB */
@@ -366,11 +368,9 @@ static void subscribe_filter(struct route_actor *actor, const struct route_reque
         counter_inc(&actor->stats.tree_refused);
         return;
     }
-    struct subscriber there;
-    if (topic_tree_get(actor->tree, &there, filter_span(request, filter), subscriber.number))
+    if (was_there)
         subscriber.options |= there.options & SUBSCRIBER_FULL;
-    enum err err = topic_tree_add(actor->tree, &was_there, filter_span(request, filter), &subscriber);
-    filter->is_new = !was_there;
+    enum err err = topic_tree_add(actor->tree, NULL, filter_span(request, filter), &subscriber);
     filter->reason = err ? REASON_ERROR : filter->qos;
 }
 

@@ -264,14 +264,25 @@ static uint8_t options_byte(const struct route_filter *filter)
                      (filter->options & (SUBSCRIBER_NO_LOCAL | SUBSCRIBER_RETAIN_AS_PUBLISHED | SUBSCRIBER_RETAIN_HANDLING_MASK)));
 }
 
+/* Whether a SUBSCRIBE that was sent later is not answered: it may be of the same filters, and be granted. What is refused stays in the list
+ * then; a name too many costs a look at the tree when the session ends, one too few leaves its subscription there for ever. */
+static bool is_subscribing(const struct session *sess, uint64_t id)
+{
+    for (const struct pending_request *newer = sess->rare->pending; newer && newer->id != id; newer = newer->next)
+        if (newer->filter_count > 0)
+            return true;
+    return false;
+}
+
 static void settle_subscribe(struct shard *shard, struct session *sess, const struct route_request *request)
 {
+    bool is_asked_again = is_subscribing(sess, request->id);
     for (uint32_t i = 0; i < request->filter_count; i++) {
         const struct route_filter *filter = &request->filters[i];
         bool is_refused = filter->reason >= MQTT_REASON_UNSPECIFIED_ERROR;
         counter_inc(is_refused ? &shard->stats.subscribes_refused : &shard->stats.subscribes);
         struct span text = span_of(request->text + filter->offset, filter->size);
-        if (is_refused && filter->is_new)
+        if (is_refused && filter->is_new && !is_asked_again)
             subscription_list_remove(&sess->subscriptions, text);
         if (!is_refused && is_logged(sess))
             session_log_subscription(shard, sess->number, text, options_byte(filter), filter->subscription_id,

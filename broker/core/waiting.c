@@ -335,6 +335,20 @@ static bool was_sent_before(const struct session *sess, uint64_t sequence)
     return false;
 }
 
+/* A run is consumed: what it may have named need not be remembered any more, nor anything once there is no run left. */
+static void forget_sent_before(struct session *sess, const struct store_read *run)
+{
+    struct session_rare *rare = sess->rare;
+    if (!rare || !rare->sent_in_runs)
+        return;
+    uint64_t last = queue_has_runs(&sess->queue) ? 0 : UINT64_MAX, sequence;
+    for (uint32_t i = 0; i < run->count; i++)
+        last = run->items[i].sequence > last ? run->items[i].sequence : last;
+    while (position_list_first(rare->sent_in_runs, &sequence) && sequence <= last)
+        (void)position_list_pop(&rare->sent_in_runs, &sequence);
+    session_rare_trim(sess);
+}
+
 static void on_read_queue(struct shard *shard, struct session *sess, struct store_read *read)
 {
     uint32_t metas[STORE_READ_MAX] = {0};
@@ -361,6 +375,8 @@ static void on_read_queue(struct shard *shard, struct session *sess, struct stor
     note_change(shard, sess, was);
     check_full(shard, sess);
     counter_add(&shard->stats.dropped_corrupt, lost);
+    if (run || lost > 0)
+        forget_sent_before(sess, read);
     if (run)
         shard_post(
             shard, ACTOR_STORE,
@@ -484,9 +500,8 @@ void waiting_on_away(struct shard *shard, struct session *sess)
 
 void waiting_on_stuck(struct shard *shard, struct session *sess)
 {
-    struct number_list *stuck = &shard->waiting.stuck;
-    if (stuck->count == 0 || stuck->numbers[stuck->count - 1] != sess->number)
-        (void)number_list_add(stuck, sess->number); /* or an acknowledgement pumps it */
+    if (!sess->queue.is_stuck)
+        sess->queue.is_stuck = number_list_add(&shard->waiting.stuck, sess->number); /* or an acknowledgement pumps it */
 }
 
 void waiting_retry_stuck(struct shard *shard)
@@ -497,7 +512,10 @@ void waiting_retry_stuck(struct shard *shard)
     shard->waiting.stuck = (struct number_list){0};
     for (uint32_t i = 0; i < taken.count; i++) {
         struct session *sess = session_table_find_number(&shard->sessions, taken.numbers[i]);
-        if (sess && sess->client)
+        if (!sess)
+            continue;
+        sess->queue.is_stuck = false;
+        if (sess->client)
             deliver_pump(shard, sess->client);
     }
     free(taken.numbers);

@@ -14,13 +14,14 @@ struct item_ring {
     struct queue_item items[];
 };
 
-/* What is in memory; there while something is. */
+/* What few have; there while something is in it. */
 struct item_rings {
     struct item_ring *head, *window;
+    struct position_list *late; /* came too late for the runs that there are; ascending */
 };
 
 struct queue_body {
-    struct item_rings *rings; /* NULL = neither */
+    struct item_rings *rings; /* NULL = nothing of it */
     struct position_list *front, *tail;
     uint64_t run_next;      /* the next run to read has this key or a greater one; never falls */
     uint64_t run_max;       /* runs that are cut have greater positions only; 0 = there never was one */
@@ -51,7 +52,7 @@ static struct item_rings *rings_get(struct queue_body *body)
 }
 static void rings_trim(struct queue_body *body)
 {
-    if (!body->rings || body->rings->head || body->rings->window)
+    if (!body->rings || body->rings->head || body->rings->window || body->rings->late)
         return;
     free(body->rings);
     body->rings = NULL;
@@ -108,6 +109,7 @@ void queue_deinit(struct queue *queue, struct queue_shared *shared)
     if (body) {
         ring_free(head_of(body), shared);
         ring_free(window_of(body), shared);
+        position_list_free(body->rings ? body->rings->late : NULL);
         free(body->rings);
         position_list_free(body->front);
         position_list_free(body->tail);
@@ -238,6 +240,14 @@ static bool list_prepend(struct position_list **place, const uint64_t *sequences
     return true;
 }
 
+static bool list_append(struct position_list **place, const uint64_t *sequences, uint32_t count)
+{
+    bool is_ok = true;
+    for (uint32_t i = 0; i < count && is_ok; i++)
+        is_ok = position_list_push(place, sequences[i]) == ERR_OK;
+    return is_ok;
+}
+
 static void let_go(struct item_ring **place, struct queue_shared *shared)
 {
     struct queue_item item = ring_take(place);
@@ -298,6 +308,8 @@ static int compare_sequences(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
+bool queue_has_runs(const struct queue *queue) { return queue->body && queue->body->run_count > 0; }
+
 bool queue_is_tail_long(const struct queue *queue)
 {
     const struct position_list *tail = queue->body ? queue->body->tail : NULL;
@@ -319,6 +331,91 @@ static uint64_t max_ahead(struct queue_body *body)
     return max;
 }
 
+/* --- what came too late for the runs ------------------------------------------------------------------------------------------------ */
+
+static bool list_copy(struct position_list **to, const struct position_list *from)
+{
+    struct span bytes = position_list_bytes(from);
+    uint64_t sequence = 0;
+    for (size_t offset = 0; position_list_next(bytes, &offset, &sequence) == ERR_OK;)
+        if (position_list_push(to, sequence) != ERR_OK)
+            return false;
+    return true;
+}
+
+/* Put these (ascending) to the late ones. False: memory is short, nothing changed. */
+static bool late_add(struct queue_body *body, const uint64_t *sequences, uint32_t count)
+{
+    if (!rings_get(body))
+        return false;
+    struct position_list *fresh = NULL;
+    struct span bytes = position_list_bytes(body->rings->late);
+    size_t offset = 0;
+    uint64_t there = 0;
+    uint32_t at = 0;
+    bool is_ok = true;
+    while (is_ok && position_list_next(bytes, &offset, &there) == ERR_OK) {
+        for (; is_ok && at < count && sequences[at] < there; at++)
+            is_ok = position_list_push(&fresh, sequences[at]) == ERR_OK;
+        is_ok = is_ok && position_list_push(&fresh, there) == ERR_OK;
+    }
+    for (; is_ok && at < count; at++)
+        is_ok = position_list_push(&fresh, sequences[at]) == ERR_OK;
+    if (!is_ok) {
+        position_list_free(fresh);
+        rings_trim(body);
+        return false;
+    }
+    position_list_free(body->rings->late);
+    body->rings->late = fresh;
+    return true;
+}
+
+/* The late ones below that sequence to the front, to its beginning or its end. Returns whether there are any. */
+static bool late_to_front(struct queue_body *body, uint64_t below, bool is_first)
+{
+    struct position_list *late = body->rings ? body->rings->late : NULL, *moved = NULL, *front = NULL;
+    uint64_t sequence;
+    bool is_ok = true;
+    while (is_ok && position_list_first(late, &sequence) && sequence < below) {
+        is_ok = position_list_push(&moved, sequence) == ERR_OK;
+        (void)position_list_pop(&late, &sequence);
+    }
+    if (moved) {
+        is_ok = is_ok && list_copy(&front, is_first ? moved : body->front) && list_copy(&front, is_first ? body->front : moved);
+        CHECK_MSG(is_ok, "out of memory for a queue's positions");
+        position_list_free(body->front);
+        body->front = front;
+        body->rings->late = late;
+        rings_trim(body);
+    }
+    bool is_any = moved != NULL;
+    position_list_free(moved);
+    return is_any;
+}
+
+/* Of the tail's oldest, those that may not go into a run because it is read before another that there is. False: memory is short. */
+static bool take_late(struct queue_body *body, struct store_run *run)
+{
+    uint64_t late[QUEUE_RUN];
+    uint32_t late_count = 0, kept = 0;
+    for (uint32_t i = 0; i < run->count; i++)
+        if (run->sequences[i] <= body->run_max)
+            late[late_count++] = run->sequences[i];
+    if (late_count > 0) {
+        qsort(late, late_count, sizeof late[0], compare_sequences);
+        if (!late_add(body, late, late_count))
+            return false;
+    }
+    for (uint32_t i = 0; i < run->count; i++)
+        if (run->sequences[i] > body->run_max)
+            run->sequences[kept++] = run->sequences[i];
+    run->count = kept;
+    return true;
+}
+
+/* --- runs --------------------------------------------------------------------------------------------------------------------------- */
+
 bool queue_take_run(struct queue *queue, uint64_t inflight_max, struct store_run *run_out)
 {
     struct queue_body *body = queue->body;
@@ -339,21 +436,26 @@ bool queue_take_run(struct queue *queue, uint64_t inflight_max, struct store_run
         if (sequence <= body->run_max)
             late = run_out->count;
     }
-    if (late > 0) {
+    if (late > 0 && body->run_count == 0) {
         /* Before the runs none is left that it could overtake. */
-        for (; body->run_count == 0 && late > 0; late--) {
+        for (; late > 0; late--) {
             bool is_there = position_list_first(body->tail, &sequence);
             CHECK(is_there);
             if (position_list_push(&body->front, sequence) != ERR_OK)
                 return false;
             position_list_pop(&body->tail, &sequence);
         }
-        return body->run_count == 0 && queue_take_run(queue, inflight_max, run_out);
+        return queue_take_run(queue, inflight_max, run_out);
     }
-    for (uint32_t i = 0; i < run_out->count; i++)
+    count = run_out->count;
+    if (!take_late(body, run_out))
+        return false;
+    for (uint32_t i = 0; i < count; i++)
         position_list_pop(&body->tail, &sequence);
     if (!queue_is_tail_long(queue))
         position_list_trim(&body->tail); /* many came at once */
+    if (run_out->count == 0)
+        return queue_take_run(queue, inflight_max, run_out);
     qsort(run_out->sequences, run_out->count, sizeof run_out->sequences[0], compare_sequences);
     body->run_max = run_out->sequences[run_out->count - 1];
     body->run_count += run_out->count;
@@ -411,6 +513,7 @@ static bool on_run(struct queue *queue, const struct store_read *read, uint32_t 
     *lost_out = body->run_count;
     body->run_count = 0;
     body->run_misses = 0;
+    late_to_front(body, UINT64_MAX, false);
     leave(queue, *lost_out, 0);
     return false;
 }
@@ -427,7 +530,8 @@ uint64_t queue_on_read(struct queue *queue, struct queue_shared *shared, struct 
     queue->is_reading = false;
     if (is_run && !on_run(queue, read, lost_out))
         return 0;
-    /* In order: behind the first that stays a sequence, all do. */
+    /* In order: behind the first that stays a sequence, all do. So does a run that late ones come before. */
+    bool is_behind_late = is_run && late_to_front(body, read->run, true);
     uint64_t unread[STORE_READ_MAX];
     uint32_t unread_count = 0, gone = 0;
     for (uint32_t i = 0; i < read->count; i++) {
@@ -439,7 +543,8 @@ uint64_t queue_on_read(struct queue *queue, struct queue_shared *shared, struct 
             continue;
         }
         struct queue_item found = {.msg = item->msg, .meta = metas[i], .is_wanted = true};
-        if (item->state == STORE_ITEM_ASKED || unread_count > 0 || !rings_get(body) || !ring_put(&body->rings->head, &found)) {
+        if (item->state == STORE_ITEM_ASKED || unread_count > 0 || is_behind_late || !rings_get(body) ||
+            !ring_put(&body->rings->head, &found)) {
             unread[unread_count++] = item->sequence;
             continue;
         }
@@ -447,9 +552,11 @@ uint64_t queue_on_read(struct queue *queue, struct queue_shared *shared, struct 
         item->msg = NULL;
     }
     if (unread_count > 0) {
-        bool is_ok = list_prepend(&body->front, unread, unread_count);
+        bool is_ok = is_behind_late ? list_append(&body->front, unread, unread_count) : list_prepend(&body->front, unread, unread_count);
         CHECK_MSG(is_ok, "out of memory for a queue's positions");
     }
+    if (is_run && body->run_count == 0)
+        late_to_front(body, UINT64_MAX, false);
     rings_trim(body);
     if (gone > 0 || queue->count == 0)
         leave(queue, gone, 0);
@@ -480,6 +587,7 @@ void queue_each_position(const struct queue *queue, queue_position_fn visit, voi
         return;
     each_of_ring(head_of(body), visit, arg);
     each_of_list(body->front, visit, arg);
+    each_of_list(body->rings ? body->rings->late : NULL, visit, arg);
     each_of_list(body->tail, visit, arg);
     each_of_ring(window_of(body), visit, arg);
 }
@@ -491,11 +599,16 @@ bool queue_restore(struct queue *queue, uint64_t sequence, uint32_t cost, bool i
         return false;
     if (body->run_max < run_last) /* a run that was cut since ends above it */
         body->run_max = run_last;
-    /* Below the runs that are left stands what was read from consumed ones; what came too late for a run stands behind them all. */
-    struct position_list **list = sequence < run_last && body->run_count == 0 ? &body->front : &body->tail;
+    bool is_ok = true;
     if (is_in_run)
         body->run_count++;
-    else if (position_list_push(list, sequence) != ERR_OK) {
+    else if (sequence > run_last)
+        is_ok = position_list_push(&body->tail, sequence) == ERR_OK;
+    else if (body->run_count == 0) /* below the runs that are left: it was read from consumed ones */
+        is_ok = position_list_push(&body->front, sequence) == ERR_OK;
+    else
+        is_ok = late_add(body, &sequence, 1);
+    if (!is_ok) {
         leave(queue, 0, 0);
         return false;
     }

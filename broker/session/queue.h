@@ -13,9 +13,10 @@
  *
  * Messages come in the order of their sequences from each shard, but not from all of them. Runs of one session never overlap, their keys
  * (first sequences) ascend, and they are above all that is sent before them: head, front, in flight. A position that came too late for that
- * is not put into one. It stays in the tail, and all that came after it, until the runs are consumed. So at start it can be told what is to
- * be sent before the runs: what is in none and below the first; the rest comes after them. A run read before the store has
- * committed it is not found: it is asked for again with the next checkpoint.
+ * is not put into one. It is kept aside, and goes to the front before the first run with a greater key is: what came before it from its
+ * shard stands in runs with smaller keys, what came after it behind. So at start each position can be told its place: what is in no run
+ * goes before the runs, aside, or behind them. A run read before the store has committed it is not found: it is asked for again with the
+ * next checkpoint.
  *
  * A session that is away costs struct queue, the body (48 bytes) and the tail's list (64 bytes), however long its queue, whatever came at
  * once and however far apart; one that came back and left while it was reading the list of the front as well.
@@ -99,6 +100,7 @@ struct queue {
     bool is_listed : 1;      /* the shard looks at it when the checkpoint moves */
     bool is_full : 1;        /* publishers are refused */
     bool is_run_late : 1;    /* the next run was not found; the next checkpoint clears it */
+    bool is_stuck : 1;       /* the shard tries again when the log has room for the record that the next message needs */
 };
 
 _Static_assert(sizeof(struct queue) <= 24, "in every session");
@@ -125,6 +127,8 @@ bool queue_pop_window(struct queue *queue, struct queue_shared *shared, struct q
 /* Let go what is below the checkpoint: the window's to the tail, and of a client that is away the head's to the front. Returns whether
  * something is left that a later checkpoint lets go. */
 bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_online);
+/* Whether there are runs to be read. */
+bool queue_has_runs(const struct queue *queue);
 /* Cut the tail: fill a run (ascending) that the caller posts. inflight_max: the greatest sequence that is in flight. False: it is short
  * enough, or may not be cut now. */
 bool queue_is_tail_long(const struct queue *queue);

@@ -206,6 +206,7 @@ static void fill_options(struct rig_options *options)
     DEFAULT(block_count, 16);
     DEFAULT(body_max, LOG_BLOCK_BODY_MAX);
     DEFAULT(retained_max, 1000);
+    DEFAULT(tree_bytes_max, 1 << 30);
     DEFAULT(limits.session_queue_messages_max, 1000);
     DEFAULT(limits.session_queue_bytes_max, 1 << 24);
     DEFAULT(limits.inflight_max, 20);
@@ -257,8 +258,10 @@ static void start(struct rig *rig)
     rig->hash_key = HASH_KEY + rig->epoch;
     rig->tree = topic_tree_new(rig->hash_key);
     CHECK(rig->tree);
-    struct route_limits route_limits = {
-        .retained_messages_max = rig->options.retained_max, .retained_bytes_max = 1 << 30, .tree_bytes_max = 1 << 30, .scan_slice = 4};
+    struct route_limits route_limits = {.retained_messages_max = rig->options.retained_max,
+                                        .retained_bytes_max = 1 << 30,
+                                        .tree_bytes_max = rig->options.tree_bytes_max,
+                                        .scan_slice = 4};
     rig->route = route_actor_new(rig->tree, &rig->retained_counter, rig->hash_key, rig->shard_count, &route_limits, &route_io,
                                  &rig->ports[ACTOR_ROUTE]);
     CHECK(rig->route);

@@ -36,6 +36,7 @@ struct rig_options {
     uint32_t body_max;              /* of a block; LOG_BLOCK_BODY_MAX */
     uint64_t delay_seed;            /* not 0: rings hand over random portions */
     uint64_t retained_max;          /* messages; 1000 */
+    uint64_t tree_bytes_max;        /* 1 GiB */
     struct shard_limits limits;     /* members that are 0 get defaults; see rig_new */
     struct shard_listener listener; /* likewise */
     bool is_anonymous_refused;

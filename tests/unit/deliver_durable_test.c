@@ -529,6 +529,28 @@ static void nothing_is_said_of_a_session_that_no_record_names(void **state)
     rig_free(rig);
 }
 
+/* However often and in whatever turn they find no room. */
+static void a_session_without_room_is_noted_once(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(.shard_count = 1);
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    rig_subscribe(rig_connect(rig, "a", MQTT_V5, false), 1, "a/#", 1);
+    rig_subscribe(rig_connect(rig, "b", MQTT_V5, false), 1, "a/#", 1);
+    struct shard *shard = rig_shard(rig, 0);
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < 100; i++) {
+            waiting_on_stuck(shard, session_table_find(&shard->sessions, SPAN_LITERAL("a")));
+            waiting_on_stuck(shard, session_table_find(&shard->sessions, SPAN_LITERAL("b")));
+        }
+        assert_int_equal(shard->waiting.stuck.count, 2);
+        publish_number(pub, "a/x", (unsigned)round, 1, 1);
+        rig_settle(rig); /* blocks come back */
+        assert_int_equal(shard->waiting.stuck.count, 0);
+    }
+    rig_free(rig);
+}
+
 /* --- everything at once ------------------------------------------------------------------------------------------------------------- */
 
 #define SUBSCRIBERS 4
@@ -711,6 +733,7 @@ int main(void)
         cmocka_unit_test(a_session_that_comes_back_for_the_last_time_says_what_it_has),
         cmocka_unit_test(a_message_for_a_session_that_ended_is_dropped_by_name),
         cmocka_unit_test(nothing_is_said_of_a_session_that_no_record_names),
+        cmocka_unit_test(a_session_without_room_is_noted_once),
         cmocka_unit_test(random_sessions_lose_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

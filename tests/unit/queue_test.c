@@ -120,6 +120,7 @@ static void cuts_runs(struct world *w)
             assert_true(w->is_dropped[i] != STORED || run->sequences[0] > w->runs[i].sequences[w->runs[i].count - 1]);
         w->is_dropped[w->run_count++] = STORED;
     }
+    assert_true(w->queue.is_reading || !queue_is_tail_long(&w->queue)); /* whatever came late */
 }
 
 static void settles(struct world *w, bool advances)
@@ -494,10 +495,107 @@ static void it_is_made_again_from_what_the_store_says(void **state)
     assert_int_equal(queue_count(&queue), 12);
     assert_true(queue_next_read(&queue, &read, STORE_READ_MAX));
     assert_int_equal(read.kind, STORE_READ_QUEUE);
-    assert_int_equal(read.count, 12);
+    assert_int_equal(read.count, 1);
     assert_int_equal(read.items[0].sequence, 20);
-    assert_int_equal(read.items[11].sequence, 60);
+    read.items[0].state = STORE_ITEM_GONE;
+    assert_int_equal(queue_on_read(&queue, &shared, &read, metas, &lost), 0);
+    assert_true(queue_next_read(&queue, &read, STORE_READ_MAX));
+    assert_int_equal(read.count, 11);
+    assert_int_equal(read.items[0].sequence, 50);
+    assert_int_equal(read.items[10].sequence, 60);
     queue_deinit(&queue, &shared);
+}
+
+/* Answer the next request with everything found, and take what may be sent then. Returns how many were taken. */
+static uint32_t read_and_take(struct queue *queue, struct queue_shared *shared, const struct store_run *run, bool *is_run_out,
+                              uint64_t *taken_out)
+{
+    struct store_read read = {0};
+    uint32_t metas[STORE_READ_MAX] = {0}, lost, taken = 0;
+    assert_true(queue_next_read(queue, &read, STORE_READ_MAX));
+    *is_run_out = read.kind == STORE_READ_RUN;
+    if (*is_run_out) {
+        assert_true(read.run <= run->sequences[0]);
+        read.run = run->sequences[0];
+        read.count = run->count;
+    }
+    for (uint32_t i = 0; i < read.count; i++) {
+        if (*is_run_out)
+            read.items[i].sequence = run->sequences[i];
+        read.items[i].msg = message(read.items[i].sequence);
+        read.items[i].state = STORE_ITEM_FOUND;
+    }
+    queue_on_read(queue, shared, &read, metas, &lost);
+    for (uint32_t i = 0; i < read.count; i++)
+        msg_unref(read.items[i].msg);
+    while (queue_first(queue)) {
+        struct queue_item item = queue_pop(queue, shared);
+        taken_out[taken++] = msg_sequence(item.msg);
+        msg_unref(item.msg);
+    }
+    return taken;
+}
+
+static uint32_t expect_range(uint64_t *at, uint64_t first, uint64_t last)
+{
+    for (uint64_t s = first; s <= last; s++)
+        *at++ = s;
+    return (uint32_t)(last - first + 1);
+}
+
+/* They stand aside, behind the runs with what came before them from their shard, and the tail stays short however long the session is away;
+ * after a restart as well. */
+static void late_ones_do_not_hold_the_tail(void **state)
+{
+    (void)state;
+    struct queue_stats window = {0};
+    struct queue_shared shared = {.window = &window, .checkpoint = 100000};
+    static struct store_run runs[64];
+    for (int is_restarted = 0; is_restarted < 2; is_restarted++) {
+        struct queue queue = {0};
+        uint32_t count = 0;
+        push_wanted(&queue, &shared, 100, 120);
+        push_wanted(&queue, &shared, 200, 220);
+        while (queue_take_run(&queue, 0, &runs[count]))
+            count++;
+        assert_int_equal(count, 3);
+        assert_int_equal(runs[2].sequences[0], 203);
+        push_wanted(&queue, &shared, 150, 151);
+        push_wanted(&queue, &shared, 50, 51);
+        push_wanted(&queue, &shared, 300, 500);
+        while (queue_take_run(&queue, 0, &runs[count]))
+            count++;
+        assert_false(queue_is_tail_long(&queue));
+        uint64_t wanted[300], taken[300] = {0};
+        uint32_t wanted_count = expect_range(wanted, 50, 51);
+        wanted_count += expect_range(wanted + wanted_count, 100, 120);
+        wanted_count += expect_range(wanted + wanted_count, 200, 202);
+        wanted_count += expect_range(wanted + wanted_count, 150, 151);
+        wanted_count += expect_range(wanted + wanted_count, 203, 220);
+        wanted_count += expect_range(wanted + wanted_count, 300, 500);
+        assert_int_equal(queue_count(&queue), wanted_count);
+        if (is_restarted) {
+            uint64_t run_last = runs[count - 1].sequences[runs[count - 1].count - 1];
+            queue_deinit(&queue, &shared);
+            for (uint64_t s = 50; s <= 500; s++) {
+                bool is_wanted = false, is_in_run = false;
+                for (uint32_t i = 0; i < wanted_count; i++)
+                    is_wanted |= wanted[i] == s;
+                for (uint32_t r = 0; r < count; r++)
+                    for (uint32_t i = 0; i < runs[r].count; i++)
+                        is_in_run |= runs[r].sequences[i] == s;
+                assert_true(!is_wanted || queue_restore(&queue, s, 1, is_in_run, run_last));
+            }
+        }
+        uint32_t taken_count = 0, next_run = 0;
+        bool is_run;
+        for (; queue_count(&queue) > 0; next_run += is_run)
+            taken_count += read_and_take(&queue, &shared, &runs[next_run], &is_run, taken + taken_count);
+        assert_int_equal(next_run, count);
+        assert_int_equal(taken_count, wanted_count);
+        assert_memory_equal(taken, wanted, wanted_count * sizeof wanted[0]);
+        queue_deinit(&queue, &shared);
+    }
 }
 
 static void a_run_that_is_never_found_is_given_up(void **state)
@@ -575,6 +673,7 @@ int main(void)
         cmocka_unit_test(what_the_store_does_not_have_stays),
         cmocka_unit_test(a_run_is_above_all_that_is_sent_before_it),
         cmocka_unit_test(it_is_made_again_from_what_the_store_says),
+        cmocka_unit_test(late_ones_do_not_hold_the_tail),
         cmocka_unit_test(a_run_that_is_never_found_is_given_up),
         cmocka_unit_test(a_damaged_run_does_not_hold_the_others),
         cmocka_unit_test(meta_holds_what_it_is_given),

@@ -293,8 +293,12 @@ static void the_tree_has_a_bound(void **state)
     take_ops(f);
     subscribe(f, "one/more");
     assert_int_equal(f->ops[0].request->filters[0].reason, 0x97);
-    assert_false(f->ops[0].request->filters[0].is_new); /* whatever was there stays */
+    assert_true(f->ops[0].request->filters[0].is_new); /* the session does not have it */
     assert_int_equal(f->ops[1].type, OP_RETAINED_END);
+    take_ops(f);
+    subscribe(f, filter);
+    assert_int_equal(f->ops[0].request->filters[0].reason, 0x97);
+    assert_false(f->ops[0].request->filters[0].is_new); /* what was there stays */
 }
 
 static void unsubscribe_says_what_was_there(void **state)

@@ -1588,6 +1588,35 @@ static void retained_expires(void **state)
 /* === SUBSCRIBE, UNSUBSCRIBE ============================================================================================================
  */
 
+/* The first is refused, room is made, the second is granted, and none waits for an answer: the session's end takes it out of the tree. */
+static void filter_that_is_granted_at_the_second_try_ends_with_its_session(void **state)
+{
+    struct rig *rig = RIG(.tree_bytes_max = 60000);
+    struct rig_client *client = v5(rig, "a"), *pub = v5(rig, "p");
+    char deep[1000];
+    memset(deep, '/', sizeof deep - 1); /* a thousand levels */
+    deep[sizeof deep - 1] = '\0';
+    deep[sizeof deep - 2] = '+';
+    rig_subscribe(client, 1, deep, 1);
+    rig_settle(rig);
+    rig_route_hold(rig, true);
+    rig_send_subscribe(client, 2, "x", 1, 0);
+    rig_send_unsubscribe(client, 3, deep);
+    rig_send_subscribe(client, 4, "x", 1, 0);
+    rig_settle(rig);
+    rig_route_hold(rig, false);
+    rig_settle(rig);
+    assert_int_equal(expect(client, MQTT_SUBACK)->suback.codes.data[0], MQTT_REASON_QUOTA_EXCEEDED);
+    expect(client, MQTT_UNSUBACK);
+    assert_int_equal(expect(client, MQTT_SUBACK)->suback.codes.data[0], 1);
+    rig_break(client);
+    rig_settle(rig);
+    rig_publish(pub, "x", "1", 1, 1);
+    rig_settle(rig);
+    expect_ack(pub, MQTT_PUBACK, 1, MQTT_REASON_NO_MATCHING_SUBSCRIBERS);
+    rig_free(rig);
+}
+
 static void suback_has_a_code_for_each_filter(void **state) /* 3.8.4-1, -2, -5, -6; 3.9.3-1 */
 {
     struct rig *rig = RIG();
@@ -2542,6 +2571,7 @@ int main(void)
         TEST(retained_full_is_told),
         TEST(retained_expires),
         TEST(suback_has_a_code_for_each_filter),
+        TEST(filter_that_is_granted_at_the_second_try_ends_with_its_session),
         TEST(filters_in_a_packet_are_bounded),
         TEST(resubscribing_replaces),
         TEST(unsubscribing_ends_it),

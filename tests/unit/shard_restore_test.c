@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "broker/core/shard_restore.h"
+#include "broker/core/shard_state.h"
 #include "common/clock.h"
 #include "tests/lib/memory_store.h"
 #include "tests/lib/shard_rig.h"
@@ -317,6 +318,8 @@ static void what_is_in_flight_does_not_come_from_its_run_as_well(void **state)
     expect_nothing(car);
     rig_checkpoint(rig);
     assert_int_equal(memory_store_want_count(rig_store(rig), from.number), 0);
+    const struct session *sess = session_table_find_number(&rig_shard(rig, 0)->sessions, from.number);
+    assert_true(!sess->rare || !sess->rare->sent_in_runs); /* nobody asks any more */
     rig_free(rig);
 }
 
