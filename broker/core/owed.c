@@ -180,7 +180,7 @@ static bool log_large(struct shard *shard, const struct record *rec, struct msg 
     return false;
 }
 
-enum copy_outcome { COPY_LOGGED, COPY_NO_ROOM, COPY_NO_MEMORY };
+enum copy_outcome { COPY_LOGGED, COPY_NO_ROOM, COPY_TOO_LARGE, COPY_NO_MEMORY };
 
 static enum copy_outcome log_copy(struct shard *shard, struct session *sess, const struct msg *msg, uint8_t qos, uint32_t id)
 {
@@ -188,6 +188,8 @@ static enum copy_outcome log_copy(struct shard *shard, struct session *sess, con
     struct record rec;
     record_of(&rec, msg, sess, qos, id, recipients);
     size_t size = record_size(&rec);
+    if (size > shard->config.limits.record_bytes_max)
+        return COPY_TOO_LARGE; /* an earlier start had a larger log */
     if (!may_log(shard, size))
         return COPY_NO_ROOM;
     struct one_recipient one;
@@ -250,6 +252,8 @@ static bool give(struct shard *shard, struct session *sess, struct msg *msg, con
         give_without_record(shard, sess, msg, qos, filter->subscription_id); /* [MQTT-3.3.1-8 of 3.1.1] */
     if (outcome == COPY_NO_ROOM)
         return false;
+    if (outcome == COPY_TOO_LARGE)
+        give_without_record(shard, sess, msg, qos, filter->subscription_id);
     if (outcome == COPY_NO_MEMORY)
         counter_inc(&shard->stats.dropped_no_memory);
     counter_inc(&shard->stats.retained_received);

@@ -147,6 +147,7 @@ class Subscriber(Peer):
 
     def take(self, packet, is_again):
         """The message, for the history of its exchange."""
+        self.session.came(packet.topic)
         if packet.retain or not packet.payload:
             return None
         message = self.campaign.message_of(packet)
@@ -331,6 +332,7 @@ class Campaign:
             Subscriber(self, "brief", 5, {"data/pub1/#": 1}, stays=0.1, expiry_s=2),
         ]
         self.changers = [Changer(self, f"changer{version}", version, [f"data/pub{index}/#" for index in range(4)]) for version in (4, 5)]
+        self.changers.append(Changer(self, "asker", 5, ["state/#", "state/+/1", "state/pub0/+"]))
         self.mourned = [Mourned(self, index) for index in range(5)]
         self.peers = self.publishers + self.subscribers + self.changers + self.mourned
 

@@ -13,12 +13,15 @@ The rules, each a finding when broken:
   session present         a session whose CONNACK came is there after clean start 0 until its expiry; after clean start 1 and after its
                           expiry it is not, and nothing of the old one comes
   retained                the newest acknowledged value or a newer one that is not acknowledged; cleared stays cleared
+  a new subscription      a persistent session gets, after SUBACK, something of each retained topic that had an acknowledged value when
+                          SUBSCRIBE was sent, unless that was cleared meanwhile
   wills                   at most once each; exactly once when the client did not say goodbye and did not come back
   expired                 a message is not delivered after its expiry
 
 What a client cannot know (was the SUBSCRIBE handled whose SUBACK the crash took?) is neither demanded nor forbidden."""
 import collections
 import functools
+import itertools
 import time
 
 # Added to every deadline after which something must not come any more: the client may be slow to read, the broker to run.
@@ -56,6 +59,11 @@ class Message:
         return f"{self.name} on {self.topic} QoS {self.qos}" + (" retained" if self.is_retained else "") + (f" expiry {self.expiry_s} s" if self.expiry_s else "")
 
 
+def may_be_owed(message):
+    """As a retained value, to a subscription of QoS 1 or 2."""
+    return not message.is_empty and message.qos > 0 and message.expiry_s is None
+
+
 class Interval:
     """A subscription from SUBSCRIBE to UNSUBSCRIBE; None: not (yet) known."""
 
@@ -81,6 +89,7 @@ class Session:
 
     def _begin(self):
         self.intervals, self.owed, self.seen, self.last = [], {}, {}, {}
+        self.owed_values = {}  # topic: the retained message that it had
 
     def note(self, text):
         self.ledger.note(f"{self.name}: {text}")
@@ -98,7 +107,7 @@ class Session:
     def _waive(self):
         """Neither owed nor forbidden any more. The client has forgotten what it had received [MQTT-3.1.2-4]; if the server has not heard
         that, it may send it again."""
-        self.owed, self.seen, self.last = {}, {}, {}
+        self.owed, self.seen, self.last, self.owed_values = {}, {}, {}, {}
         for interval in self.intervals:
             interval.unsubscribe_tick = interval.unsubscribe_tick or self.ledger.tick()
 
@@ -147,6 +156,12 @@ class Session:
     def suback(self, interval):
         interval.acked_tick = self.ledger.tick()
         self.note(f"SUBACK {interval.filter} QoS {interval.qos}")
+        if interval.unsubscribe_tick or interval.qos == 0:
+            return
+        for topic, values in self.ledger.topics.items():
+            if values and matches(interval.filter, topic) and values[0].acked_tick and values[0].acked_tick < interval.sent_tick and \
+                    all(may_be_owed(value) for value in values):
+                self.owed_values[topic] = values[0]
 
     def unsubscribe_sent(self, topic_filter):
         tick = self.ledger.tick()
@@ -154,6 +169,7 @@ class Session:
         for interval in found:
             interval.unsubscribe_tick = interval.unsubscribe_tick or tick
         self.owed = {name: message for name, message in self.owed.items() if self.subscription_of(message)}
+        self.owed_values = {topic: value for topic, value in self.owed_values.items() if not matches(topic_filter, topic)}
         return found
 
     def unsuback(self, intervals):
@@ -178,6 +194,10 @@ class Session:
     def acknowledged(self, message):
         if message.expiry_s is None and not message.is_empty and message.name not in self.seen and self.subscription_of(message):
             self.owed[message.name] = message
+
+    def came(self, topic):
+        """A PUBLISH of this topic, with RETAIN or without."""
+        self.owed_values.pop(topic, None)
 
     def delivered(self, message, qos, is_dup, packet_id):
         """As new: not with the retain flag, not the same QoS 2 delivery again."""
@@ -261,6 +281,8 @@ class Ledger:
         self.messages[publisher, message.number] = message
         if is_retained:
             self.topics[topic].append(message)
+            for session in self.sessions.values() if not may_be_owed(message) else ():
+                session.owed_values.pop(topic, None)
         return message
 
     def acknowledged(self, message, packet_name):
@@ -292,7 +314,7 @@ class Ledger:
 
     def owed(self, names=None):
         return [(session, message) for session in self.sessions.values() if names is None or session.name in names
-                for message in session.owed.values()]
+                for message in itertools.chain(session.owed.values(), session.owed_values.values())]
 
     # -- wills --
 
