@@ -4,7 +4,8 @@
 
 #include "common/check.h"
 
-#define LANE_CAPACITY_FIRST 64 /* doubled when full; a power of two */
+#define LANE_CAPACITY_FIRST 64  /* doubled when full; a power of two */
+#define LANE_CAPACITY_KEEP 4096 /* more is given back when the lane is empty: a start may post a million */
 
 void op_backlog_init(struct op_backlog *backlog) { *backlog = (struct op_backlog){0}; }
 
@@ -51,6 +52,10 @@ bool op_backlog_flush(struct op_backlog *backlog, op_post_fn post, void *io)
             lane->first = (lane->first + 1) & (lane->capacity - 1);
             lane->count--;
             backlog->count--;
+        }
+        if (lane->count == 0 && lane->capacity > LANE_CAPACITY_KEEP) {
+            free(lane->ops);
+            *lane = (struct op_lane){0};
         }
     }
     return backlog->count == 0;
