@@ -117,6 +117,8 @@ size_t record_encode_head(uint8_t *at, const struct record *rec)
     at += 4;
     *at++ = rec->type;
     at = put_number(at, TAG_FLAGS, flags_of(rec));
+    if (rec->has_correlation) /* ends in a count, and the time follows: what differs from record to record stands together, for LZ4 */
+        at = put_bytes(at, TAG_CORRELATION, span_of(rec->correlation, RECORD_CORRELATION_SIZE));
     at = put_number(at, TAG_RECEIVED, zigzag_encode(rec->received_ns));
     at = put_number(at, TAG_EXPIRY, zigzag_encode(rec->expiry_ns));
     at = put_number(at, TAG_PACKET_ID, rec->packet_id);
@@ -139,8 +141,6 @@ size_t record_encode_head(uint8_t *at, const struct record *rec)
     at = put_bytes(at, TAG_SHARED_GROUPS, rec->shared_groups);
     at = put_bytes(at, TAG_POSITIONS, rec->positions);
     at = put_bytes(at, TAG_USER_NAME, rec->user_name);
-    if (rec->has_correlation)
-        at = put_bytes(at, TAG_CORRELATION, span_of(rec->correlation, RECORD_CORRELATION_SIZE));
     if (rec->payload.size) {
         *at++ = TAG_PAYLOAD;
         at += varint_put(at, rec->payload.size);
