@@ -958,6 +958,7 @@ static void tear_down(struct broker *broker)
     log_thread_stop(broker->log);
     store_thread_stop(broker->store); /* brings the checkpoint to the log's end, so that the next start has nothing to replay */
     reader_thread_stop(broker->reader);
+    route_thread_free(broker->route); /* whose bell the store and the reader rang until now */
     for (uint16_t i = 0; i < broker->loop_count; i++)
         loop_free(broker->loops[i]);
     door_free(broker->door);

@@ -346,16 +346,6 @@ static enum err lmdb_put(struct kv_txn *base, enum kv_tree tree, struct span key
     return ERR_OK;
 }
 
-static enum err lmdb_del(struct kv_txn *base, enum kv_tree tree, struct span key)
-{
-    struct kv_lmdb_txn *txn = (struct kv_lmdb_txn *)base;
-    struct kv_lmdb *lmdb = lmdb_of(base->kv);
-    MDB_val mdb_key = val_of(key);
-    leave_end(txn, tree);
-    int rc = mdb_del(txn->txn, lmdb->trees[tree], &mdb_key, NULL);
-    return rc == MDB_NOTFOUND ? ERR_NOTFOUND : after_write(lmdb, rc);
-}
-
 static int get_cursor(struct kv_lmdb_txn *txn, enum kv_tree tree, MDB_cursor **cursor_out)
 {
     int rc = 0;
@@ -363,6 +353,23 @@ static int get_cursor(struct kv_lmdb_txn *txn, enum kv_tree tree, MDB_cursor **c
         rc = mdb_cursor_open(txn->txn, lmdb_of(txn->base.kv)->trees[tree], &txn->cursors[tree]);
     *cursor_out = txn->cursors[tree];
     return rc;
+}
+
+/* A value in a page of another's place stays: LMDB would give back the pages that the wrong one names, which are in use. */
+static enum err lmdb_del(struct kv_txn *base, enum kv_tree tree, struct span key)
+{
+    struct kv_lmdb_txn *txn = (struct kv_lmdb_txn *)base;
+    struct kv_lmdb *lmdb = lmdb_of(base->kv);
+    MDB_cursor *cursor;
+    MDB_val mdb_key = val_of(key), value;
+    int rc = get_cursor(txn, tree, &cursor);
+    if (rc == 0)
+        rc = mdb_cursor_get(cursor, &mdb_key, &value, MDB_SET_KEY);
+    if (rc == 0 && (!is_in_place(lmdb, mdb_key.mv_data) || !is_in_place(lmdb, value.mv_data)))
+        return ERR_OK;
+    if (rc == 0)
+        rc = mdb_cursor_del(cursor, 0);
+    return rc == MDB_NOTFOUND ? ERR_NOTFOUND : after_write(lmdb, rc);
 }
 
 static enum err after_step(struct kv_lmdb_txn *txn, int rc, MDB_val key, MDB_val value, struct span *key_out, struct span *value_out)
@@ -742,6 +749,8 @@ static enum err open_to_write(struct kv_lmdb *lmdb, const struct kv_lmdb_options
     /* Nothing is written before it is known that what lacks is free: zeros in its place would look whole to the next start. */
     if (!err && is_short(&extent) && !are_missing_free(fd, &extent))
         err = fail_short(msg, dir, &extent);
+    if (!err && !kv_lmdb_pages_is_list(fd, extent.free_root, extent.page_bytes, extent.meant_bytes / extent.page_bytes - 1))
+        err = err_set(msg, ERR_CORRUPT, "%s/" DATA_NAME ": the list of free pages is damaged: what is in use would be overwritten", dir);
     if (!err && is_short(&extent) && ftruncate(fd, (off_t)extent.meant_bytes) != 0)
         err = fail_errno(msg, dir, "cannot extend " DATA_NAME);
     if (!err)
@@ -987,30 +996,13 @@ enum err kv_lmdb_compact(uint64_t *saved_out, const struct kv_lmdb_options *opti
 enum err kv_lmdb_check_free(struct kv *kv)
 {
     struct kv_lmdb *lmdb = lmdb_of(kv);
-    MDB_txn *txn;
-    MDB_cursor *cursor = NULL;
-    MDB_val key, data;
-    MDB_envinfo info;
-    bool is_good = true;
-    int rc = mdb_txn_begin(lmdb->env, NULL, MDB_RDONLY, &txn);
-    if (rc)
-        return err_of(rc);
-    rc = mdb_env_info(lmdb->env, &info);
-    if (rc == 0)
-        rc = mdb_cursor_open(txn, 0, &cursor);
-    /* A value is a count and so many page numbers. */
-    while (rc == 0 && is_good && (rc = mdb_cursor_get(cursor, &key, &data, MDB_NEXT)) == 0) {
-        uint64_t count = 0, page;
-        if (data.mv_size >= sizeof count)
-            memcpy(&count, data.mv_data, sizeof count);
-        is_good = data.mv_size >= sizeof count && count <= data.mv_size / sizeof page - 1;
-        for (uint64_t i = 1; is_good && i <= count; i++) {
-            memcpy(&page, (const uint8_t *)data.mv_data + i * sizeof page, sizeof page);
-            is_good = page >= 2 && page <= info.me_last_pgno;
-        }
-    }
-    if (cursor)
-        mdb_cursor_close(cursor);
-    mdb_txn_abort(txn);
-    return !is_good ? ERR_CORRUPT : rc == MDB_NOTFOUND ? ERR_OK : err_of(rc);
+    struct extent extent = {0};
+    int fd = open(lmdb->path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return err_from_errno(errno);
+    enum err err = read_extent(fd, &extent, lmdb->path, NULL);
+    if (!err && !kv_lmdb_pages_is_list(fd, extent.free_root, extent.page_bytes, extent.meant_bytes / extent.page_bytes - 1))
+        err = ERR_CORRUPT;
+    close(fd);
+    return err;
 }

@@ -55,8 +55,8 @@ enum err kv_lmdb_copy(struct kv *kv, const char *dir, bool (*is_stopped)(void), 
 #define KV_LMDB_COMPACT_MIN ((uint64_t)16 << 20)
 enum err kv_lmdb_compact(uint64_t *saved_out, const struct kv_lmdb_options *options, unsigned free_percent, struct errmsg *msg) must_check;
 
-/* Walk what no reader of trees looks at, and every writer does: the list of free pages. kv must be of kv_lmdb_open(). Returns 0,
- * ERR_CORRUPT, ERR_NOMEM, ERR_IO; a damaged page may also end the process. Thread: any. */
+/* Walk what no reader of trees looks at, and every writer does: the list of free pages (an opening to write has done so). Nobody writes.
+ * kv must be of kv_lmdb_open(). Returns 0, ERR_CORRUPT, ERR_IO. Thread: any. */
 enum err kv_lmdb_check_free(struct kv *kv) must_check;
 
 #endif

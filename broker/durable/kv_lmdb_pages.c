@@ -22,9 +22,10 @@
 struct free_walk {
     int fd;
     uint32_t page_bytes;
-    uint64_t from, to;
-    uint64_t found; /* pages of the range */
-    uint64_t left;  /* pages that the walk may still visit: more than there are means that it goes in circles */
+    uint64_t from, to; /* what is asked for; pages of the list itself lie before */
+    uint64_t last;     /* page of the database */
+    uint64_t found;    /* pages of the range */
+    uint64_t left;     /* pages that the walk may still visit: more than there are means that it goes in circles */
 };
 
 static uint16_t read_u16(const uint8_t *at)
@@ -56,10 +57,14 @@ static bool read_page(struct free_walk *walk, uint8_t *page, uint64_t number)
 static bool count_list(struct free_walk *walk, const uint8_t *list, size_t size)
 {
     uint64_t count = size >= 8 ? read_u64(list) : UINT64_MAX;
+    uint64_t above = walk->last + 1;
     if (count > size / 8 - 1)
         return false;
     for (uint64_t i = 1; i <= count; i++) {
         uint64_t number = read_u64(list + 8 * i);
+        if (number < 2 || number >= above)
+            return false;
+        above = number;
         walk->found += number >= walk->from && number < walk->to;
     }
     return true;
@@ -113,6 +118,13 @@ static bool count_page(struct free_walk *walk, uint64_t number, unsigned depth)
 
 bool kv_lmdb_pages_are_free(int fd, uint64_t root, uint32_t page_bytes, uint64_t from, uint64_t to)
 {
-    struct free_walk walk = {.fd = fd, .page_bytes = page_bytes, .from = from, .to = to, .left = from};
+    struct free_walk walk = {.fd = fd, .page_bytes = page_bytes, .from = from, .to = to, .last = to - 1, .left = from};
     return from >= to || (root != UINT64_MAX && count_page(&walk, root, 0) && walk.found == to - from);
+}
+
+bool kv_lmdb_pages_is_list(int fd, uint64_t root, uint32_t page_bytes, uint64_t last_page)
+{
+    uint64_t end = last_page + 1;
+    struct free_walk walk = {.fd = fd, .page_bytes = page_bytes, .from = end, .to = end, .last = last_page, .left = end};
+    return root == UINT64_MAX || count_page(&walk, root, 0);
 }

@@ -15,4 +15,8 @@
  * page_bytes  512..65536. */
 bool kv_lmdb_pages_are_free(int fd, uint64_t root, uint32_t page_bytes, uint64_t from, uint64_t to);
 
+/* May a writer believe the list? Every page of it is in its place and every number in it is one of a page up to last_page, each list
+ * descending. LMDB hands out what stands there without a look: over pages in use, when the list is another. */
+bool kv_lmdb_pages_is_list(int fd, uint64_t root, uint32_t page_bytes, uint64_t last_page);
+
 #endif

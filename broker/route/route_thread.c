@@ -100,13 +100,19 @@ enum err route_thread_start(struct route_thread *thread)
 
 void route_thread_stop(struct route_thread *thread)
 {
+    if (!thread || !thread->is_running)
+        return;
+    atomic_store_explicit(&thread->stop_asked, true, memory_order_release);
+    bell_ring(&thread->bell);
+    pthread_join(thread->thread, NULL);
+    thread->is_running = false;
+}
+
+void route_thread_free(struct route_thread *thread)
+{
     if (!thread)
         return;
-    if (thread->is_running) {
-        atomic_store_explicit(&thread->stop_asked, true, memory_order_release);
-        bell_ring(&thread->bell);
-        pthread_join(thread->thread, NULL);
-    }
+    CHECK(!thread->is_running);
     route_actor_free(thread->actor);
     bell_deinit(&thread->bell);
     free(thread);

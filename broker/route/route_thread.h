@@ -18,8 +18,10 @@ enum err route_thread_new(struct route_thread **thread_out, struct exchange *exc
 struct route_actor *route_thread_actor(struct route_thread *thread);
 /* From here on tree and actor are the thread's. Returns 0 or ERR_NOMEM. Thread: main. */
 enum err route_thread_start(struct route_thread *thread) must_check;
-/* After all shards have stopped, or instead of a start. Frees it; NULL is fine. */
+/* After all shards have stopped: ends the thread. Others may still post to it, whom nobody answers any more. NULL is fine. */
 void route_thread_stop(struct route_thread *thread);
+/* After those have ended as well, or instead of a start. NULL is fine. */
+void route_thread_free(struct route_thread *thread);
 struct route_stats *route_thread_stats(struct route_thread *thread);
 
 #endif
