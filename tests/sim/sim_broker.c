@@ -650,7 +650,10 @@ bool sim_broker_step(struct sim *sim)
     return true;
 }
 
-bool sim_broker_is_log_full(const struct sim *sim) { return !sim->broker->room_said; }
+bool sim_broker_is_log_full(const struct sim *sim)
+{
+    return !sim->broker->room_said && log_writer_room(sim->broker->writer, LOG_ROOM_CONTROL) > sim->config.segment_size / 16;
+}
 
 bool sim_broker_is_told_to_wait(const struct sim *sim, const struct sim_conn *conn, uint64_t sent_step)
 {
