@@ -362,6 +362,14 @@ static void check_retained(struct sim *sim, const struct sim_client *subscriber,
                   message->id);
 }
 
+/* Bounds explain what is missing, in this life of the broker or another. */
+static bool has_dropped(const struct sim *sim)
+{
+    uint64_t drops[2] = {sim->drops[0]};
+    sim_broker_count_drops(sim, drops);
+    return drops[0] > 0;
+}
+
 /* A retained value that comes with QoS 0 may be lost with its connection. */
 static bool may_come_with_qos_0(const struct sim *sim, const struct sim_client *subscriber, const struct sim_message *message)
 {
@@ -377,7 +385,7 @@ static bool may_come_with_qos_0(const struct sim *sim, const struct sim_client *
  * broker died meanwhile. */
 void sim_ledger_check_owed(struct sim *sim)
 {
-    for (uint32_t i = 0; i < sim->config.client_count; i++) {
+    for (uint32_t i = 0; i < sim->config.client_count && !has_dropped(sim); i++) {
         const struct sim_client *subscriber = &sim->clients[i];
         for (uint32_t id = 0; id < sim->ledger.count && !subscriber->is_gone; id++) {
             const struct sim_message *message = &sim->ledger.messages[id];
@@ -420,9 +428,7 @@ static void check_will(struct sim *sim, const struct sim_client *gone)
 
 void sim_ledger_check_wills(struct sim *sim)
 {
-    uint64_t drops[2] = {sim->drops[0]};
-    sim_broker_count_drops(sim, drops);
-    for (uint32_t i = 0; i < sim->config.client_count && drops[0] == 0; i++)
+    for (uint32_t i = 0; i < sim->config.client_count && !has_dropped(sim); i++)
         if (sim->clients[i].is_gone)
             check_will(sim, &sim->clients[i]);
 }
