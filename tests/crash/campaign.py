@@ -646,7 +646,8 @@ class Campaign:
             return self.options.only
         if self.options.only:
             return "power"
-        if self.points and self.has_been_checked and self.rng.random() < 0.6:
+        share = 0.6 if self.ledger.round < self.options.rounds else 1.0  # beyond the rounds, points alone are missing
+        if self.points and self.has_been_checked and self.rng.random() < share:
             return "point"
         return "plain" if self.rng.random() < 0.4 else "power"
 
