@@ -86,6 +86,8 @@ enum err position_list_push(struct position_list **list, uint64_t sequence)
     return ERR_OK;
 }
 
+uint64_t position_list_last(const struct position_list *list) { return list ? list->last : 0; }
+
 bool position_list_first(const struct position_list *list, uint64_t *sequence_out)
 {
     size_t offset = 0;

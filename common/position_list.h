@@ -17,6 +17,8 @@ struct position_list;
 
 /* Add at the end. ERR_NOMEM leaves the list as it was. */
 enum err position_list_push(struct position_list **list, uint64_t sequence) must_check;
+/* The one pushed last, 0 when empty. */
+uint64_t position_list_last(const struct position_list *list);
 /* Take the first off; false when empty. Frees the list with its last. */
 bool position_list_pop(struct position_list **list, uint64_t *sequence_out);
 bool position_list_first(const struct position_list *list, uint64_t *sequence_out);

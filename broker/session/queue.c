@@ -348,6 +348,11 @@ static bool late_add(struct queue_body *body, const uint64_t *sequences, uint32_
 {
     if (!rings_get(body))
         return false;
+    if (position_list_last(body->rings->late) < sequences[0]) { /* nearly always: the list may be long, and is not copied */
+        for (uint32_t i = 0; i < count; i++)
+            CHECK_MSG(position_list_push(&body->rings->late, sequences[i]) == ERR_OK, "out of memory for a queue's positions");
+        return true;
+    }
     struct position_list *fresh = NULL;
     struct span bytes = position_list_bytes(body->rings->late);
     size_t offset = 0;
