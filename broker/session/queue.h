@@ -76,7 +76,8 @@ struct queue_limits {
     uint64_t bytes_max;
 };
 
-/* What waits in all queues of the process. */
+/* What waits in all queues of the process. Each shard looks before it adds, so as many messages as there are shards may come for the last
+ * place. */
 struct queue_totals {
     _Atomic uint64_t messages, bytes;
     uint64_t messages_max, bytes_max;

@@ -840,9 +840,15 @@ def test_4_1_bounds_of_all_queues_together(new_broker, join, restart, topic):
     fill(join(broker, "publisher"), topic, 0, 20)
     restart(broker)
     fill(join(broker, "publisher"), topic, 20, 20)
-    metrics = broker.wait_metric(lambda metrics: metrics.get("tidegate_dropped_copies_total") >= 30, "80 do not fit into 50")
-    assert metrics.get("tidegate_dropped_copies_total", reason="total_messages") == 30
-    assert metrics.get("tidegate_queue_messages", queue="session_queue") == 50
+
+    def waiting_of(metrics):
+        return metrics.get("tidegate_queue_messages", queue="session_queue")
+
+    def dropped_of(metrics):
+        return metrics.get("tidegate_dropped_copies_total", reason="total_messages")
+
+    metrics = broker.wait_metric(lambda metrics: waiting_of(metrics) + dropped_of(metrics) == 80, "80 came")
+    assert 50 <= waiting_of(metrics) <= 51  # two shards may come for the last place
     broker.check_books()
 
 
