@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Commands that are killed in the middle: a start with much to replay and a database to compact, `backup`, `restore` and `repair --yes`.
 
-    tests/crash/steps.py [--kills N] [--points N] [--seconds N] [--seed N] [--only start|backup|restore|repair|points] [--result FILE]
+    tests/crash/steps.py [--kills N] [--points N] [--seconds N] [--seed N] [--only start|backup|running|restore|repair|points] [--result FILE]
 
 Each is run once to its end under disk_recorder.c, which counts what it does to files; then again and again from the same directory, and
 killed when it has begun its k-th operation, for N different k (all, if there are fewer). With --points also at each CRASH_POINT that lies
@@ -10,6 +10,7 @@ on these ways (POINTS), so many times. Half of the kills take the power as well 
   start    however often it was killed: the next one that comes to its end has every session, message and retained value
   backup   what it has made is refused by `restore`, or is a whole backup; the broker it was taken from has everything, and a cursor that
            was left behind goes with the next start
+  running  the same with a broker that serves meanwhile: a whole backup has what was acknowledged before it began
   restore  what it has made is refused by the broker, or is all that was in the backup; never a part, nor a new broker beside it
   repair   run again it comes to its end; then nothing is found any more, and the broker has what it would have after an undisturbed repair
 
@@ -26,6 +27,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import zlib
@@ -268,7 +270,7 @@ class Steps:
         expected = expected or self.expected
         try:
             problem = difference(self.look(data, expected), expected)
-        except AssertionError as refusal:
+        except (AssertionError, OSError) as refusal:
             problem = f"it cannot be looked at: {refusal}"
         if problem:
             raise Finding(f"{what}: {problem}")
@@ -392,6 +394,81 @@ class Steps:
             raise Finding(f"restore of a backup that was killed at operation {place}: status {status}, {out}{err}")
         if status == 0:
             self.judge(target.data, f"a backup that was killed at operation {place} and counts as one")
+
+    def running(self):
+        """A backup of a broker that serves: the same, and what was acknowledged before the backup began is in it. Nobody takes the power here:
+        what the broker writes is not recorded."""
+        made, target = self.work / "backup", self.broker_in(self.work / "target")
+        copy_tree(self.base, self.broker.data)
+        self.broker.env = None
+        self.broker.forget_ports()
+        acked, is_over, is_done = [], threading.Event(), threading.Event()
+        target.conf_path.write_text(target.config_text())
+
+        def publish():
+            client = connect(self.broker.port, "publisher", 4, clean=True)
+            while not is_over.is_set():
+                client.publish("data/one/0", b"more %d " % len(acked) + bytes(3000), qos=1)
+                acked.append(len(acked))
+                time.sleep(0.003)
+            client.disconnect()
+            is_done.set()
+
+        def back_up(place):
+            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(target.data, ignore_errors=True)
+            count = len(acked)
+            status, said = self.command("backup", "-c", self.broker.conf_path, made, env=self.recorded(self.work, RECORD_KILL_AT=str(place)))
+            restored, out, err = programs.run("tidegate-broker", "restore", "-c", target.conf_path, made)
+            self.ends["backup refused" if restored else "backup whole"] += 1
+            if status not in (0, -9) or restored not in (0, 1) or (status == 0 and restored):
+                raise Finding(f"backup of a running broker, killed at operation {place}: status {status}, {said}; restore: {restored}, {out}{err}")
+            if restored == 0:
+                self.judge_more(target, count, f"a backup of a running broker, killed at operation {place}")
+            return status == -9
+
+        try:
+            self.broker.start()
+            publisher = threading.Thread(target=publish, daemon=True)
+            publisher.start()
+            back_up(0)
+            count = self.operations()
+            for place in [*self.places(count - 5), *range(count - 4, count + 1)]:
+                self.say(f"backup of a running broker: operation {place} of {count}")
+                self.kills["backup"] += back_up(place)
+                if self.is_over():
+                    break
+            back_up(0)
+            left = list((self.broker.data / "log").glob("cursor.backup-*"))
+            if left:
+                raise Finding(f"cursors of backups that were killed are left: {left}")
+            is_over.set()
+            publisher.join()
+            if not is_done.is_set():
+                raise Finding(f"publishing beside backups ended after {len(acked)} messages")
+        finally:
+            is_over.set()
+            if self.broker.is_alive():
+                self.broker.kill()
+
+    def judge_more(self, target, count, what):
+        target.forget_ports()
+        try:
+            target.start()
+            client = connect(target.port, "one", 4)
+            found = set()
+            while len(found) < count:
+                message = client.take()
+                if message.payload.startswith(b"more"):
+                    found.add(int(message.payload.split()[1]))
+            client.close()
+            if not found >= set(range(count)):
+                raise Finding(f"{what}: of {count} acknowledged before, {sorted(set(range(count)) - found)[:5]} are missing")
+        except (AssertionError, OSError) as problem:
+            raise Finding(f"{what}: {problem}") from problem
+        finally:
+            if target.is_alive():
+                target.kill()
 
     # -- restore --
 
@@ -550,7 +627,7 @@ class Steps:
     def go(self):
         self.repaired = {}
         self.count_start()
-        ways = [self.options.only] if self.options.only else ["restore", "start", "backup", "repair", "points"]
+        ways = [self.options.only] if self.options.only else ["restore", "start", "backup", "repair", "running", "points"]
         for way in ways:
             getattr(self, way)()
 
@@ -561,7 +638,7 @@ def parse_arguments():
     parser.add_argument("--points", type=int, default=0, help="kills at each crash point on the way")
     parser.add_argument("--seconds", type=float, default=0, help="kill no more after so many seconds")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1, 1 << 31))
-    parser.add_argument("--only", choices=("start", "backup", "restore", "repair", "points"))
+    parser.add_argument("--only", choices=("start", "backup", "running", "restore", "repair", "points"))
     parser.add_argument("--result", help="write the counts there")
     return parser.parse_args()
 
