@@ -220,8 +220,10 @@ crash: $(PROGRAMS) $(B)/disk_recorder.so
 ifdef ROUNDS
 	@MODE=crash $(CRASH)/long.py --rounds $(ROUNDS) --points 20 $(CRASH_SEED)
 else
-	@MODE=crash $(TALLY) crash $(CRASH)/campaign.py --rounds 60 --points 2 --seconds 60 $(CRASH_SEED); first=$$?; \
-	  MODE=crash $(TALLY) crash-steps $(CRASH)/steps.py --kills 8 --seconds 40 $(CRASH_SEED) && exit $$first
+	@status=0; export MODE=crash; \
+	  $(TALLY) crash $(CRASH)/campaign.py --rounds 60 --points 2 --seconds 60 $(CRASH_SEED) || status=1; \
+	  $(TALLY) crash-steps $(CRASH)/steps.py --kills 8 --seconds 40 $(CRASH_SEED) || status=1; \
+	  $(TALLY) crash-mutants-fit tests/crash/run-mutants --check || status=1; exit $$status
 endif
 endif
 
