@@ -411,6 +411,7 @@ static enum err start_data(struct broker *broker, struct errmsg *msg)
             },
         .delta_bytes_max = (uint64_t)config->checkpoint_window_bytes,
         .random = broker->hash_key,
+        .queue_age_max_ns = config->max_queued_age_ns == OPTION_UNLIMITED ? 0 : config->max_queued_age_ns,
     };
     remove_stale_cursors(dir);
     mono_ns begun = clock_mono();

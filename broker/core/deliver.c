@@ -429,13 +429,6 @@ static bool send_unsent(struct shard *shard, struct client *client)
     return true;
 }
 
-static bool is_too_old(const struct shard *shard, const struct queue_item *item)
-{
-    int64_t age_max_ns = shard->config.limits.queue_age_max_ns;
-    /* A retained value was received long before it was asked for. */
-    return age_max_ns > 0 && !queue_meta_retain(item->meta) && shard->now_wall_ns - item->msg->receive_wall_ns > age_max_ns;
-}
-
 void deliver_pump(struct shard *shard, struct client *client)
 {
     struct session *sess = client->session;
@@ -445,7 +438,7 @@ void deliver_pump(struct shard *shard, struct client *client)
     for (struct queue_item *first; goes_on && (first = queue_first(&sess->queue)) != NULL;) {
         bool is_expired = first->msg->expiry_wall_ns <= shard->now_steady_ns;
         uint8_t qos = queue_meta_qos(first->meta);
-        bool is_old = is_too_old(shard, first);
+        bool is_old = waiting_is_too_old(shard, first);
         if (!is_expired && !is_old && !may_send(shard, client, qos, first->is_wanted))
             break;
         struct queue_item item = waiting_take(shard, sess);

@@ -17,6 +17,7 @@ struct msg *msg_new(const struct msg_source *source)
         .retain = source->retain,
         .publisher = source->publisher,
         .receive_wall_ns = source->receive_wall_ns,
+        .receive_steady_s = source->receive_steady_s,
         .expiry_wall_ns = source->expiry_wall_ns,
     };
     atomic_init(&msg->refs, 1);

@@ -25,6 +25,7 @@ struct msg {
     uint8_t qos;               /* as published, 0..2 */
     bool retain;               /* RETAIN of the PUBLISH */
     uint16_t flags;            /* room */
+    uint32_t receive_steady_s; /* when it was accepted, in the broker's own time; 0 = not known: it was read back */
     uint64_t publisher;        /* session number of the publisher, for No Local; 0 = the broker itself */
     uint64_t retained_number;  /* of a retained PUBLISH, process-wide order; 0 otherwise */
     _Atomic uint64_t sequence; /* of its record in the log: its name in the checkpoint. 0 until the record is durable (or when there is
@@ -42,6 +43,7 @@ struct msg_source {
     bool retain;
     uint64_t publisher;
     int64_t receive_wall_ns;
+    uint32_t receive_steady_s;
     int64_t expiry_wall_ns;
 };
 

@@ -561,6 +561,7 @@ static enum publish_outcome publish(struct shard *shard, struct publish_in *in, 
     if (outcome != PUBLISH_DONE)
         return outcome;
     in->source.receive_wall_ns = shard_receive_time(shard);
+    in->source.receive_steady_s = (uint32_t)(shard->now_steady_ns / NS_PER_S);
     in->retained_number = in->source.retain ? draw_retained_number(shard) : 0;
     struct msg *msg = NULL;
     *done = (struct publish_done){.durability = DURABILITY_NONE};

@@ -266,7 +266,7 @@ void shard_on_op(struct shard *shard, const struct op *op)
         shard->is_room_news |= op->flag;
         return;
     case OP_STORE_CHECKPOINT:
-        waiting_on_checkpoint(shard, op->checkpoint.sequence);
+        waiting_on_checkpoint(shard, op->checkpoint.sequence, op->checkpoint.aged);
         return;
     case OP_STORE_READ_DONE:
         waiting_on_read(shard, op->read);
@@ -399,6 +399,8 @@ int64_t shard_next_turn_ns(const struct shard *shard)
     int64_t next_ns = next_ms >= (uint64_t)(INT64_MAX / 1000000) ? INT64_MAX : (int64_t)next_ms * 1000000;
     bool is_waiting =
         shard->backlog.count > 0 || shard->wills_first || shard->log.large || shard->session_log.first || shard->restored_count > 0;
+    if (next_ns > waiting_next_look_ns(shard))
+        next_ns = waiting_next_look_ns(shard);
     if (is_waiting && next_ns > shard->now_mono_ns + SHARD_RETRY_NS)
         next_ns = shard->now_mono_ns + SHARD_RETRY_NS;
     if (!list_is_empty(&shard->blocked) && next_ns > shard->now_mono_ns + SHARD_ROOM_RETRY_NS)

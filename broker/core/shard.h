@@ -74,7 +74,7 @@ struct shard_listener {
 struct shard_limits {
     uint32_t session_queue_messages_max; /* in memory and on disk, per session: max_queued_messages */
     uint64_t session_queue_bytes_max;
-    int64_t queue_age_max_ns;    /* a message that waited longer is dropped when its turn comes; 0 = none is too old */
+    int64_t queue_age_max_ns;    /* a message that waited longer is dropped (waiting.h); 0 = none is too old */
     uint8_t queue_policy;        /* enum queue_policy (session/queue.h) */
     uint16_t inflight_max;       /* outgoing QoS 1 and 2 in flight per session: max_inflight_messages */
     uint64_t outbox_bytes_max;   /* bytes waiting for one slow socket before QoS 0 is dropped and reading from it stops */

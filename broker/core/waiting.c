@@ -5,10 +5,12 @@
 #include "broker/core/route_actor.h"
 #include "broker/core/shard_state.h"
 #include "common/check.h"
+#include "common/clock.h"
 #include "common/position_list.h"
 
 #define READ_QUEUE 0    /* store_read.ticket */
 #define READ_INFLIGHT 1 /* */
+#define READ_AGED 2     /* READ_QUEUE of a session that is away, because the oldest may be too old */
 #define DROPS_PER_RECORD 256
 
 /* --- lists -------------------------------------------------------------------------------------------------------------------------- */
@@ -249,6 +251,88 @@ void waiting_add(struct shard *shard, struct session *sess, struct msg *msg, uin
 }
 
 static bool let_go(struct shard *shard, struct session *sess);
+static void read_for(struct shard *shard, struct session *sess, uint8_t ticket);
+
+/* --- what is too old ---------------------------------------------------------------------------------------------------------------- */
+
+bool waiting_is_too_old(const struct shard *shard, const struct queue_item *item)
+{
+    int64_t age_max_ns = shard->config.limits.queue_age_max_ns;
+    if (age_max_ns == 0)
+        return false;
+    uint64_t sequence = msg_sequence(item->msg);
+    if (item->is_wanted && sequence != 0)
+        return sequence < shard->waiting.age.sequence;
+    if (queue_meta_retain(item->meta)) /* a retained value was received long before it was asked for */
+        return false;
+    int64_t received_ns = (int64_t)item->msg->receive_steady_s * NS_PER_S;
+    return received_ns != 0 && shard->now_steady_ns - received_ns > age_max_ns;
+}
+
+static void drop_old(struct shard *shard, struct session *sess)
+{
+    for (struct queue_item *first; (first = queue_first(&sess->queue)) != NULL && waiting_is_too_old(shard, first);) {
+        struct queue_item item = waiting_take(shard, sess);
+        counter_inc(&shard->stats.dropped_queue_age);
+        waiting_log_drop(shard, sess->number, item.is_wanted ? msg_sequence(item.msg) : 0, SHARD_dropped_queue_age);
+        msg_unref(item.msg);
+    }
+}
+
+/* Whether its oldest is too old is known when it has been read. */
+static void read_old(struct shard *shard, struct session *sess)
+{
+    const struct waiting_age *age = &shard->waiting.age;
+    if (queue_oldest_unread(&sess->queue) < age->sequence && queue_oldest_unread(&sess->queue) != 0 && age->reads < WAITING_AGE_READS &&
+        shard->waiting.drop_count < WAITING_AGE_DROPS)
+        read_for(shard, sess, READ_AGED);
+}
+
+static void look_at(struct shard *shard, struct session *sess)
+{
+    if (queue_count(&sess->queue) == 0)
+        return;
+    drop_old(shard, sess);
+    if (sess->client)
+        waiting_read(shard, sess);
+    else
+        read_old(shard, sess);
+}
+
+static int64_t look_interval_ns(const struct shard *shard)
+{
+    int64_t interval_ns = shard->config.limits.queue_age_max_ns / WAITING_AGE_SHARE;
+    return interval_ns > NS_PER_S ? interval_ns : NS_PER_S;
+}
+
+int64_t waiting_next_look_ns(const struct shard *shard)
+{
+    const struct waiting_age *age = &shard->waiting.age;
+    if (shard->config.limits.queue_age_max_ns == 0 || shard->stats.queued.messages == 0)
+        return INT64_MAX;
+    return age->next_ns;
+}
+
+/* A slice of a look at all sessions; true when there is more to do at once. */
+static bool look_for_old(struct shard *shard)
+{
+    struct waiting_age *age = &shard->waiting.age;
+    if (age->at == 0 && shard->now_mono_ns < waiting_next_look_ns(shard))
+        return false;
+    for (uint32_t budget = WAITING_AGE_PER_TURN; budget > 0 && age->at < session_table_bucket_count(&shard->sessions); budget--) {
+        if (age->reads >= WAITING_AGE_READS || shard->waiting.drop_count >= WAITING_AGE_DROPS) {
+            age->next_ns = shard->now_mono_ns + SHARD_RETRY_NS; /* or sooner: with an answer, or room in the log */
+            return false;
+        }
+        for (struct session *sess = session_table_bucket(&shard->sessions, age->at++); sess; sess = sess->next_by_number)
+            look_at(shard, sess);
+    }
+    if (age->at < session_table_bucket_count(&shard->sessions))
+        return true;
+    age->at = 0;
+    age->next_ns = shard->now_mono_ns + look_interval_ns(shard);
+    return false;
+}
 
 /* --- reading back ------------------------------------------------------------------------------------------------------------------- */
 
@@ -258,7 +342,7 @@ static bool inflight_must_read(struct session *sess)
     return entry && !entry->has_msg && entry->state != INFLIGHT_PUBREL;
 }
 
-void waiting_read(struct shard *shard, struct session *sess)
+static void read_for(struct shard *shard, struct session *sess, uint8_t ticket)
 {
     if (sess->queue.is_reading)
         return;
@@ -280,9 +364,12 @@ void waiting_read(struct shard *shard, struct session *sess)
         CHECK(is_there);
     }
     read->session = sess->number;
-    read->ticket = is_inflight ? READ_INFLIGHT : READ_QUEUE;
+    read->ticket = is_inflight ? READ_INFLIGHT : ticket;
+    shard->waiting.age.reads += read->ticket == READ_AGED;
     shard_post(shard, ACTOR_READER, &(struct op){.type = OP_STORE_READ, .from = shard->config.index, .read = read});
 }
+
+void waiting_read(struct shard *shard, struct session *sess) { read_for(shard, sess, READ_QUEUE); }
 
 static uint32_t meta_of(struct session *sess, const struct store_read_item *item)
 {
@@ -388,9 +475,10 @@ static void on_read_queue(struct shard *shard, struct session *sess, struct stor
 void waiting_on_read(struct shard *shard, struct store_read *read)
 {
     struct session *sess = session_table_find_number(&shard->sessions, read->session);
+    shard->waiting.age.reads -= read->ticket == READ_AGED;
     if (!sess) {
         /* It ended meanwhile, and could not name what was in the request; the store finds runs by itself. */
-        for (uint32_t i = 0; i < read->count && read->kind == STORE_READ_QUEUE && read->ticket == READ_QUEUE; i++)
+        for (uint32_t i = 0; i < read->count && read->kind == STORE_READ_QUEUE && read->ticket != READ_INFLIGHT; i++)
             if (read->items[i].state != STORE_ITEM_GONE)
                 waiting_log_drop(shard, read->session, read->items[i].sequence, SHARD_dropped_session_ended);
         store_read_free(read);
@@ -403,8 +491,12 @@ void waiting_on_read(struct shard *shard, struct store_read *read)
     store_read_free(read);
     if (sess->client)
         deliver_pump(shard, sess->client);
+    else
+        drop_old(shard, sess);
     if (sess->queue.is_run_late || (!sess->client && let_go(shard, sess)))
         list_session(shard, sess);
+    if (!sess->client)
+        read_old(shard, sess);
 }
 
 /* --- the checkpoint ----------------------------------------------------------------------------------------------------------------- */
@@ -478,9 +570,11 @@ static bool walk(struct shard *shard)
     return true;
 }
 
-void waiting_on_checkpoint(struct shard *shard, uint64_t sequence)
+void waiting_on_checkpoint(struct shard *shard, uint64_t sequence, uint64_t aged)
 {
     struct waiting *waiting = &shard->waiting;
+    if (waiting->age.sequence < aged)
+        waiting->age.sequence = aged;
     /* Two copies of one message for one session have one name: what was let go twice would come back once. */
     if (shard->config.limits.allow_duplicate_messages || sequence < waiting->shared.checkpoint)
         return;
@@ -524,6 +618,7 @@ void waiting_retry_stuck(struct shard *shard)
 bool waiting_turn_end(struct shard *shard)
 {
     bool is_more = walk(shard);
+    is_more |= look_for_old(shard);
     if (shard->waiting.drop_count > 0)
         log_drops(shard);
     return is_more;

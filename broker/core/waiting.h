@@ -8,6 +8,12 @@
  *   drops   waiting_log_drop     notes of a turn become DROP records at its end; without room in the log they stay notes. A crash in
  *                                between brings the message back, as if it had not been dropped: late, never wrong
  *
+ *   age     max_queued_age       everything that waited longer goes, with its reason, whether its session ever comes back or not: the
+ *                                sessions are looked at in turn, several times within that age; what is on disk and may be too old is read
+ *                                for it, a few at a time. Time is the broker's own. The age of what has a name in the checkpoint counts
+ *                                from its record and is known by its sequence alone (durable/age_marks.h); so it is told late by up to
+ *                                three parts in 32 and some seconds, never early
+ *
  * One request at a time is under way for a session: bodies of what is in flight first, they are sent first. Owner: the shard. Pure. */
 #ifndef TIDEGATE_BROKER_CORE_WAITING_H
 #define TIDEGATE_BROKER_CORE_WAITING_H
@@ -19,6 +25,10 @@
 #include "broker/session/session.h"
 
 #define WAITING_WALK_PER_TURN 4096 /* sessions looked at in a turn after a checkpoint */
+#define WAITING_AGE_PER_TURN 1024  /* buckets of the session table looked at in a turn for what is too old */
+#define WAITING_AGE_READS 4        /* of what may be too old, at a time: it is never in a hurry */
+#define WAITING_AGE_SHARE 32       /* looks at all sessions within max_queued_age; a second apart at least */
+#define WAITING_AGE_DROPS 8192     /* notes of drops that are not in the log yet: then it waits */
 
 struct shard;
 
@@ -34,6 +44,12 @@ struct waiting {
     struct number_list stuck;              /* sessions whose next message needs a record for which there was no room */
     uint32_t walk_at, walk_keep, walk_end; /* the round: [0, keep) stay, [at, end) are to be looked at */
     uint64_t walk_checkpoint;              /* the round's; 0 = none under way */
+    struct waiting_age {
+        uint64_t sequence; /* every message below it is over max_queued_age */
+        int64_t next_ns;   /* mono: of the next look at all sessions */
+        uint32_t at;       /* bucket of the session table; 0 = no look is under way */
+        uint32_t reads;    /* under way for its sake */
+    } age;
     struct waiting_drop {
         uint64_t session, sequence;
         uint8_t reason; /* enum shard_drop */
@@ -57,8 +73,12 @@ struct queue_item waiting_take(struct shard *shard, struct session *sess);
 void waiting_read(struct shard *shard, struct session *sess);
 /* The answer; taken. */
 void waiting_on_read(struct shard *shard, struct store_read *read);
-/* Everything below can be read from the store. */
-void waiting_on_checkpoint(struct shard *shard, uint64_t sequence);
+/* Everything below `sequence` can be read from the store; everything below `aged` is over max_queued_age. */
+void waiting_on_checkpoint(struct shard *shard, uint64_t sequence, uint64_t aged);
+/* Whether it waited longer than max_queued_age. */
+bool waiting_is_too_old(const struct shard *shard, const struct queue_item *item);
+/* When the sessions are looked at next for what is too old, mono; INT64_MAX: nobody asks. */
+int64_t waiting_next_look_ns(const struct shard *shard);
 /* The client has gone, the session stays: it holds as little as the checkpoint allows. */
 void waiting_on_away(struct shard *shard, struct session *sess);
 /* Its next message needs a record, and there is no room: it is tried again when blocks come back. */

@@ -48,7 +48,12 @@ static enum err open_stored(struct checkpoint *checkpoint, struct kv_txn *txn, s
         err = checkpoint_state_decode(&checkpoint->state, state);
     if (err == ERR_NOTFOUND)
         err = ERR_CORRUPT;
-    return err ? err_set(msg, err, "%s: its position: %s", kv_name(checkpoint->kv), err_text(err)) : ERR_OK;
+    if (err)
+        return err_set(msg, err, "%s: its position: %s", kv_name(checkpoint->kv), err_text(err));
+    struct span ages;
+    if (kv_get(txn, KV_META, CHECKPOINT_KEY_AGES, &ages) != ERR_OK || age_marks_decode(&checkpoint->ages, ages) != ERR_OK)
+        checkpoint->ages = (struct age_marks){0}; /* none, or damaged: what is there is as old as from now on */
+    return ERR_OK;
 }
 
 static enum err open_kv(struct checkpoint *checkpoint, struct errmsg *msg)
@@ -114,6 +119,14 @@ void checkpoint_set_clocks(struct checkpoint *checkpoint, int64_t now_steady_ns,
 {
     checkpoint->state.steady_ns = now_steady_ns;
     checkpoint->state.wall_ns = now_wall_ns;
+    checkpoint->are_clocks_told = true;
+}
+
+void checkpoint_set_age_max(struct checkpoint *checkpoint, int64_t age_max_ns) { checkpoint->age_max_ns = age_max_ns; }
+
+uint64_t checkpoint_aged(struct checkpoint *checkpoint, int64_t now_steady_ns)
+{
+    return checkpoint->age_max_ns > 0 ? age_marks_reach(&checkpoint->ages, now_steady_ns - checkpoint->age_max_ns) : 0;
 }
 size_t checkpoint_delta_bytes(const struct checkpoint *checkpoint) { return checkpoint->delta.bytes; }
 
@@ -554,6 +567,8 @@ enum err checkpoint_apply(struct checkpoint *checkpoint, const struct record *re
         return ERR_OK;
     if (!is_valid(rec))
         return ERR_CORRUPT;
+    if (rec->type == RECORD_PUBLISH && rec->received_ns > checkpoint->received_max_ns)
+        checkpoint->received_max_ns = rec->received_ns;
     bool was_empty = delta_is_empty(&checkpoint->delta);
     enum err err = apply(checkpoint, rec, sequence);
     if (err)

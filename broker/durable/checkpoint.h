@@ -70,6 +70,11 @@ void checkpoint_set_time(struct checkpoint *checkpoint, int64_t now_mono_ns);
  * goes on over a restart by the time that passed on the wall, and knows nothing of steps of the wall clock while the broker ran. */
 void checkpoint_set_clocks(struct checkpoint *checkpoint, int64_t now_steady_ns, int64_t now_wall_ns);
 
+/* Messages are asked about that are older than this, 0 = none are: from here on commits note the time (age_marks.h). */
+void checkpoint_set_age_max(struct checkpoint *checkpoint, int64_t age_max_ns);
+/* Every message below this sequence is older than that, by the broker's own time; 0: none is known to be. */
+uint64_t checkpoint_aged(struct checkpoint *checkpoint, int64_t now_steady_ns);
+
 /* kv is borrowed for life. Returns 0, ERR_VERSION (written by a newer broker), ERR_CORRUPT, ERR_NOMEM, ERR_IO. A new database gets its
  * format and random seed of topic hashes with the first commit; `random` is that seed. */
 enum err checkpoint_open(struct checkpoint **checkpoint_out, struct kv *kv, uint64_t random, struct errmsg *msg) must_check;

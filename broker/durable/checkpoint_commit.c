@@ -193,6 +193,11 @@ enum err checkpoint_write_meta(struct checkpoint_write *write, struct checkpoint
     uint8_t value[CHECKPOINT_STATE_SIZE], format[CHECKPOINT_FORMAT_SIZE] = {0};
     checkpoint_state_encode(value, state);
     enum err err = checkpoint_write_put(write, KV_META, CHECKPOINT_KEY_STATE, span_of(value, sizeof value));
+    if (!err && write->checkpoint->age_max_ns > 0) {
+        uint8_t ages[AGE_MARKS_SIZE_MAX];
+        size_t size = age_marks_encode(ages, &write->checkpoint->ages);
+        err = checkpoint_write_put(write, KV_META, CHECKPOINT_KEY_AGES, span_of(ages, size));
+    }
     if (err || !write->checkpoint->is_new)
         return err;
     store_le32(format, CHECKPOINT_FORMAT);
@@ -342,9 +347,25 @@ static enum err remove_ahead(struct checkpoint *checkpoint, size_t *jobs_before)
 
 /* --- all of it ----------------------------------------------------------------------------------------------------------------------- */
 
+/* Everything below the position has been received by now. At replay nobody knows the present yet: by when the newest was, as far as the
+ * wall clock went on evenly since the last commit, seconds before the stop; and not before that. */
+static void mark_age(struct checkpoint *checkpoint, uint64_t sequence)
+{
+    const struct checkpoint_state *state = &checkpoint->state;
+    int64_t steady_ns = state->steady_ns;
+    if (checkpoint->age_max_ns == 0)
+        return;
+    if (!checkpoint->are_clocks_told) {
+        int64_t passed_ns = checkpoint->received_max_ns - state->wall_ns;
+        steady_ns += passed_ns > 0 ? passed_ns : 0;
+    }
+    age_marks_add(&checkpoint->ages, sequence, steady_ns, checkpoint->age_max_ns);
+}
+
 enum err checkpoint_commit(struct checkpoint *checkpoint, const struct log_cursor_value *cursor, struct errmsg *msg)
 {
     CHECK(cursor->position.sequence > checkpoint->applied || checkpoint->applied == 0);
+    mark_age(checkpoint, cursor->position.sequence);
     struct checkpoint_state state = checkpoint->state;
     state.broker_id = cursor->broker_id;
     state.cursor = *cursor;

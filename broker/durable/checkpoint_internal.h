@@ -12,11 +12,13 @@
 #define TIDEGATE_BROKER_DURABLE_CHECKPOINT_INTERNAL_H
 
 #include "broker/core/msg.h"
+#include "broker/durable/age_marks.h"
 #include "broker/durable/checkpoint_delta.h"
 #include "broker/durable/checkpoint_row.h"
 
 #define CHECKPOINT_KEY_FORMAT SPAN_LITERAL("format")
 #define CHECKPOINT_KEY_STATE SPAN_LITERAL("state")
+#define CHECKPOINT_KEY_AGES SPAN_LITERAL("ages")
 #define CHECKPOINT_FORMAT_SIZE 16
 #define CHECKPOINT_STATE_SIZE 100
 #define CHECKPOINT_RETAINED_HEAD 32 /* bytes before the topic of a retained value */
@@ -33,6 +35,10 @@ struct checkpoint {
     uint64_t random; /* seed of topic hashes */
     bool is_new;     /* the format is not written yet */
     struct checkpoint_state state;
+    struct age_marks ages;
+    int64_t age_max_ns;      /* 0 = nobody asks */
+    int64_t received_max_ns; /* of the messages applied, by the wall clock */
+    bool are_clocks_told;
     struct checkpoint_stats stats;
     int64_t now_ns, oldest_ns; /* mono; of the first record in the delta */
     struct delta delta;

@@ -183,6 +183,7 @@ enum err checkpoint_check_entry(enum kv_tree tree, struct span key, struct span 
     struct session_value session;
     struct checkpoint_retained retained;
     struct checkpoint_state state;
+    struct age_marks ages;
     size_t key_size = tree == KV_RECIPIENTS || tree == KV_RUNS || tree == KV_RETAINED ? 16 : 8;
     if (tree != KV_META && key.size != key_size)
         return ERR_CORRUPT;
@@ -200,6 +201,8 @@ enum err checkpoint_check_entry(enum kv_tree tree, struct span key, struct span 
     case KV_RETAINED:
         return checkpoint_retained_decode(&retained, value);
     case KV_META:
+        if (span_equal(key, CHECKPOINT_KEY_AGES))
+            return age_marks_decode(&ages, value);
         return span_equal(key, CHECKPOINT_KEY_STATE) ? checkpoint_state_decode(&state, value) : ERR_OK;
     case KV_TREE_COUNT:
         break;

@@ -59,6 +59,8 @@ static enum err recovery_open_checkpoint(struct durable *durable, const struct r
     enum err err = options->open_kv(options->open_kv_arg, &durable->kv, msg);
     if (!err)
         err = checkpoint_open(&durable->checkpoint, durable->kv, options->random, msg);
+    if (!err)
+        checkpoint_set_age_max(durable->checkpoint, options->queue_age_max_ns);
     if (!err && version >= DATA_FORMAT_CHECKPOINT && checkpoint_state(durable->checkpoint).broker_id == 0)
         err = err_set(msg, ERR_CORRUPT,
                       "%s/checkpoint: missing or empty, and there was one (format %" PRIu32

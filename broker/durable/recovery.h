@@ -27,6 +27,7 @@ struct recovery_options {
     uint64_t delta_bytes_max;      /* of replay: commits in between */
     struct log_writer_options log; /* dir set; the checkpoint's places are filled in here */
     uint64_t random;               /* of a new database's topic hashes */
+    int64_t queue_age_max_ns;      /* checkpoint_set_age_max() */
 };
 
 /* Closed by recovery_close(). */

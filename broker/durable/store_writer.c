@@ -38,6 +38,7 @@ struct store_writer {
     struct store_writer_stats stats;
 
     struct log_cursor_value committed;
+    uint64_t aged;   /* as shards were told */
     bool is_dirty;   /* there is more to commit than a position */
     bool is_at_end;  /* nothing durable is left to read, as of the last look */
     bool is_started; /* the first step was made */
@@ -373,8 +374,20 @@ static int64_t clock_or(const struct store_writer *writer, int64_t now)
 
 static void tell_checkpoint(struct store_writer *writer)
 {
-    struct op op = {.type = OP_STORE_CHECKPOINT, .from = ACTOR_STORE, .checkpoint = {.sequence = writer->committed.position.sequence}};
+    struct op op = {.type = OP_STORE_CHECKPOINT,
+                    .from = ACTOR_STORE,
+                    .checkpoint = {.sequence = writer->committed.position.sequence, .aged = writer->aged}};
     post_all(writer, &op, true);
+}
+
+/* Messages grow old though nothing is committed. */
+static void look_at_age(struct store_writer *writer, int64_t now)
+{
+    uint64_t aged = checkpoint_aged(writer->checkpoint, now + writer->options.steady_offset_ns);
+    if (aged <= writer->aged)
+        return;
+    writer->aged = aged;
+    tell_checkpoint(writer);
 }
 
 static void look_at_size(struct store_writer *writer)
@@ -481,6 +494,7 @@ enum err store_writer_step(struct store_writer *writer, int64_t now_mono_ns, boo
         writer->next_read_ns = next_read(writer, now);
     }
     look_at_lag(writer, now);
+    look_at_age(writer, now);
     bool is_posted = op_backlog_flush(&writer->backlog, post, writer);
     if (flush)
         *wait_ns_out = writer->is_at_end || (gauge_get(&writer->stats.no_space) && is_delta_full(writer)) ? INT64_MAX : 0;

@@ -308,6 +308,21 @@ static int compare_sequences(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
+uint64_t queue_oldest_unread(const struct queue *queue)
+{
+    const struct queue_body *body = queue->body;
+    uint64_t sequence = 0;
+    if (!body || head_of(body))
+        return 0;
+    if (body->front)
+        position_list_first(body->front, &sequence);
+    else if (body->run_count > 0)
+        sequence = body->run_next > 0 ? body->run_next : 1;
+    else
+        position_list_first(body->tail, &sequence);
+    return sequence;
+}
+
 bool queue_has_runs(const struct queue *queue) { return queue->body && queue->body->run_count > 0; }
 
 bool queue_is_tail_long(const struct queue *queue)
@@ -463,6 +478,8 @@ bool queue_take_run(struct queue *queue, uint64_t inflight_max, struct store_run
         return queue_take_run(queue, inflight_max, run_out);
     qsort(run_out->sequences, run_out->count, sizeof run_out->sequences[0], compare_sequences);
     body->run_max = run_out->sequences[run_out->count - 1];
+    if (body->run_count == 0)
+        body->run_next = max_of(body->run_next, run_out->sequences[0]);
     body->run_count += run_out->count;
     return true;
 }

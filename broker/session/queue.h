@@ -128,6 +128,8 @@ bool queue_pop_window(struct queue *queue, struct queue_shared *shared, struct q
 /* Let go what is below the checkpoint: the window's to the tail, and of a client that is away the head's to the front. Returns whether
  * something is left that a later checkpoint lets go. */
 bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_online);
+/* A sequence below which nothing is that must be read first; 0 when nothing must. */
+uint64_t queue_oldest_unread(const struct queue *queue);
 /* Whether there are runs to be read. */
 bool queue_has_runs(const struct queue *queue);
 /* Cut the tail: fill a run (ascending) that the caller posts. inflight_max: the greatest sequence that is in flight. False: it is short

@@ -149,6 +149,8 @@ void session_table_deinit(struct session_table *table)
     *table = (struct session_table){0};
 }
 
+struct session *session_table_bucket(const struct session_table *table, uint32_t index) { return *bucket_at(&table->by_number, index); }
+
 struct session *session_table_find(const struct session_table *table, struct span client_id)
 {
     uint32_t hash = hash_client_id(client_id, table->by_client_id.hash_key);

@@ -35,6 +35,10 @@ void session_table_deinit(struct session_table *table);
 struct session *session_table_find(const struct session_table *table, struct span client_id);
 /* The same by number: NULL when that session is gone, or at home elsewhere. */
 struct session *session_table_find_number(const struct session_table *table, uint64_t number);
+/* For whoever looks at all of them, a bucket at a time: the first of a bucket below session_table_bucket_count(), the others by
+ * next_by_number. What comes and goes meanwhile may be passed over, or seen twice. */
+static inline uint32_t session_table_bucket_count(const struct session_table *table) { return table->by_number.count; }
+struct session *session_table_bucket(const struct session_table *table, uint32_t index);
 /* A new session, zeroed but for its names; there is none of that client id, which has 1..65535 bytes, nor was there ever one of that
  * number. NULL when memory is short. */
 struct session *session_table_add(struct session_table *table, struct span client_id, uint64_t number);

@@ -7,6 +7,7 @@
 #include "broker/core/msg.h"
 #include "broker/core/route_actor.h"
 #include "broker/core/shard_restore.h"
+#include "broker/durable/age_marks.h"
 #include "broker/guard/tier.h"
 #include "broker/route/topic_tree.h"
 #include "broker/telemetry/rule.h"
@@ -65,6 +66,7 @@ struct rig {
     struct route_actor *route;
     struct memory_store *store; /* NULL = nothing is let go */
     size_t applied_count;       /* records that the store has */
+    struct age_marks ages;
     uint32_t read_max;
     bool is_reader_held;
     struct rule_table rules;
@@ -624,7 +626,12 @@ static uint64_t apply_durable(struct rig *rig)
 void rig_checkpoint(struct rig *rig)
 {
     uint64_t sequence = apply_durable(rig);
+    int64_t age_max_ns = rig->options.limits.queue_age_max_ns, steady_ns = rig->mono_ns + rig->steady_offset_ns;
     struct op op = {.type = OP_STORE_CHECKPOINT, .from = ACTOR_STORE, .checkpoint = {.sequence = sequence}};
+    if (age_max_ns > 0) {
+        age_marks_add(&rig->ages, sequence, steady_ns, age_max_ns);
+        op.checkpoint.aged = age_marks_reach(&rig->ages, steady_ns - age_max_ns);
+    }
     for (actor_id shard = 0; shard < rig->shard_count; shard++)
         CHECK(ring_post(rig, ACTOR_STORE, shard, &op));
     rig_settle(rig);

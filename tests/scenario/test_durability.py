@@ -866,6 +866,27 @@ def test_4_1_age_counts_while_the_broker_is_down(new_broker, join, restart, topi
     broker.check_books()
 
 
+def test_4_1_age_of_what_nobody_comes_for(new_broker, join, restart, topic):
+    broker = new_broker(FAST + "max_queued_age 2s\n")
+    client = join(broker, "absent", **kept())
+    client.subscribe((topic, 1))
+    leave(client)
+    fill(join(broker, "publisher"), topic, 0, 60)  # more than stands in memory
+    restart(broker)
+    fill(join(broker, "publisher"), topic, 60, 60)
+
+    def is_empty(metrics):
+        return metrics.get("tidegate_queue_messages", queue="session_queue") == 0
+
+    metrics = broker.wait_metric(is_empty, "all of it is too old")
+    assert 60 <= metrics.get("tidegate_dropped_copies_total", reason="queue_age") <= 120  # some perhaps before the restart
+    broker.check_books()
+    restart(broker)
+    client = join(broker, "absent", **kept())
+    join(broker, "publisher").publish(topic, b"new", qos=1)
+    assert client.take().payload == b"new"
+
+
 # ---- tiers ----
 
 ASK = (wire.USER_PROPERTY, ("tidegate-report-durability", ""))

@@ -46,6 +46,7 @@ bool sim_store_open(struct sim_broker *broker)
                 .alignment = sim->config.alignment,
                 .wall_ns = sim->wall},
         .random = sim->seed,
+        .queue_age_max_ns = sim->config.queue_age_max_ns,
     };
     sim_fs_set_process(sim->fs, 1);
     /* A start whose first sync fails, a start, a power loss: what the second accepted must be there. */

@@ -463,6 +463,67 @@ static void what_waited_too_long_is_dropped(void **state)
     rig_free(rig);
 }
 
+/* Nobody comes for them: they go all the same, wherever they wait, and those that are younger stay. Whatever the wall clock does. */
+static void what_nobody_comes_for_is_dropped_too(void **state)
+{
+    (void)state;
+    for (int way = 0; way < 4; way++) { /* how much of it is on disk */
+        struct rig *rig = RIG(.limits = {.queue_age_max_ns = INT64_C(3600) * 1000000000, .session_queue_messages_max = 1000});
+        struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+        away_subscriber(rig, "sub", "a/#", 1);
+        away_subscriber(rig, "another", "a/#", 1);
+        for (unsigned i = 1; i <= 200; i += 20) {
+            publish_range(rig, pub, "a/x", i, i + 19);
+            if (way > 0)
+                rig_checkpoint(rig);
+        }
+        if (way == 2)
+            rig_step_wall(rig, 1000000);
+        if (way == 3)
+            rig_step_wall(rig, -1000000);
+        rig_checkpoint(rig);
+        rig_advance(rig, 1800 * 1000);
+        publish_range(rig, pub, "a/x", 201, 250);
+        rig_checkpoint(rig);
+        rig_advance(rig, 1700 * 1000);
+        rig_checkpoint(rig);
+        rig_advance(rig, 60 * 1000);
+        assert_int_equal(RIG_COUNTER(rig, dropped_queue_age), 0);
+        for (int i = 0; i < 6; i++) {
+            rig_advance(rig, 60 * 1000);
+            rig_checkpoint(rig);
+        }
+        assert_int_equal(RIG_COUNTER(rig, dropped_queue_age), 400);
+        assert_int_equal(count_dropped(rig), 400);
+        for (int i = 0; i < 60; i++) {
+            rig_advance(rig, 60 * 1000);
+            rig_checkpoint(rig);
+        }
+        assert_int_equal(RIG_COUNTER(rig, dropped_queue_age), 500);
+        assert_int_equal(memory_store_want_count(rig_store(rig), named_session(rig)), 0);
+        publish_range(rig, pub, "a/x", 251, 252);
+        struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
+        assert_int_equal(take_all(rig, sub, 251), 252);
+        rig_free(rig);
+    }
+}
+
+static void age_without_persistence(void **state)
+{
+    (void)state;
+    struct rig *rig = rig_new(&(struct rig_options){.no_persistence = true, .limits = {.queue_age_max_ns = INT64_C(60) * 1000000000}});
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    away_subscriber(rig, "sub", "a/#", 1);
+    publish_range(rig, pub, "a/x", 1, 10);
+    rig_step_wall(rig, 1000000);
+    rig_advance(rig, 40000);
+    publish_range(rig, pub, "a/x", 11, 20);
+    assert_int_equal(RIG_COUNTER(rig, dropped_queue_age), 0);
+    rig_advance(rig, 25000);
+    assert_int_equal(RIG_COUNTER(rig, dropped_queue_age), 10);
+    rig_free(rig);
+}
+
 static void a_damaged_message_does_not_hold_the_others(void **state)
 {
     (void)state;
@@ -729,6 +790,8 @@ int main(void)
         cmocka_unit_test(refuse_says_so_to_publishers_and_takes_it_back),
         cmocka_unit_test(all_queues_together_are_bounded),
         cmocka_unit_test(what_waited_too_long_is_dropped),
+        cmocka_unit_test(what_nobody_comes_for_is_dropped_too),
+        cmocka_unit_test(age_without_persistence),
         cmocka_unit_test(a_damaged_message_does_not_hold_the_others),
         cmocka_unit_test(a_session_that_comes_back_for_the_last_time_says_what_it_has),
         cmocka_unit_test(a_message_for_a_session_that_ended_is_dropped_by_name),
