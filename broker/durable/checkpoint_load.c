@@ -667,23 +667,36 @@ static enum err on_retained(struct load *load, enum err err, struct span key, st
 
 /* --- bodies -------------------------------------------------------------------------------------------------------------------------- */
 
-/* A row that cannot be read may say so. */
-static enum err is_wanted(struct load *load, uint64_t sequence, bool *is_wanted_out)
+/* Does the last row of RECIPIENTS that may have wants of the message, of sessions up to `session`, have some? One that cannot be read may.
+ * *before_out: if not, they may stand before this session; 0: nowhere. */
+static enum err has_wants(struct load *load, uint64_t sequence, uint64_t session, bool *has_out, uint64_t *before_out)
 {
     uint8_t from[16];
     struct span key, value;
     struct checkpoint_wants wants;
-    enum err err = kv_floor(load->txn, KV_RECIPIENTS, kv_key_u64_u64(from, sequence, UINT64_MAX), &key, &value);
-    *is_wanted_out = err == ERR_CORRUPT && key.size > 0;
+    enum err err = kv_floor(load->txn, KV_RECIPIENTS, kv_key_u64_u64(from, sequence, session), &key, &value);
+    *before_out = 0;
+    *has_out = err == ERR_CORRUPT && key.size > 0;
     if (err)
-        return err == ERR_NOTFOUND || *is_wanted_out ? ERR_OK : err;
+        return err == ERR_NOTFOUND || *has_out ? ERR_OK : err;
     if (key.size != 16)
         return ERR_OK;
     struct checkpoint_row row = checkpoint_row_read(key, value);
     while ((err = checkpoint_row_next_wants(&row, &wants)) == ERR_OK && wants.sequence < sequence)
         ;
-    *is_wanted_out = err == ERR_CORRUPT || (!err && wants.sequence == sequence);
+    *has_out = err == ERR_CORRUPT || (!err && wants.sequence == sequence);
+    if (!*has_out && kv_key_read_u64(key.data) == sequence) /* it had some, of which none are left: its others have a row before */
+        *before_out = kv_key_read_u64(key.data + 8);
     return ERR_OK;
+}
+
+static enum err is_wanted(struct load *load, uint64_t sequence, bool *is_wanted_out)
+{
+    uint64_t before;
+    enum err err = has_wants(load, sequence, UINT64_MAX, is_wanted_out, &before);
+    while (!err && before > 0)
+        err = has_wants(load, sequence, before - 1, is_wanted_out, &before);
+    return err;
 }
 
 static enum err on_bodies(struct load *load, enum err err, struct span key, struct span value)

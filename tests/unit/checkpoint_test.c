@@ -1383,6 +1383,34 @@ static void a_damaged_row_of_bodies_is_one_row(void **state)
     assert_int_equal(checkpoint_state(b->checkpoint).body_count, 0);
 }
 
+/* The last wants of a message end in a row that others have wants in, too; damage elsewhere makes the load look at every body. */
+static void a_body_is_kept_for_wants_in_any_of_its_rows(void **state)
+{
+    struct bench *b = (struct bench *)*state;
+    uint8_t key[16];
+    uint64_t wanted = publish(b, 1, CHECKPOINT_CHUNK + 4);
+    publish(b, 1000, 1);
+    commit(b);
+    uint64_t damaged = publish(b, 1, 1);
+    publish(b, 1, 1);
+    commit(b);
+    assert_int_equal(rows(b, KV_RECIPIENTS), 3);
+    for (uint64_t i = 1; i <= 4; i++)
+        ack(b, CHECKPOINT_CHUNK + i, wanted);
+    commit(b);
+    assert_int_equal(rows(b, KV_RECIPIENTS), 3);
+    bench_crash(b);
+    assert_true(sim_kv_flip(b->sim, KV_RECIPIENTS, kv_key_u64_u64(key, damaged, 1), 1));
+    struct loaded loaded = {.known = (const uint64_t[]){1, 1000, 0}};
+    OK(try_load(b, &loaded));
+    assert_int_equal(loaded.corrupt, 1);
+    struct kv_txn *txn;
+    struct record rec;
+    OK(kv_begin(b->kv, &txn, false));
+    OK(checkpoint_find_body(txn, &rec, wanted));
+    kv_abort(txn);
+}
+
 /* --- any stream against a model ------------------------------------------------------------------------------------------------------- */
 
 #define M_SESSIONS 40
@@ -2057,6 +2085,7 @@ int main(void)
         CASE(a_body_stays_as_long_as_somebody_wants_it),
         CASE(rows_give_up_what_ended_and_keep_the_rest),
         CASE(a_damaged_row_of_bodies_is_one_row),
+        CASE(a_body_is_kept_for_wants_in_any_of_its_rows),
         CASE(wants_end_in_any_order_over_several_chunks),
         CASE(a_session_that_comes_twice_wants_it_once_at_the_greater_qos),
         CASE(a_record_below_the_position_changes_nothing),
