@@ -37,7 +37,7 @@ static enum err open_stored(struct checkpoint *checkpoint, struct kv_txn *txn, s
     if (format.size < 4)
         return err_set(msg, ERR_CORRUPT, "%s: its format says nothing", kv_name(checkpoint->kv));
     uint32_t number = load_le32(format.data);
-    if (number > CHECKPOINT_FORMAT)
+    if (number != 0 && number != CHECKPOINT_FORMAT)
         return err_set(msg, ERR_VERSION, "%s: it has format %u, this program knows %u", kv_name(checkpoint->kv), number, CHECKPOINT_FORMAT);
     if (number == 0 || format.size != CHECKPOINT_FORMAT_SIZE)
         return err_set(msg, ERR_CORRUPT, "%s: its format is none", kv_name(checkpoint->kv));

@@ -37,7 +37,7 @@
 #include "common/metrics.h"
 #include "common/record.h"
 
-#define CHECKPOINT_FORMAT 1
+#define CHECKPOINT_FORMAT 2        /* 1: before the first release, each message with rows of its own */
 #define CHECKPOINT_CHUNK 256       /* sessions of one message under one key: an acknowledgement rewrites at most so many */
 #define CHECKPOINT_RUN 32          /* positions of a run */
 #define CHECKPOINT_JOB_WANTS 16384 /* of ended sessions, at most so many (and one run) a commit */
@@ -75,8 +75,8 @@ void checkpoint_set_age_max(struct checkpoint *checkpoint, int64_t age_max_ns);
 /* Every message below this sequence is older than that, by the broker's own time; 0: none is known to be. */
 uint64_t checkpoint_aged(struct checkpoint *checkpoint, int64_t now_steady_ns);
 
-/* kv is borrowed for life. Returns 0, ERR_VERSION (written by a newer broker), ERR_CORRUPT, ERR_NOMEM, ERR_IO. A new database gets its
- * format and random seed of topic hashes with the first commit; `random` is that seed. */
+/* kv is borrowed for life. Returns 0, ERR_VERSION (written by a newer broker, or before the first release), ERR_CORRUPT, ERR_NOMEM, ERR_IO.
+ * A new database gets its format and random seed of topic hashes with the first commit; `random` is that seed. */
 enum err checkpoint_open(struct checkpoint **checkpoint_out, struct kv *kv, uint64_t random, struct errmsg *msg) must_check;
 void checkpoint_free(struct checkpoint *checkpoint); /* drops the delta; NULL is fine */
 
