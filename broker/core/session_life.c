@@ -46,7 +46,7 @@ static bool try_will(struct shard *shard, struct will *will) { return !shard->se
 void session_publish_will(struct shard *shard, const struct session *sess, struct will *will)
 {
     /* Behind those that wait already. */
-    if (!shard->wills_first && try_will(shard, will)) {
+    if (!shard->is_restoring && !shard->wills_first && try_will(shard, will)) {
         will_is_done(shard, will);
         return;
     }

@@ -102,8 +102,11 @@ enum err shard_restore_session(struct shard *shard, const struct checkpoint_sess
     if (from->client_id.size == 0 || from->client_id.size > UINT16_MAX || from->number == 0)
         return ERR_CORRUPT;
     struct session *sess = session_table_find(&shard->sessions, from->client_id);
-    if (sess)
+    if (sess) {
+        shard->is_restoring = true; /* its will is said at the end of the turn */
         session_end(shard, sess);
+        shard->is_restoring = false;
+    }
     sess = session_table_add(&shard->sessions, from->client_id, from->number);
     if (!sess)
         return ERR_NOMEM;

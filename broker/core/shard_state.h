@@ -74,6 +74,7 @@ struct shard {
     uint64_t correlation_base, correlation_count;
     bool wants_user_name; /* some rule takes the device from it */
     bool is_draining;
+    bool is_restoring;      /* not all subscriptions of the earlier start are in the tree yet */
     bool has_store_room;    /* the checkpoint keeps up: PUBLISHes that it needs may be logged (LOG 15) */
     uint64_t passed_number; /* OP_STORE_PASSED that waits for the large record on its way; 0 = none */
 

@@ -435,12 +435,14 @@ static void what_was_in_flight_from_runs_keeps_its_order(void **state) { order_h
 static void name_that_comes_twice_is_the_later_session(void **state)
 {
     struct rig *rig = RIG();
-    struct bytes will = will_record(0), filters = {0};
+    struct bytes will = will_record(0), filters = {0}, mourns = {0};
     put_record(&filters, &(struct record){.type = RECORD_SUBSCRIPTION, .topic = SPAN_LITERAL("x"), .options = 1});
-    struct checkpoint_session from[] = {session(rig, "car", 1, 3600, 10), session(rig, "car", 2, 3600, 5)};
+    put_record(&mourns, &(struct record){.type = RECORD_SUBSCRIPTION, .topic = SPAN_LITERAL("gone"), .options = 1});
+    struct checkpoint_session from[] = {session(rig, "car", 1, 3600, 10), session(rig, "car", 2, 3600, 5), session(rig, "watch", 3, 3600, 5)};
     from[0].will = of(&will); /* its client began anew, and the stop came before the will was said */
     from[0].subscriptions = of(&filters);
-    rig_restore(rig, from, 2);
+    from[2].subscriptions = of(&mourns); /* not in the tree yet when the other is found to have ended */
+    rig_restore(rig, from, 3);
     struct record rec;
     assert_int_equal(rig_published_count(rig), 1);
     rig_published(rig, &rec, 0);
@@ -452,6 +454,9 @@ static void name_that_comes_twice_is_the_later_session(void **state)
     rig_settle(rig);
     assert_int_equal(rig_published_count(rig), 1);
     come_back(rig, "car", false, true);
+    struct rig_client *watch = come_back(rig, "watch", false, true);
+    rig_settle(rig);
+    expect_publish(watch, "bye");
     rig_free(rig);
 }
 
