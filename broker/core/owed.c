@@ -208,7 +208,7 @@ static enum copy_outcome log_copy(struct shard *shard, struct session *sess, con
     bool is_logged;
     if (is_large) {
         is_logged = log_large(shard, &rec, copy, recipient);
-        sess->rare->has_large_copy |= is_logged; /* one at a time */
+        sess->rare->large_copies_held += is_logged; /* one is being logged at a time, others may be in the gate */
         if (!is_logged)
             msg_unref(copy);
     } else {
@@ -281,8 +281,10 @@ bool owed_on_released(struct shard *shard, struct session *sess, const struct ms
 {
     CHECK(sess->rare);
     bool is_stale = recipient->is_large && session_has_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg);
-    if (recipient->is_large)
-        sess->rare->has_large_copy = false;
+    if (recipient->is_large) {
+        CHECK(sess->rare->large_copies_held > 0);
+        sess->rare->large_copies_held--;
+    }
     uint32_t *held = recipient->is_copy ? &sess->rare->copies_held : &sess->rare->behind_held;
     CHECK(*held > 0);
     *held -= 1;

@@ -78,8 +78,8 @@ struct session_rare {
     struct route_request *owed; /* one block, own: filters whose retained values an earlier start did not give to the end; NULL = none */
     uint32_t copies_parked;     /* retained values and ends of scans that wait for room in the log (core/owed.h) */
     uint32_t copies_held;       /* retained values on their way to the disk */
+    uint32_t large_copies_held; /* of them, those that are large records: being logged or in the gate */
     uint32_t behind_held;       /* messages that stand behind such in the gate */
-    bool has_large_copy;        /* such a value on its way is a large record */
     bool is_owing;              /* the log has a subscription that is owed retained values */
     bool has_restored_copies;   /* some of what an earlier start left are retained values */
     struct id_set *id_sets;
@@ -150,7 +150,7 @@ uint32_t session_unpack_ids(const struct session *sess, const uint32_t **ids_out
 /* While retained values are on their way, or will be: messages given to the session are noted. */
 static inline bool session_awaits_retained(const struct session *sess)
 {
-    return sess->rare && (sess->rare->pending || sess->rare->owed || sess->rare->has_restored_copies || sess->rare->has_large_copy);
+    return sess->rare && (sess->rare->pending || sess->rare->owed || sess->rare->has_restored_copies || sess->rare->large_copies_held > 0);
 }
 /* Note one, while it awaits any; ask whether a retained one is stale. */
 void session_note_newer(struct session *sess, uint64_t topic_hash, const struct msg *msg);

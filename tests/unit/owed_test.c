@@ -295,6 +295,43 @@ static void a_large_copy_that_was_overtaken_is_dropped(void **state)
     rig_free(rig);
 }
 
+/* Two large records under way, the scan over: the first has left, and what overtakes the second still makes it stale. */
+static void each_large_copy_may_become_stale(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(.body_max = 1024, .block_count = 8);
+    char *payload = malloc(60001);
+    assert_non_null(payload);
+    memset(payload, 'x', 60000);
+    payload[60000] = '\0';
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false);
+    retain(rig, pub, "a/1", payload + 57000, 1); /* three blocks */
+    retain(rig, pub, "a/2", payload, 1);         /* more than the pool has */
+    rig_log_hold(rig, true);
+    rig_send_subscribe(car, 1, "a/+", 1, 0);
+    rig_settle(rig); /* the first waits for the disk, the second has begun */
+    rig_log_hold(rig, false);
+    const struct packet *packet = NULL;
+    for (int steps = 0; steps < 100 && !(packet && packet->type == MQTT_PUBLISH); steps++) {
+        rig_step(rig);
+        packet = rig_next(car);
+    }
+    assert_true(packet && packet->type == MQTT_PUBLISH);
+    assert_true(span_equal(packet->publish.payload, span_of_string(payload + 57000)));
+    rig_log_hold(rig, true);
+    rig_settle(rig);
+    assert_null(rig_next(car));
+    rig_publish(pub, "a/2", "zero", 0, 0);
+    rig_settle(rig);
+    rig_log_hold(rig, false);
+    rig_settle(rig);
+    expect_publish(car, "zero", 0, false);
+    assert_null(rig_next(car));
+    assert_int_equal(RIG_COUNTER(rig, dropped_stale_retained), 1);
+    free(payload);
+    rig_free(rig);
+}
+
 /* === no room ======================================================================================================================== */
 
 /* The scan pauses with a window of values, drops nothing and holds nobody up. */
@@ -651,6 +688,7 @@ int main(void)
         cmocka_unit_test_prestate(live_messages_do_not_overtake_copies, &many),
         cmocka_unit_test(a_stale_value_is_not_logged),
         cmocka_unit_test(a_large_copy_that_was_overtaken_is_dropped),
+        cmocka_unit_test(each_large_copy_may_become_stale),
         cmocka_unit_test(without_room_the_scan_pauses),
         cmocka_unit_test(a_slow_client_holds_its_scan_up),
         cmocka_unit_test(a_session_may_end_with_copies_under_way),
