@@ -467,6 +467,34 @@ static void on_scan(struct route_actor *actor, struct route_request *request)
     route_request_free(request);
 }
 
+/* What the job still has for this filter is not wanted any more. */
+static void job_leave_out(struct route_actor *actor, struct scan_job *job, struct span filter)
+{
+    for (uint32_t i = 0; i < job->request->filter_count; i++) {
+        if (!span_equal(filter_span(job->request, &job->request->filters[i]), filter))
+            continue;
+        job->request->filters[i].reason = REASON_ERROR;
+        if (i != job->filter_index || !job->scan)
+            continue;
+        batch_free(actor, job->batch);
+        job->batch = NULL;
+        retained_scan_end(job->scan);
+        job->scan = NULL;
+        job->filter_index++;
+    }
+}
+
+/* Nothing is added for delivery behind the answer [MQTT-3.10.4-2]: what scans have found of it is left out as well. */
+static void leave_out_unsubscribed(struct route_actor *actor, struct session_ref session, struct span filter)
+{
+    LIST_EACH(node, &actor->jobs)
+    {
+        struct scan_job *job = LIST_ENTRY(node, struct scan_job, node);
+        if (job->request->session.number == session.number)
+            job_leave_out(actor, job, filter);
+    }
+}
+
 static void on_unsubscribe(struct route_actor *actor, struct route_request *request)
 {
     for (uint32_t i = 0; i < request->filter_count; i++) {
@@ -475,6 +503,7 @@ static void on_unsubscribe(struct route_actor *actor, struct route_request *requ
             continue;
         bool was_there = topic_tree_remove(actor->tree, filter_span(request, filter), request->session.number);
         filter->reason = was_there ? 0 : REASON_NO_SUBSCRIPTION_EXISTED;
+        leave_out_unsubscribed(actor, request->session, filter_span(request, filter));
     }
     struct op reply = {.type = OP_ROUTE_REPLY, .from = ACTOR_ROUTE, .request = request};
     op_backlog_post(&actor->backlog, post, actor, request->session.shard, &reply);

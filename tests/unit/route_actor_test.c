@@ -301,19 +301,48 @@ static void the_tree_has_a_bound(void **state)
     assert_false(f->ops[0].request->filters[0].is_new); /* what was there stays */
 }
 
+/* Returns the reason of the answer. */
+static uint8_t unsubscribe(struct fixture *f, const char *filter)
+{
+    size_t size = strlen(filter);
+    struct route_request *request = route_request_new(1, size);
+    request->kind = ROUTE_UNSUBSCRIBE;
+    request->session = (struct session_ref){.number = 3, .shard = 1};
+    request->filters[0].size = (uint32_t)size;
+    memcpy(request->text, filter, size);
+    route_actor_on_op(f->actor, &(struct op){.type = OP_ROUTE_REQUEST, .from = 1, .request = request});
+    assert_int_equal(f->ops[f->op_count - 1].type, OP_ROUTE_REPLY);
+    return f->ops[f->op_count - 1].request->filters[0].reason;
+}
+
 static void unsubscribe_says_what_was_there(void **state)
 {
     struct fixture *f = *state;
     subscribe(f, "a/#");
-    for (int i = 0; i < 2; i++) {
-        struct route_request *request = route_request_new(1, 3);
-        request->kind = ROUTE_UNSUBSCRIBE;
-        request->session = (struct session_ref){.number = 3, .shard = 1};
-        request->filters[0].size = 3;
-        memcpy(request->text, "a/#", 3);
-        route_actor_on_op(f->actor, &(struct op){.type = OP_ROUTE_REQUEST, .from = 1, .request = request});
-        assert_int_equal(f->ops[f->op_count - 1].request->filters[0].reason, i == 0 ? 0 : 0x11);
-    }
+    assert_int_equal(unsubscribe(f, "a/#"), 0);
+    assert_int_equal(unsubscribe(f, "a/#"), 0x11);
+}
+
+/* [MQTT-3.10.4-2] */
+static void behind_the_answer_to_unsubscribe_no_value_comes(void **state)
+{
+    struct fixture *f = *state;
+    f->counter = 9;
+    for (uint64_t i = 1; i <= 8; i++)
+        retain(f, 0, i, (const char *[]){"a/1", "a/2", "a/3", "a/4", "a/5", "b/1", "b/2", "b/3"}[i - 1], "x");
+    take_ops(f);
+    subscribe_only(f, "b/#");
+    subscribe_only(f, "a/#");
+    route_actor_work(f->actor, 1000); /* a slice of each */
+    assert_int_equal(count_ops(f, OP_RETAINED_VALUE), 4);
+    assert_int_equal(unsubscribe(f, "a/#"), 0);
+    take_ops(f);
+    work(f);
+    retain(f, 0, 9, "a/6", "x"); /* by a shard that may not have known of the unsubscription either */
+    pass(f, 0, 1);
+    pass(f, 1, 1);
+    assert_int_equal(count_ops(f, OP_RETAINED_VALUE), 1); /* the third of the other filter */
+    assert_int_equal(count_ops(f, OP_RETAINED_END), 2);
 }
 
 /* ---- values on disk ---- */
@@ -601,13 +630,7 @@ static void scans_wait_for_the_reader_and_nobody_for_them(void **state)
     assert_true(route_actor_work(f->actor, 1000) > 1000000); /* nothing to do before an answer comes */
     retain(f, 0, 10, "b", "x");
     assert_int_equal(f->ops[f->op_count - 1].type, OP_ROUTE_RETAINED);
-    struct route_request *request = route_request_new(1, 3);
-    request->kind = ROUTE_UNSUBSCRIBE;
-    request->session = (struct session_ref){.number = 3, .shard = 1};
-    request->filters[0].size = 3;
-    memcpy(request->text, "a/#", 3);
-    route_actor_on_op(f->actor, &(struct op){.type = OP_ROUTE_REQUEST, .from = 1, .request = request});
-    assert_int_equal(f->ops[f->op_count - 1].request->filters[0].reason, 0);
+    assert_int_equal(unsubscribe(f, "b/#"), 0x11);
     for (int i = 0; i < 40; i++) {
         struct store_read *read = take_read(f);
         found_all(read);
@@ -638,6 +661,30 @@ static void a_session_that_ends_leaves_its_answer_behind(void **state)
             answer(f, read);
         }
         assert_int_equal(count_ops(f, OP_RETAINED_VALUE) + count_ops(f, OP_RETAINED_END), 0);
+        take_ops(f);
+    }
+}
+
+/* What was asked for a filter that is unsubscribed meanwhile gives back its slot, and the scan of the next filter goes on. */
+static void what_is_read_for_an_unsubscribed_filter_is_left_out(void **state)
+{
+    struct fixture *f = *state;
+    restore(f, 3);
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < ROUTE_READS_MAX; i++)
+            subscribe_only(f, "a/#");
+        work(f);
+        assert_int_equal(count_ops(f, OP_STORE_READ), ROUTE_READS_MAX);
+        assert_int_equal(unsubscribe(f, "a/#"), 0);
+        work(f);
+        assert_int_equal(count_ops(f, OP_RETAINED_END), ROUTE_READS_MAX);
+        for (int i = 0; i < ROUTE_READS_MAX; i++) {
+            struct store_read *read = take_read(f);
+            found_all(read);
+            answer(f, read);
+        }
+        assert_int_equal(count_ops(f, OP_RETAINED_VALUE), 0);
+        assert_int_equal(route_actor_stats(f->actor)->scans.messages, 0);
         take_ops(f);
     }
 }
@@ -1016,6 +1063,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_full_ring_loses_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(the_tree_has_a_bound, setup, teardown),
         cmocka_unit_test_setup_teardown(unsubscribe_says_what_was_there, setup, teardown),
+        cmocka_unit_test_setup_teardown(behind_the_answer_to_unsubscribe_no_value_comes, setup, teardown),
         cmocka_unit_test_setup_teardown(an_expired_value_is_removed_from_the_store, setup_on_disk, teardown),
         cmocka_unit_test_setup_teardown(values_on_disk_are_read_and_sent_in_order, setup_on_disk, teardown),
         cmocka_unit_test_setup_teardown(without_a_store_all_stays_in_memory, setup, teardown),
@@ -1025,6 +1073,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(no_more_is_read_than_the_client_takes, setup_on_disk, teardown),
         cmocka_unit_test_setup_teardown(scans_wait_for_the_reader_and_nobody_for_them, setup_on_disk, teardown),
         cmocka_unit_test_setup_teardown(a_session_that_ends_leaves_its_answer_behind, setup_on_disk, teardown),
+        cmocka_unit_test_setup_teardown(what_is_read_for_an_unsubscribed_filter_is_left_out, setup_on_disk, teardown),
         cmocka_unit_test_setup_teardown(full_rings_lose_no_read_and_no_value, setup_on_disk, teardown),
         cmocka_unit_test_setup_teardown(equal_scans_read_once, setup_with_cache, teardown),
         cmocka_unit_test_setup_teardown(what_is_restored_is_checked_and_ordered, setup_on_disk, teardown),
