@@ -197,6 +197,9 @@ struct sim_config {
     uint32_t change_one_in;  /* of so many things that a subscriber does one changes what it is subscribed to */
     uint32_t clean_one_in;   /* of so many connections one begins with a clean start, */
     uint32_t will_one_in;    /* of so many connections one has a will, */
+    uint32_t command_one_in; /* of so many messages one is a command, */
+    uint32_t starve_one_in;  /* of so many steps one lets a ring stand still, */
+    bool starves_route;      /* always one from a shard to the route actor */
     uint32_t retain_one_in;  /* of so many messages one is retained, */
     uint32_t away_one_in;    /* of so many losses of a connection one is for longer, */
     uint32_t fault_one_in;   /* of so many steps one is a fault, */

@@ -61,7 +61,7 @@ bool sim_ring_is_starved(const struct sim_broker *broker, unsigned from, unsigne
 unsigned sim_broker_ring_from_shard(struct sim *sim)
 {
     unsigned from = (unsigned)sim_below(sim, sim->config.shard_count);
-    return from * NODE_COUNT + (sim_chance(sim, 2, 3) ? NODE_ROUTE : NODE_LOG);
+    return from * NODE_COUNT + (sim->config.starves_route || sim_chance(sim, 2, 3) ? NODE_ROUTE : NODE_LOG);
 }
 
 /* --- what a shard asks of its surroundings

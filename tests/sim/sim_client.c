@@ -173,8 +173,8 @@ static void publish_new(struct sim *sim, struct sim_client *client)
     /* A device belongs to one client but the last, which everyone may publish for. */
     if (device + 1u < sim->config.device_count)
         device = (uint8_t)(client->index % sim->config.device_count);
-    struct sim_message *message =
-        sim_ledger_new(sim, client->index, device, (uint8_t)sim_below(sim, 3), sim_chance(sim, 1, 6) ? SIM_COMMAND : SIM_TELEMETRY);
+    struct sim_message *message = sim_ledger_new(sim, client->index, device, (uint8_t)sim_below(sim, 3),
+                                                 sim_chance(sim, 1, sim->config.command_one_in) ? SIM_COMMAND : SIM_TELEMETRY);
     if (!message)
         return;
     message->retain = message->qos > 0 && sim_chance(sim, 1, sim->config.retain_one_in);

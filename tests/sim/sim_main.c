@@ -77,6 +77,8 @@ static void draw_moods(struct sim *sim, struct sim_config *config)
     config->give_up_one_in = sim_chance(sim, 1, 3) ? 12 : 0;
     config->will_one_in = 2;
     config->retain_one_in = 4;
+    config->command_one_in = 6;
+    config->starve_one_in = 200;
     config->away_one_in = 4;
     config->fault_one_in = sim_chance(sim, 1, 2) ? 80 : 200;
     config->cut_one_in = sim_chance(sim, 1, 3) ? 100 : 0;
@@ -100,8 +102,13 @@ static void draw_purpose(struct sim *sim, struct sim_config *config)
         return;
     case 3: /* retained values of few topics that everybody writes, and that are asked for again and again */
         config->device_count = 1 + config->device_count % 2;
+        config->client_count = 4 + config->client_count % 3;
+        config->shard_count = SIM_SHARDS_MAX;
         config->retain_one_in = 1;
+        config->command_one_in = 2;
         config->change_one_in = 3;
+        config->starve_one_in = 50;
+        config->starves_route = true;
         return;
     case 5: /* long queues of many that are away */
         config->away_one_in = 1;
@@ -109,6 +116,7 @@ static void draw_purpose(struct sim *sim, struct sim_config *config)
         config->queue_qos0 = sim_chance(sim, 2, 3);
         config->cut_one_in = 80;
         config->burst = 5;
+        config->command_one_in = 2;
         return;
     case 7: /* a small log that is used again and again, and large messages whose senders are cut off */
         config->segment_size = 16384;
@@ -255,9 +263,10 @@ static void starve(struct sim *sim)
 {
     if (sim->starved != SIM_RINGS && (sim->calm || sim->step > sim->starved_end))
         sim->starved = SIM_RINGS;
-    if (sim->starved != SIM_RINGS || sim->calm || !sim_chance(sim, 1, 200))
+    if (sim->starved != SIM_RINGS || sim->calm || !sim_chance(sim, 1, sim->config.starve_one_in))
         return;
-    sim->starved = sim_chance(sim, 1, 2) ? (unsigned)sim_below(sim, SIM_RINGS) : sim_broker_ring_from_shard(sim);
+    bool any = !sim->config.starves_route && sim_chance(sim, 1, 2);
+    sim->starved = any ? (unsigned)sim_below(sim, SIM_RINGS) : sim_broker_ring_from_shard(sim);
     sim->starved_end = sim->step + sim_below(sim, 400);
 }
 
@@ -461,7 +470,7 @@ static void come_to_rest(struct sim *sim)
     /* Where publishers are refused for one whose queue is full, he has to come back. */
     if (sim->config.client_count > 2 && sim->config.queue_policy != QUEUE_REFUSE && sim_chance(sim, 1, 2))
         sim_client_go(sim, &sim->clients[1 + sim_below(sim, sim->config.client_count - 1)]);
-    if (sim->broker && sim_chance(sim, 1, 2))
+    if (sim->broker && sim_chance(sim, 1, 3))
         sim_broker_die(sim, false);
     if (sim->sink && sim_chance(sim, 1, 2))
         sim_sink_die(sim);
@@ -538,6 +547,8 @@ static void run(uint64_t seed, uint32_t steps, bool trace, uint32_t *messages_ou
         step(sim);
     }
     come_to_rest(sim);
+    if (!sim_has_gone(sim))
+        sim_broker_check_store(sim);
     audit(sim);
     sim_ledger_check_end(sim);
     sim_broker_check_books(sim);
