@@ -199,6 +199,7 @@ struct sim_config {
     uint32_t will_one_in;    /* of so many connections one has a will, */
     uint32_t command_one_in; /* of so many messages one is a command, */
     uint32_t starve_one_in;  /* of so many steps one lets a ring stand still, */
+    bool has_watchers;       /* few publish, and the others only subscribe */
     bool starves_route;      /* always one from a shard to the route actor */
     uint32_t retain_one_in;  /* of so many messages one is retained, */
     uint32_t away_one_in;    /* of so many losses of a connection one is for longer, */

@@ -20,6 +20,8 @@ void sim_client_init(struct sim *sim, uint8_t index)
     client->clean = sim_chance(sim, 1, 3);
     client->publishes = index == 0 || sim_chance(sim, 3, 4);
     client->subscribes = !client->publishes || sim_chance(sim, 1, 3);
+    if (sim->config.has_watchers)
+        client->subscribes = !(client->publishes = index < 2);
     client->subscribe_qos = (uint8_t)sim_below(sim, 3);
     client->expiry_s = client->clean ? 0 : UINT32_MAX;
     if (client->version == MQTT_V5 && !client->clean && sim_chance(sim, 1, 4))

@@ -99,6 +99,7 @@ static void draw_purpose(struct sim *sim, struct sim_config *config)
         config->haste = 100;
         config->log_rest = 12;
         config->block_count = 2;
+        config->grace_ms = 10000 + config->grace_ms * 4; /* long enough for others to subscribe again; less than a rest takes */
         return;
     case 3: /* retained values of few topics that everybody writes, and that are asked for again and again */
         config->device_count = 1 + config->device_count % 2;
@@ -106,7 +107,12 @@ static void draw_purpose(struct sim *sim, struct sim_config *config)
         config->shard_count = SIM_SHARDS_MAX;
         config->retain_one_in = 1;
         config->command_one_in = 2;
-        config->change_one_in = 3;
+        config->change_one_in = 1;
+        config->has_watchers = true;
+        config->ring_capacity = 64;
+        config->log_rest = 1;
+        config->haste = 0;
+        config->fault_one_in = 200;
         config->starve_one_in = 50;
         config->starves_route = true;
         return;
