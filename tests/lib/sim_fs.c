@@ -11,7 +11,7 @@
 /* A file's contents. `seen` is what programs read; `durable` what survives; a sector is dirty when a crash may leave either of the two.
  * After a failed sync the sectors are clean although they differ: they are lost at the next crash. */
 struct sim_inode {
-    bool is_used; /* of sim_collect */
+    bool is_used;           /* of sim_collect */
     struct sim_inode *next; /* all inodes */
     uint8_t *seen;
     uint8_t *durable;

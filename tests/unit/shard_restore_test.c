@@ -438,7 +438,8 @@ static void name_that_comes_twice_is_the_later_session(void **state)
     struct bytes will = will_record(0), filters = {0}, mourns = {0};
     put_record(&filters, &(struct record){.type = RECORD_SUBSCRIPTION, .topic = SPAN_LITERAL("x"), .options = 1});
     put_record(&mourns, &(struct record){.type = RECORD_SUBSCRIPTION, .topic = SPAN_LITERAL("gone"), .options = 1});
-    struct checkpoint_session from[] = {session(rig, "car", 1, 3600, 10), session(rig, "car", 2, 3600, 5), session(rig, "watch", 3, 3600, 5)};
+    struct checkpoint_session from[] = {session(rig, "car", 1, 3600, 10), session(rig, "car", 2, 3600, 5),
+                                        session(rig, "watch", 3, 3600, 5)};
     from[0].will = of(&will); /* its client began anew, and the stop came before the will was said */
     from[0].subscriptions = of(&filters);
     from[2].subscriptions = of(&mourns); /* not in the tree yet when the other is found to have ended */
