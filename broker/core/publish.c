@@ -833,12 +833,18 @@ static void log_value_refused(struct shard *shard, const struct msg *msg, uint16
 
 void publish_on_value_refused(struct shard *shard, const struct msg *msg, uint64_t ticket)
 {
-    if (msg->qos > 0)
-        refused_values_add(&shard->refused_values, &(struct refused_value){.ticket = ticket,
-                                                                           .number = msg->retained_number,
-                                                                           .wait_block = shard->log.pool ? REFUSED_VALUE_LATE : 0});
     struct publish_job *large = shard->log.large;
-    if (large && large->msg == msg) {
+    bool is_large = large && large->msg == msg;
+    if (msg->qos > 0) {
+        struct refused_value value = {
+            .ticket = ticket,
+            .number = msg->retained_number,
+            .wait_block = shard->log.pool ? REFUSED_VALUE_LATE : 0,
+            .last_put_ns = is_large && !large->is_will ? REFUSED_VALUE_UNANSWERED : shard->now_mono_ns,
+        };
+        refused_values_add(&shard->refused_values, &value);
+    }
+    if (is_large) {
         large->is_value_refused = true;
         return;
     }
@@ -866,6 +872,8 @@ void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wa
     struct client *client = job->is_will ? NULL : client_find(shard, &job->client);
     if (client && job->qos > 0)
         client_answer(shard, client, &item);
+    if (job->is_value_refused)
+        refused_values_on_answered(&shard->refused_values, job->wait_retained, shard->now_mono_ns);
     if (client)
         client_wake(shard, client);
     publish_job_free(job);
@@ -953,7 +961,7 @@ static uint64_t release_ack(struct shard *shard, const struct gate_item *item)
 {
     const struct refused_value *refused = NULL;
     if (item->wait_retained != 0 && item->packet_type != MQTT_PUBCOMP)
-        refused = refused_values_reach(&shard->refused_values, item->wait_retained);
+        refused = refused_values_reach(&shard->refused_values, item->wait_retained, item->since_mono_ns);
     uint64_t wait_block = refused ? wait_of_refusal(shard, refused) : 0;
     if (wait_block != 0)
         return wait_block;

@@ -52,18 +52,26 @@ static uint32_t find(const struct refused_values *refused, uint64_t ticket)
     return low;
 }
 
-bool refused_values_has(const struct refused_values *refused, uint64_t ticket)
+static struct refused_value *get(const struct refused_values *refused, uint64_t ticket)
 {
     uint32_t at = find(refused, ticket);
-    return at < refused->end && refused->values[at].ticket == ticket;
+    return at < refused->end && refused->values[at].ticket == ticket ? &refused->values[at] : NULL;
 }
 
-const struct refused_value *refused_values_reach(struct refused_values *refused, uint64_t ticket)
+void refused_values_on_answered(struct refused_values *refused, uint64_t ticket, int64_t now_mono_ns)
 {
-    refused->first = find(refused, ticket);
-    if (refused->first == refused->end) {
+    struct refused_value *value = get(refused, ticket);
+    if (value)
+        value->last_put_ns = now_mono_ns;
+}
+
+bool refused_values_has(const struct refused_values *refused, uint64_t ticket) { return get(refused, ticket) != NULL; }
+
+const struct refused_value *refused_values_reach(struct refused_values *refused, uint64_t ticket, int64_t put_ns)
+{
+    while (refused->first < refused->end && refused->values[refused->first].last_put_ns < put_ns)
+        refused->first++;
+    if (refused->first == refused->end)
         refused->first = refused->end = 0;
-        return NULL;
-    }
-    return refused->values[refused->first].ticket == ticket ? &refused->values[refused->first] : NULL;
+    return get(refused, ticket);
 }

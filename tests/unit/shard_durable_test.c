@@ -542,6 +542,45 @@ static void refused_value_is_not_taken_when_it_comes_again(void **state)
     }
 }
 
+/* Whoever asks for the answer again, behind that of a later refused value, is told the same. */
+static void repeated_answer_of_a_refused_value_is_a_refusal(void **state)
+{
+    struct rig *rig = RIG(.retained_max = 1);
+    struct rig_client *pub = v5_stay(rig, "pub");
+    rig_publish_retained(pub, "x", "v", 1, 9);
+    rig_settle(rig);
+    expect(pub, MQTT_PUBACK);
+    rig_route_hold(rig, true);
+    for (int i = 0; i < 4; i++)
+        rig_publish_retained(pub, i % 2 ? "z" : "y", "v", 2, (uint16_t)(1 + i % 2));
+    rig_settle(rig);
+    rig_route_hold(rig, false);
+    rig_settle(rig);
+    for (int i = 0; i < 4; i++)
+        expect_ack(pub, MQTT_PUBREC, (uint16_t)(1 + i % 2), MQTT_REASON_QUOTA_EXCEEDED);
+    expect_nothing(pub);
+    rig_free(rig);
+}
+
+/* The answer of a large one comes when its record is complete, behind that of a later refused value. */
+static void late_answer_of_a_refused_large_value_is_a_refusal(void **state)
+{
+    struct rig *rig = RIG(.retained_max = 1, .body_max = 1024, .block_count = 8, .tiers = "y log\n# memory");
+    struct rig_client *pub = v5(rig, "pub"), *other = v5(rig, "other");
+    char large[60001];
+    memset(large, 'x', sizeof large - 1);
+    large[sizeof large - 1] = '\0';
+    rig_publish_retained(pub, "x", "v", 0, 0);
+    rig_settle(rig);
+    rig_publish_retained(pub, "y", large, 1, 1);
+    rig_step(rig);
+    rig_publish_retained(other, "z", "v", 1, 2);
+    rig_settle(rig);
+    expect_ack(other, MQTT_PUBACK, 2, MQTT_REASON_QUOTA_EXCEEDED);
+    expect_ack(pub, MQTT_PUBACK, 1, MQTT_REASON_QUOTA_EXCEEDED);
+    rig_free(rig);
+}
+
 /* Its record comes first, though the route actor says no before it is complete. */
 static void refused_large_value_is_said_behind_its_record(void **state)
 {
@@ -928,6 +967,8 @@ int main(void)
         CASE(pubrel_before_pubrec_waits_for_both_too),
         CASE(pubcomp_waits_until_the_identifier_is_closed),
         CASE(refused_value_frees_the_identifier_durably_first),
+        CASE(repeated_answer_of_a_refused_value_is_a_refusal),
+        CASE(late_answer_of_a_refused_large_value_is_a_refusal),
         CASE(refused_large_value_is_said_behind_its_record),
         CASE(refusal_of_a_value_waits_for_its_record),
         CASE(older_client_is_closed_when_its_value_is_refused),
