@@ -272,6 +272,14 @@ static void end_entry(struct shard *shard, struct client *client, struct infligh
     gauge_add(&shard->stats.inflight, -1);
 }
 
+/* Whether the client may have it already. Of QoS 1 no record says that it was sent by an earlier start: what that left is taken as sent,
+ * but only what is known to be is sent when it has expired (send_unsent). */
+static bool may_be_again(const struct shard *shard, const struct inflight_entry *entry)
+{
+    return entry->is_dup ||
+           (entry->state == INFLIGHT_PUBLISH_1 && entry->is_wanted && waiting_is_restored(shard, msg_sequence(entry->msg)));
+}
+
 /* A PUBLISH under its identifier, for the first time or again. */
 static enum send_result send_entry(struct shard *shard, struct client *client, struct inflight_entry *entry)
 {
@@ -281,7 +289,7 @@ static enum send_result send_entry(struct shard *shard, struct client *client, s
     struct packet_publish_head head;
     head_of(shard, &head, entry->msg, entry->meta, ids, id_count);
     head.qos = entry->state == INFLIGHT_PUBLISH_1 ? 1 : 2;
-    head.dup = entry->is_dup; /* [MQTT-3.3.1-1] */
+    head.dup = may_be_again(shard, entry); /* [MQTT-3.3.1-1] */
     head.packet_id = entry->packet_id;
     enum send_result result = send_head(shard, client, entry->msg, &head);
     if (result == SEND_TOO_LARGE) { /* as if it had been completed [MQTT-3.1.2-25] */
@@ -326,7 +334,6 @@ static void send_new(struct shard *shard, struct client *client, const struct qu
     }
     msg_ref(item->msg);
     entry->is_wanted = item->is_wanted;
-    entry->is_dup = qos == 1 && item->is_wanted && waiting_is_restored(shard, msg_sequence(item->msg));
     entry->holds_quota = true;
     client->send_quota--;
     gauge_add(&shard->stats.inflight, 1);
@@ -420,7 +427,8 @@ static bool send_unsent(struct shard *shard, struct client *client)
             waiting_on_stuck(shard, sess);
             return false;
         }
-        if (!entry->is_dup && entry->msg->expiry_wall_ns <= shard->now_steady_ns) { /* while it waited for its record [MQTT-3.3.2-5] */
+        if (!entry->is_dup &&
+            entry->msg->expiry_wall_ns <= shard->now_steady_ns) { /* while it waited for its record, or away [MQTT-3.3.2-5] */
             counter_inc(&shard->stats.dropped_expired);
             end_entry(shard, client, entry);
         } else if (send_entry(shard, client, entry) == SEND_NOMEM)

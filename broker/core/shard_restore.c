@@ -152,12 +152,19 @@ struct subscriber shard_restore_subscriber(uint64_t number, actor_id home, uint6
     };
 }
 
-/* It was sent before something of QoS 2 that is in flight, and is not acknowledged: the home logged SENT of the one behind what it knew of
- * the other. So it goes first again [MQTT-4.6.0-1]. What came to the session after a message that is above it in the log (from another
- * shard, in the same moments) cannot be told from that: no record says of QoS 1 that it was sent. */
-static bool was_sent_before(const struct session *sess, uint64_t sequence, uint8_t qos)
+/* A message among those in flight, or older than one of them. In flight itself: nothing more to do. Of QoS 1: it was sent before something
+ * of QoS 2 that is in flight, and is not acknowledged: the home logged SENT of the one behind what it knew of the other. So it goes first
+ * again [MQTT-4.6.0-1]. What came to the session after a message that is above it in the log (from another shard, in the same moments)
+ * cannot be told from that: no record says of QoS 1 that it was sent. Returns 0, ERR_NOTFOUND (it waits, like newer ones), ERR_NOMEM. */
+static enum err restore_among_sent(struct shard *shard, struct session *sess, uint64_t sequence, uint8_t qos)
 {
-    return qos == 1 && inflight_has_later(&sess->inflight, sequence);
+    if (!waiting_restore_unpack(shard, sess)) /* once, however many are to be looked up and put in */
+        return ERR_NOMEM;
+    if (inflight_has_sequence(&sess->inflight, sequence))
+        return ERR_OK;
+    if (qos != 1 || !inflight_has_later(&sess->inflight, sequence))
+        return ERR_NOTFOUND;
+    return waiting_restore_resent(shard, sess, sequence) ? ERR_OK : ERR_NOMEM;
 }
 
 enum err shard_restore_want(struct shard *shard, uint64_t number, uint64_t sequence, uint8_t qos, uint32_t cost, bool is_in_run,
@@ -166,14 +173,15 @@ enum err shard_restore_want(struct shard *shard, uint64_t number, uint64_t seque
     struct session *sess = session_table_find_number(&shard->sessions, number);
     if (!sess)
         return ERR_NOTFOUND;
-    bool is_inflight = sess->inflight.count > 0 && inflight_has_sequence(&sess->inflight, sequence);
-    if (!is_inflight && was_sent_before(sess, sequence, qos)) {
-        if (!waiting_restore_resent(shard, sess, sequence))
-            return ERR_NOMEM;
-        is_inflight = true;
-    }
-    if (is_inflight)
+    enum err err = ERR_NOTFOUND;
+    if (sequence <= inflight_sequence_max(&sess->inflight))
+        err = restore_among_sent(shard, sess, sequence, qos);
+    else
+        inflight_pack(&sess->inflight); /* they ascend: nothing is looked up in it any more */
+    if (err == ERR_OK)
         return !is_in_run || waiting_restore_sent_in_run(sess, sequence) ? ERR_OK : ERR_NOMEM;
+    if (err != ERR_NOTFOUND)
+        return err;
     return waiting_restore(shard, sess, sequence, cost, is_in_run, run_last) ? ERR_OK : ERR_NOMEM;
 }
 

@@ -412,7 +412,7 @@ static void on_read_inflight(struct shard *shard, struct session *sess, struct s
 }
 
 /* Runs may name what was sent before a crash, and is in flight since the start, or was: the checkpoint may not know yet. */
-static bool was_sent_before(const struct session *sess, uint64_t sequence)
+static bool is_sent_of_run(const struct session *sess, uint64_t sequence)
 {
     struct span bytes = sess->rare ? position_list_bytes(sess->rare->sent_in_runs) : (struct span){0};
     uint64_t sent = 0;
@@ -441,7 +441,7 @@ static void on_read_queue(struct shard *shard, struct session *sess, struct stor
     uint32_t metas[STORE_READ_MAX] = {0};
     for (uint32_t i = 0; i < read->count; i++) {
         struct store_read_item *item = &read->items[i];
-        if (read->kind == STORE_READ_RUN && was_sent_before(sess, item->sequence))
+        if (read->kind == STORE_READ_RUN && is_sent_of_run(sess, item->sequence))
             item->state = STORE_ITEM_KNOWN;
         else if (item->state == STORE_ITEM_FOUND && owed_judge_restored(shard, sess, item)) {
             item->state = STORE_ITEM_GONE;
@@ -636,24 +636,37 @@ void waiting_forget(struct shard *shard, struct session *sess)
     inflight_deinit(&sess->inflight);
 }
 
+static void note_restored(struct shard *shard, uint64_t sequence)
+{
+    if (shard->waiting.restored_last < sequence)
+        shard->waiting.restored_last = sequence;
+}
+
 bool waiting_restore(struct shard *shard, struct session *sess, uint64_t sequence, uint32_t cost, bool is_in_run, uint64_t run_last)
 {
     struct queue_before was = before(sess);
     if (!queue_restore(&sess->queue, sequence, cost, is_in_run, run_last))
         return false;
     note_change(shard, sess, was);
-    if (shard->waiting.restored_last < sequence)
-        shard->waiting.restored_last = sequence;
+    note_restored(shard, sequence);
     counter_inc(&shard->stats.copies_restored);
     post_runs(shard, sess);
     return true;
+}
+
+bool waiting_restore_unpack(struct shard *shard, struct session *sess)
+{
+    if (!sess->inflight.is_packed)
+        return true;
+    list_session(shard, sess); /* which packs it again, if nothing newer does */
+    return inflight_unpack(&sess->inflight);
 }
 
 bool waiting_restore_resent(struct shard *shard, struct session *sess, uint64_t sequence)
 {
     if (!inflight_restore_before_later(&sess->inflight, sequence))
         return false;
-    inflight_pack(&sess->inflight);
+    note_restored(shard, sequence);
     counter_inc(&shard->stats.copies_restored);
     gauge_add(&shard->stats.inflight, 1);
     return true;

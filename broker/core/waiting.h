@@ -96,7 +96,9 @@ void waiting_forget(struct shard *shard, struct session *sess);
 bool waiting_restore(struct shard *shard, struct session *sess, uint64_t sequence, uint32_t cost, bool is_in_run, uint64_t run_last);
 /* An outgoing QoS 2 message of an earlier start. False: memory is short, or the identifier cannot be. */
 bool waiting_restore_sent(struct shard *shard, struct session *sess, uint64_t sequence, uint16_t packet_id, bool is_received);
-/* One of QoS 1 that went before one of those (inflight_has_later). False: memory is short. */
+/* What is in flight is to be looked up, and put in: unpack it, until the next checkpoint at the latest. False: memory is short. */
+bool waiting_restore_unpack(struct shard *shard, struct session *sess);
+/* One of QoS 1 that went before one of those (inflight_has_later); unpacked. False: memory is short. */
 bool waiting_restore_resent(struct shard *shard, struct session *sess, uint64_t sequence);
 /* A run names what is in flight: it is passed over when the run is read. Ascending. False: memory is short. */
 bool waiting_restore_sent_in_run(struct session *sess, uint64_t sequence);

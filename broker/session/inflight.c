@@ -114,7 +114,8 @@ static void drop_msg(struct inflight_entry *entry)
 /* One entry after the other, in their order: a varint of the state, two flags and the identifier, as the difference to the one that would
  * be expected, and the sequence as in a position list. */
 struct inflight_packed {
-    uint32_t size; /* bytes */
+    uint64_t sequence_max; /* of all, 0 = none has one: asked once for each message that the session wants at start */
+    uint32_t size;         /* bytes */
     uint8_t bytes[];
 };
 
@@ -198,6 +199,7 @@ void inflight_pack(struct inflight *inflight)
     struct inflight_packed *packed = malloc(sizeof *packed + size);
     if (!packed)
         return;
+    packed->sequence_max = inflight_sequence_max(inflight);
     packed->size = (uint32_t)size;
     size_t used = pack_all(inflight, packed->bytes);
     CHECK(used == size);
@@ -292,26 +294,23 @@ static uint16_t find_later(const struct inflight_block *block, uint64_t sequence
 
 bool inflight_has_later(const struct inflight *inflight, uint64_t sequence)
 {
-    struct walk walk = walk_of(inflight);
-    while (inflight->count < CAPACITY_MAX && walk_next(&walk))
-        if (inflight_sequence(&walk.it) > sequence)
-            return true;
-    return false;
+    return inflight->count < CAPACITY_MAX && inflight_sequence_max(inflight) > sequence;
 }
 
 bool inflight_restore_before_later(struct inflight *inflight, uint64_t sequence)
 {
+    CHECK(!inflight->is_packed);
     CHECK(inflight_has_later(inflight, sequence));
-    if (!inflight_unpack(inflight) || !grow(inflight))
+    if (!grow(inflight))
         return false;
     draw_id(inflight);
     inflight->count++;
     uint16_t before = find_later(inflight->block, sequence);
     CHECK(!inflight->block->entries[before].is_sent);
-    block_insert(inflight->block,
-                 &(struct inflight_entry){
-                     .sequence = sequence, .packet_id = inflight->last_id, .state = INFLIGHT_PUBLISH_1, .is_wanted = true, .is_dup = true},
-                 before);
+    block_insert(
+        inflight->block,
+        &(struct inflight_entry){.sequence = sequence, .packet_id = inflight->last_id, .state = INFLIGHT_PUBLISH_1, .is_wanted = true},
+        before);
     return true;
 }
 
@@ -336,6 +335,8 @@ bool inflight_has_sequence(const struct inflight *inflight, uint64_t sequence)
 uint64_t inflight_sequence_max(const struct inflight *inflight)
 {
     uint64_t max = 0;
+    if (inflight->is_packed)
+        return inflight->packed->sequence_max;
     for (struct walk walk = walk_of(inflight); walk_next(&walk);) {
         uint64_t sequence = inflight_sequence(&walk.it);
         max = sequence > max ? sequence : max;

@@ -344,6 +344,15 @@ static uint32_t sent_of_log(const struct rig *rig, struct checkpoint_sent *sent_
     return count;
 }
 
+static void publish_with_expiry(struct rig_client *client, const char *payload, uint8_t packet_id, uint8_t expiry_s)
+{
+    size_t size = strlen(payload);
+    uint8_t bytes[64] = {0x32, (uint8_t)(11 + size), 0, 1, 'x', 0, packet_id, 5, 2, 0, 0, 0, expiry_s};
+    assert_true(13 + size <= sizeof bytes);
+    memcpy(bytes + 13, payload, size);
+    rig_send_bytes(client, bytes, 13 + size);
+}
+
 /* The next PUBLISH, NULL when none comes; exchanges before it are finished on the way. */
 static const struct packet *next_publish(struct rig *rig, struct rig_client *client)
 {
@@ -361,6 +370,15 @@ static void acknowledge(struct rig *rig, struct rig_client *client, const struct
     assert_non_null(packet);
     rig_send_ack(client, packet->publish.qos == 1 ? MQTT_PUBACK : MQTT_PUBREC, packet->publish.packet_id);
     rig_settle(rig);
+}
+
+static const struct session *find_session(struct rig *rig, uint16_t shard_count, uint64_t number)
+{
+    const struct session *sess = NULL;
+    for (uint16_t i = 0; i < shard_count && !sess; i++)
+        sess = session_table_find_number(&rig_shard(rig, i)->sessions, number);
+    assert_non_null(sess);
+    return sess;
 }
 
 /* QoS 1 and 2 in turn: what is in flight at the crash is sent again in the order of the first time, whatever its QoS, and new messages come
@@ -405,6 +423,7 @@ static void order_holds_over_both_qos(void **state, bool in_runs, uint16_t recei
     rig_restart(rig, (uint16_t)(8 - *(const uint16_t *)*state));
     rig_restore(rig, &from, 1);
     assert_int_equal(RIG_COUNTER(rig, copies_restored), COUNT - DONE);
+    assert_true(find_session(rig, (uint16_t)(8 - *(const uint16_t *)*state), number)->inflight.is_packed); /* newer ones wait */
     struct packet connect = rig_connect_packet("car", MQTT_V5, false);
     connect.connect.properties.present |= MQTT_PROPERTY_BIT(RECEIVE_MAXIMUM);
     connect.connect.properties.receive_maximum = receive_max;
@@ -431,6 +450,52 @@ static void order_holds_over_both_qos(void **state, bool in_runs, uint16_t recei
 static void what_was_in_flight_keeps_its_order(void **state) { order_holds_over_both_qos(state, false, 9); }
 static void what_was_in_flight_keeps_its_order_in_a_smaller_window(void **state) { order_holds_over_both_qos(state, false, 1); }
 static void what_was_in_flight_from_runs_keeps_its_order(void **state) { order_holds_over_both_qos(state, true, 9); }
+
+/* No record says that the QoS 1 message before the one in flight was sent: once it has expired, it is not [MQTT-3.3.2-5]. What was sent in
+ * this start goes again, as it does without a restart. */
+static void what_expired_is_not_sent_for_the_first_time(void **state)
+{
+    struct rig *rig = RIG(.has_store = true);
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false);
+    rig_subscribe(car, 1, "x", 2);
+    publish_with_expiry(pub, "early", 1, 10);
+    publish_with_expiry(pub, "late", 1, 100);
+    rig_publish(pub, "x", "second", 2, 3);
+    rig_settle(rig);
+    rig_checkpoint(rig);
+    struct record rec;
+    struct checkpoint_sent sent[1];
+    struct bytes filters = {0};
+    assert_true(count_records(rig, RECORD_SESSION, &rec) > 0);
+    put_record(&filters, &(struct record){.type = RECORD_SUBSCRIPTION, .topic = SPAN_LITERAL("x"), .options = 2});
+    struct checkpoint_session from = session(rig, "car", 1, 3600, CONNECTED);
+    from.number = rec.session;
+    from.subscriptions = of(&filters);
+    from.sent = sent;
+    from.sent_count = sent_of_log(rig, sent, 1);
+    assert_int_equal(from.sent_count, 1);
+    rig_restart(rig, *(const uint16_t *)*state);
+    rig_restore(rig, &from, 1);
+    assert_int_equal(RIG_COUNTER(rig, copies_restored), 3);
+    rig_advance(rig, 20000);
+    for (unsigned i = 0; i < 2; i++) {
+        car = come_back(rig, "car", false, true);
+        const struct packet *packet = expect(car, MQTT_PUBLISH);
+        assert_true(span_equal(packet->publish.payload, SPAN_LITERAL("late")));
+        assert_true(packet->publish.dup);
+        packet = expect(car, MQTT_PUBLISH);
+        assert_true(span_equal(packet->publish.payload, SPAN_LITERAL("second")));
+        assert_true(packet->publish.dup);
+        expect_nothing(car);
+        assert_int_equal(RIG_COUNTER(rig, dropped_expired), 1);
+        rig_break(car);
+        rig_settle(rig);
+        rig_advance(rig, 100000); /* now the other one has, but it was sent */
+    }
+    rig_checkpoint(rig);
+    assert_int_equal(memory_store_want_count(rig_store(rig), from.number), 2);
+    rig_free(rig);
+}
 
 static void name_that_comes_twice_is_the_later_session(void **state)
 {
@@ -733,6 +798,7 @@ int main(void)
         CASE(what_was_in_flight_keeps_its_order),
         CASE(what_was_in_flight_keeps_its_order_in_a_smaller_window),
         CASE(what_was_in_flight_from_runs_keeps_its_order),
+        CASE(what_expired_is_not_sent_for_the_first_time),
         CASE(name_that_comes_twice_is_the_later_session),
         CASE(what_no_broker_writes_is_refused),
         CASE(clock_of_one_that_was_away_has_gone_on),
