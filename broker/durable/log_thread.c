@@ -260,6 +260,7 @@ static void *log_thread_main(void *arg)
         LOG_INFO("the log thread keeps its normal priority (CAP_SYS_NICE or LimitNICE would let it have -10)");
     log_thread_look_at_room(thread, clock_mono());
     while (!thread->failed) {
+        bool is_stopping = atomic_load_explicit(&thread->stop_asked, memory_order_acquire); /* before the look into the rings */
         log_thread_collect(thread);
         if (thread->pending_count > 0) {
             log_thread_space(thread);
@@ -269,7 +270,7 @@ static void *log_thread_main(void *arg)
             }
             continue;
         }
-        if (atomic_load_explicit(&thread->stop_asked, memory_order_acquire))
+        if (is_stopping)
             return NULL;
         log_thread_idle(thread);
     }

@@ -45,6 +45,8 @@ static void *reader_thread_main(void *arg)
     struct reader_thread *thread = arg;
     pthread_setname_np(pthread_self(), "reader");
     for (;;) {
+        /* Before the look into the rings: what was posted before the stop is seen by it, however long the step takes. */
+        bool is_stopping = atomic_load_explicit(&thread->stop_asked, memory_order_acquire);
         mono_ns now = clock_mono();
         store_reader_set_time(thread->reader, now);
         size_t drained = exchange_drain(thread->exchange, ACTOR_READER, READER_THREAD_BUDGET, now, reader_thread_on_op, thread);
@@ -53,7 +55,7 @@ static void *reader_thread_main(void *arg)
         if (drained > 0)
             continue;
         /* Who asked has stopped by now: what still waits is freed with the reader. */
-        if (atomic_load_explicit(&thread->stop_asked, memory_order_acquire))
+        if (is_stopping)
             return NULL;
         if (wait <= 0)
             continue;

@@ -178,6 +178,8 @@ static void *store_thread_main(void *arg)
     struct store_thread *thread = arg;
     pthread_setname_np(pthread_self(), "store");
     for (;;) {
+        /* Before the look into the rings: what was posted before the stop is seen by it, however long the step takes. */
+        bool is_stopping = atomic_load_explicit(&thread->stop_asked, memory_order_acquire);
         mono_ns now = clock_mono();
         size_t drained = exchange_drain(thread->exchange, ACTOR_STORE, STORE_THREAD_BUDGET, now, store_thread_on_op, thread);
         int64_t wait = store_thread_step(thread, false);
@@ -186,7 +188,7 @@ static void *store_thread_main(void *arg)
         store_thread_decay(thread, now);
         if (drained > 0)
             continue;
-        if (atomic_load_explicit(&thread->stop_asked, memory_order_acquire)) {
+        if (is_stopping) {
             while (store_thread_step(thread, true) == 0)
                 continue;
             return NULL;

@@ -40,6 +40,8 @@ static void *route_thread_main(void *arg)
     struct route_thread *thread = arg;
     pthread_setname_np(pthread_self(), "route");
     for (;;) {
+        /* Before the look into the rings: what was posted before the stop is seen by it, however long the step takes. */
+        bool is_stopping = atomic_load_explicit(&thread->stop_asked, memory_order_acquire);
         mono_ns now = clock_mono();
         route_actor_set_time(thread->actor, now);
         size_t drained = exchange_drain(thread->exchange, ACTOR_ROUTE, ROUTE_THREAD_BUDGET, now, route_thread_on_op, thread);
@@ -47,7 +49,7 @@ static void *route_thread_main(void *arg)
         exchange_flush(thread->exchange, ACTOR_ROUTE);
         if (drained > 0)
             continue;
-        if (atomic_load_explicit(&thread->stop_asked, memory_order_acquire))
+        if (is_stopping)
             return NULL;
         if (wait <= 0)
             continue;

@@ -215,11 +215,47 @@ static void a_stop_commits_all_that_is_durable(void **state)
     bench_free(b);
 }
 
+/* Called by the store thread, which has looked into its rings, at the end of a commit: the shard's last word, and then the stop. */
+struct last_word {
+    struct bench *bench;
+    _Atomic bool is_said;
+};
+
+static void say_last_word(void *arg)
+{
+    struct last_word *last = arg;
+    if (atomic_load(&last->is_said))
+        return;
+    struct op op = {.type = OP_STORE_PASSED, .passed = {.number = 1, .block = 1}};
+    assert_true(exchange_post(last->bench->exchange, 0, ACTOR_STORE, &op, true));
+    atomic_store(&last->is_said, true);
+    (void)usleep(20000); /* for the test to ask for the stop; a test that is late shows nothing */
+}
+
+static void what_was_posted_before_a_stop_is_taken(void **state)
+{
+    (void)state;
+    struct bench *b = bench_new();
+    struct last_word last = {.bench = b};
+    exchange_set_wake(b->exchange, 0, say_last_word, &last);
+    exchange_sleep(b->exchange, 0);
+    put_messages(b, 1);
+    for (int i = 0; !atomic_load(&last.is_said); i++) {
+        assert_true(i < 100000);
+        (void)usleep(1000);
+    }
+    store_thread_stop(b->store);
+    b->store = NULL;
+    assert_false(exchange_has_ops(b->exchange, ACTOR_STORE));
+    bench_free(b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_logged_can_be_read),
         cmocka_unit_test(a_stop_commits_all_that_is_durable),
+        cmocka_unit_test(what_was_posted_before_a_stop_is_taken),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
