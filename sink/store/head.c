@@ -329,7 +329,7 @@ bool head_has_series(const struct head *head, struct span device, struct span me
 
 static enum err block_add_column(struct head *head, struct head_device *dev, struct head_block *block, size_t place, struct span bytes)
 {
-    const struct head_name *name;
+    const struct head_name *name = NULL;
     if (block->column_count == ROWS_COLUMNS_MAX)
         return ERR_INVALID;
     enum err err = name_intern(head, &name, bytes);
@@ -634,7 +634,7 @@ enum err head_add_row(struct head *head, struct span device, int64_t time_ns, co
         return ERR_INVALID;
     if (metric_count == 0)
         return ERR_OK;
-    struct head_device *dev;
+    struct head_device *dev = NULL;
     enum err err = device_get(head, &dev, device);
     if (err)
         return err;

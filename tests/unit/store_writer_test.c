@@ -361,7 +361,7 @@ static void commits_at_its_interval_and_tells(void **state)
 {
     (void)state;
     struct bench *b = bench_new(1);
-    struct op op;
+    struct op op = {0};
     /* Those who start are told what there is. */
     assert_int_equal(step(b, false), ERR_OK);
     assert_int_equal(told(b, 0, OP_STORE_CHECKPOINT, &op), 1);
@@ -487,7 +487,7 @@ static void says_when_it_lags_in_time(void **state)
 {
     (void)state;
     struct bench *b = bench_new(1);
-    struct op op;
+    struct op op = {0};
     assert_int_equal(step(b, false), ERR_OK);
     put_session(b, 1);
     for (int s = 0; s < 9; s++) {
@@ -521,7 +521,7 @@ static void says_when_it_lags_in_bytes(void **state)
 {
     (void)state;
     struct bench *b = bench_make(1);
-    struct op op;
+    struct op op = {0};
     int64_t wait;
     b->options.delta_bytes_max = 30000;
     assert_int_equal(bench_open(b, NULL), ERR_OK);
@@ -553,7 +553,7 @@ static void says_when_the_database_is_full(void **state)
 {
     (void)state;
     struct bench *b = bench_make(1);
-    struct op op;
+    struct op op = {0};
     uint64_t sequences[60];
     b->options.used_bytes_max = 30000;
     assert_int_equal(bench_open(b, NULL), ERR_OK);
@@ -657,7 +657,7 @@ static void an_op_waits_for_a_full_ring(void **state)
 {
     (void)state;
     struct bench *b = bench_new(1);
-    struct op op;
+    struct op op = {0};
     b->is_ring_full = true;
     put_session(b, 1);
     assert_int_equal(step(b, false), ERR_OK);
