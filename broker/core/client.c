@@ -637,7 +637,8 @@ static enum mqtt_reason judge_log(struct shard *shard, struct counter **cell_out
     *cell_out = &shard->stats.refused_will;
     if (is_will_too_large(shard, connect, client_id))
         return connect->version == MQTT_V5 ? MQTT_REASON_QUOTA_EXCEEDED : MQTT_REASON_SERVER_UNAVAILABLE;
-    if (!is_failed && !session_log_is_full(shard))
+    bool is_full = session_log_is_full(shard) || (connect->has_will && session_wills_are_full(shard));
+    if (!is_failed && !is_full)
         return MQTT_REASON_SUCCESS;
     if (expiry_asked(connect) == 0 && !connect->has_will && !session_table_find(&shard->sessions, client_id))
         return MQTT_REASON_SUCCESS;

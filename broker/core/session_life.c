@@ -43,6 +43,13 @@ static void will_is_done(struct shard *shard, struct will *will)
  * have it published again. */
 static bool try_will(struct shard *shard, struct will *will) { return !shard->session_log.first && publish_will(shard, will); }
 
+static size_t bytes_of(const struct will *will)
+{
+    return sizeof *will + will->topic.size + will->properties.size + will->payload.size + will->client_id.size + will->user_name.size;
+}
+
+bool session_wills_are_full(const struct shard *shard) { return shard->stats.wills_due.bytes > SESSION_WILLS_DUE_MAX; }
+
 void session_publish_will(struct shard *shard, const struct session *sess, struct will *will)
 {
     /* Behind those that wait already. */
@@ -61,7 +68,7 @@ void session_publish_will(struct shard *shard, const struct session *sess, struc
     else
         shard->wills_first = will;
     shard->wills_last = will;
-    queue_stats_push(&shard->stats.wills_due, will->topic.size + will->payload.size, shard->now_mono_ns);
+    queue_stats_push(&shard->stats.wills_due, bytes_of(will), shard->now_mono_ns);
 }
 
 void session_retry_wills(struct shard *shard)
@@ -69,7 +76,7 @@ void session_retry_wills(struct shard *shard)
     while (shard->wills_first && try_will(shard, shard->wills_first)) {
         struct will *will = shard->wills_first;
         shard->wills_first = will->next;
-        queue_stats_pop(&shard->stats.wills_due, will->topic.size + will->payload.size, shard->stats.wills_due.oldest_ns);
+        queue_stats_pop(&shard->stats.wills_due, bytes_of(will), shard->stats.wills_due.oldest_ns);
         will_is_done(shard, will);
     }
     if (!shard->wills_first)

@@ -106,6 +106,9 @@ void session_arm_timer(struct shard *shard, struct session *sess);
 void session_publish_will(struct shard *shard, const struct session *sess, struct will *will);
 /* Those that found no room. */
 void session_retry_wills(struct shard *shard);
+/* So many wills wait for room that no CONNECT with another is taken. Beyond it come only those of clients that are connected or away. */
+#define SESSION_WILLS_DUE_MAX ((uint64_t)64 << 20) /* bytes */
+bool session_wills_are_full(const struct shard *shard);
 
 /* shard_restore.c: sessions that were connected at the stop, into the log as away. Each turn. */
 void shard_restore_step(struct shard *shard);

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "broker/core/session_log.h"
+#include "broker/core/shard_state.h"
 #include "common/clock.h"
 #include "common/position_list.h"
 #include "tests/lib/shard_rig.h"
@@ -768,6 +769,39 @@ static void what_is_late_has_a_bound(void **state)
     rig_free(rig);
 }
 
+/* A client with a will comes and goes while the log takes no message: it is refused when too much waits, one without a will is not. */
+static void wills_that_wait_have_a_bound(void **state)
+{
+    enum { SIZE = 60000 };
+    struct rig *rig = RIG();
+    char *payload = malloc(SIZE);
+    assert_non_null(payload);
+    memset(payload, 'w', SIZE);
+    struct packet connect = hour("car", 3600);
+    add_will(&connect, 0);
+    connect.connect.will_payload = span_of(payload, SIZE);
+    actor_id home = rig_home(rig, "car");
+    rig_log_room(rig, false);
+    while (RIG_COUNTER(rig, refused_log_full) == 0) {
+        rig_break(rig_connect_with(rig, &connect));
+        rig_settle(rig);
+        assert_true(rig_stats(rig, home)->wills_due.bytes < SESSION_WILLS_DUE_MAX + 2 * SIZE);
+    }
+    assert_true(rig_stats(rig, home)->wills_due.bytes > SESSION_WILLS_DUE_MAX);
+    connect.connect.has_will = false;
+    rig_break(rig_connect_with(rig, &connect));
+    rig_settle(rig);
+    assert_int_equal(RIG_COUNTER(rig, refused_log_full), 1);
+    rig_log_room(rig, true);
+    for (int i = 0; i < 40; i++)
+        rig_advance(rig, 100);
+    assert_int_equal(rig_stats(rig, home)->wills_due.bytes, 0);
+    connect.connect.has_will = true;
+    expect_connack(rig_connect_with(rig, &connect), true);
+    free(payload);
+    rig_free(rig);
+}
+
 /* Or the log would say that there is a will behind saying that it was published. */
 static void will_is_said_behind_what_is_late_of_its_session(void **state) /* LOG 1 */
 {
@@ -927,6 +961,7 @@ int main(void)
         CASE(shutdown_leaves_sessions_as_connected),
         CASE(records_without_room_are_late_and_in_order),
         CASE(what_is_late_has_a_bound),
+        CASE(wills_that_wait_have_a_bound),
         CASE(will_that_no_log_holds_is_refused),
         CASE(what_is_late_goes_before_new_messages),
         CASE(will_is_said_behind_what_is_late_of_its_session),
