@@ -71,20 +71,29 @@ static enum err make_room(struct position_list **place, uint32_t size)
     return ERR_OK;
 }
 
-enum err position_list_push(struct position_list **list, uint64_t sequence)
+enum err position_list_push_all(struct position_list **list, const uint64_t *sequences, uint32_t count)
 {
     uint8_t encoded[VARINT_SIZE_MAX];
-    uint64_t last = *list ? (*list)->last : 0;
-    uint32_t size = (uint32_t)position_list_put(encoded, &last, sequence);
-    enum err err = make_room(list, size);
+    uint64_t last = position_list_last(*list), total = 0;
+    for (uint32_t i = 0; i < count; i++)
+        total += position_list_put(encoded, &last, sequences[i]);
+    if (count == 0)
+        return ERR_OK;
+    if (total > UINT32_MAX / 4)
+        return ERR_NOMEM;
+    enum err err = make_room(list, (uint32_t)total);
     if (err)
         return err;
-    memcpy((*list)->bytes + (*list)->size, encoded, size);
-    (*list)->size += size;
-    (*list)->last = last;
-    (*list)->count++;
+    for (uint32_t i = 0; i < count; i++) {
+        size_t size = position_list_put(encoded, &(*list)->last, sequences[i]);
+        memcpy((*list)->bytes + (*list)->size, encoded, size);
+        (*list)->size += (uint32_t)size;
+    }
+    (*list)->count += count;
     return ERR_OK;
 }
+
+enum err position_list_push(struct position_list **list, uint64_t sequence) { return position_list_push_all(list, &sequence, 1); }
 
 uint64_t position_list_last(const struct position_list *list) { return list ? list->last : 0; }
 

@@ -17,6 +17,8 @@ struct position_list;
 
 /* Add at the end. ERR_NOMEM leaves the list as it was. */
 enum err position_list_push(struct position_list **list, uint64_t sequence) must_check;
+/* Add these at the end, all or, with ERR_NOMEM, none. */
+enum err position_list_push_all(struct position_list **list, const uint64_t *sequences, uint32_t count) must_check;
 /* The one pushed last, 0 when empty. */
 uint64_t position_list_last(const struct position_list *list);
 /* Take the first off; false when empty. Frees the list with its last. */

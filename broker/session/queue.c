@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 
+#include "broker/session/late_list.h"
 #include "common/check.h"
 #include "common/position_list.h"
 
@@ -17,7 +18,7 @@ struct item_ring {
 /* What few have; there while something is in it. */
 struct item_rings {
     struct item_ring *head, *window;
-    struct position_list *late; /* came too late for the runs that there are; ascending */
+    struct late_list *late; /* came too late for the runs that there are */
 };
 
 struct queue_body {
@@ -30,6 +31,7 @@ struct queue_body {
     uint16_t run_misses;
 };
 
+_Static_assert(QUEUE_RUN <= LATE_ADD_MAX, "the late ones of a run are added at once");
 _Static_assert(sizeof(struct queue_body) <= 48, "of every session with a queue: one size class of the allocator");
 
 /* --- rings -------------------------------------------------------------------------------------------------------------------------- */
@@ -109,7 +111,7 @@ void queue_deinit(struct queue *queue, struct queue_shared *shared)
     if (body) {
         ring_free(head_of(body), shared);
         ring_free(window_of(body), shared);
-        position_list_free(body->rings ? body->rings->late : NULL);
+        late_list_free(body->rings ? body->rings->late : NULL);
         free(body->rings);
         position_list_free(body->front);
         position_list_free(body->tail);
@@ -242,10 +244,7 @@ static bool list_prepend(struct position_list **place, const uint64_t *sequences
 
 static bool list_append(struct position_list **place, const uint64_t *sequences, uint32_t count)
 {
-    bool is_ok = true;
-    for (uint32_t i = 0; i < count && is_ok; i++)
-        is_ok = position_list_push(place, sequences[i]) == ERR_OK;
-    return is_ok;
+    return position_list_push_all(place, sequences, count) == ERR_OK;
 }
 
 static void let_go(struct item_ring **place, struct queue_shared *shared)
@@ -361,45 +360,21 @@ static bool list_copy(struct position_list **to, const struct position_list *fro
 /* Put these (ascending) to the late ones. False: memory is short, nothing changed. */
 static bool late_add(struct queue_body *body, const uint64_t *sequences, uint32_t count)
 {
-    if (!rings_get(body))
-        return false;
-    if (position_list_last(body->rings->late) < sequences[0]) { /* nearly always: the list may be long, and is not copied */
-        for (uint32_t i = 0; i < count; i++)
-            CHECK_MSG(position_list_push(&body->rings->late, sequences[i]) == ERR_OK, "out of memory for a queue's positions");
-        return true;
-    }
-    struct position_list *fresh = NULL;
-    struct span bytes = position_list_bytes(body->rings->late);
-    size_t offset = 0;
-    uint64_t there = 0;
-    uint32_t at = 0;
-    bool is_ok = true;
-    while (is_ok && position_list_next(bytes, &offset, &there) == ERR_OK) {
-        for (; is_ok && at < count && sequences[at] < there; at++)
-            is_ok = position_list_push(&fresh, sequences[at]) == ERR_OK;
-        is_ok = is_ok && position_list_push(&fresh, there) == ERR_OK;
-    }
-    for (; is_ok && at < count; at++)
-        is_ok = position_list_push(&fresh, sequences[at]) == ERR_OK;
-    if (!is_ok) {
-        position_list_free(fresh);
-        rings_trim(body);
-        return false;
-    }
-    position_list_free(body->rings->late);
-    body->rings->late = fresh;
-    return true;
+    bool is_added = rings_get(body) && late_list_add(&body->rings->late, sequences, count);
+    rings_trim(body);
+    return is_added;
 }
 
 /* The late ones below that sequence to the front, to its beginning or its end. Returns whether there are any. */
 static bool late_to_front(struct queue_body *body, uint64_t below, bool is_first)
 {
-    struct position_list *late = body->rings ? body->rings->late : NULL, *moved = NULL, *front = NULL;
+    struct late_list *late = body->rings ? body->rings->late : NULL;
+    struct position_list *moved = NULL, *front = NULL;
     uint64_t sequence;
     bool is_ok = true;
-    while (is_ok && position_list_first(late, &sequence) && sequence < below) {
+    while (is_ok && late_list_first(late, &sequence) && sequence < below) {
         is_ok = position_list_push(&moved, sequence) == ERR_OK;
-        (void)position_list_pop(&late, &sequence);
+        (void)late_list_pop(&late, &sequence);
     }
     if (moved) {
         is_ok = is_ok && list_copy(&front, is_first ? moved : body->front) && list_copy(&front, is_first ? body->front : moved);
@@ -436,11 +411,12 @@ static bool take_late(struct queue_body *body, struct store_run *run)
 
 /* --- runs --------------------------------------------------------------------------------------------------------------------------- */
 
-bool queue_take_run(struct queue *queue, uint64_t inflight_max, struct store_run *run_out)
+/* ERR_OK: a run. ERR_AGAIN: the oldest of the tail were put elsewhere, the next may be one. ERR_NOTFOUND: no run now. ERR_NOMEM. */
+static enum err take_run(struct queue *queue, uint64_t inflight_max, struct store_run *run_out)
 {
     struct queue_body *body = queue->body;
     if (!queue_is_tail_long(queue) || body->reading_count > 0)
-        return false;
+        return ERR_NOTFOUND;
     if (body->run_count == 0) /* otherwise it is all below */
         body->run_max = max_of(body->run_max, max_of(inflight_max, max_ahead(body)));
     uint64_t sequence = 0;
@@ -462,26 +438,34 @@ bool queue_take_run(struct queue *queue, uint64_t inflight_max, struct store_run
             bool is_there = position_list_first(body->tail, &sequence);
             CHECK(is_there);
             if (position_list_push(&body->front, sequence) != ERR_OK)
-                return false;
+                return ERR_NOMEM;
             position_list_pop(&body->tail, &sequence);
         }
-        return queue_take_run(queue, inflight_max, run_out);
+        return ERR_AGAIN;
     }
     count = run_out->count;
     if (!take_late(body, run_out))
-        return false;
+        return ERR_NOMEM;
     for (uint32_t i = 0; i < count; i++)
         position_list_pop(&body->tail, &sequence);
     if (!queue_is_tail_long(queue))
         position_list_trim(&body->tail); /* many came at once */
     if (run_out->count == 0)
-        return queue_take_run(queue, inflight_max, run_out);
+        return ERR_AGAIN;
     qsort(run_out->sequences, run_out->count, sizeof run_out->sequences[0], compare_sequences);
     body->run_max = run_out->sequences[run_out->count - 1];
     if (body->run_count == 0)
         body->run_next = max_of(body->run_next, run_out->sequences[0]);
     body->run_count += run_out->count;
-    return true;
+    return ERR_OK;
+}
+
+bool queue_take_run(struct queue *queue, uint64_t inflight_max, struct store_run *run_out)
+{
+    enum err err;
+    while ((err = take_run(queue, inflight_max, run_out)) == ERR_AGAIN)
+        ;
+    return err == ERR_OK;
 }
 
 /* --- reading back ------------------------------------------------------------------------------------------------------------------- */
@@ -609,7 +593,7 @@ void queue_each_position(const struct queue *queue, queue_position_fn visit, voi
         return;
     each_of_ring(head_of(body), visit, arg);
     each_of_list(body->front, visit, arg);
-    each_of_list(body->rings ? body->rings->late : NULL, visit, arg);
+    late_list_each(body->rings ? body->rings->late : NULL, visit, arg);
     each_of_list(body->tail, visit, arg);
     each_of_ring(window_of(body), visit, arg);
 }

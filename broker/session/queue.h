@@ -19,9 +19,9 @@
  * next checkpoint.
  *
  * A session that is away costs struct queue, the body (48 bytes) and the tail's list (64 bytes), however long its queue, whatever came at
- * once and however far apart; one that came back and left while it was reading the list of the front as well.
- * Nothing is allocated while it is empty and never had runs. Counts and bytes cover all parts; the bounds are the caller's, with
- * queue_judge(). Pure; owner: the shard. */
+ * once and however far apart; one that came back and left while it was reading the list of the front as well; and what came too late for
+ * the runs, and waits for them to be read, a byte or two each. Nothing is allocated while it is empty and never had runs. Counts and bytes
+ * cover all parts; the bounds are the caller's, with queue_judge(). Pure; owner: the shard. */
 #ifndef TIDEGATE_BROKER_SESSION_QUEUE_H
 #define TIDEGATE_BROKER_SESSION_QUEUE_H
 

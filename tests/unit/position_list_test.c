@@ -1,10 +1,16 @@
 /* position_list.c against an array: what goes in at the end comes out at the front, and the bytes say the same at any time. */
-#include "common/position_list.h"
+#include <stdlib.h>
+
+/* The list is compiled into this test, so that the test decides when realloc fails. */
+static void *failing_realloc(void *at, size_t size);
+#define realloc failing_realloc
+#include "common/position_list.c"
+#undef realloc
+
 #include "tests/lib/check_random.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
-#include <stdlib.h>
 
 #include <malloc.h>
 
@@ -12,6 +18,9 @@
 
 #define OK(call) assert_int_equal((call), ERR_OK)
 #define MODEL_MAX 4096
+
+static bool does_realloc_fail;
+static void *failing_realloc(void *at, size_t size) { return does_realloc_fail ? NULL : realloc(at, size); }
 
 struct model {
     uint64_t items[MODEL_MAX];
@@ -79,6 +88,37 @@ static void any_pushes_and_pops_leave_what_an_array_would(void **state)
         }
         position_list_free(list);
     }
+}
+
+static void all_are_pushed_or_none(void **state)
+{
+    (void)state;
+    struct check_random random;
+    check_random_init(&random, check_random_seed(42));
+    uint32_t failures = 0;
+    for (int round = 0; round < 50; round++) {
+        struct position_list *list = NULL;
+        static struct model model;
+        model.first = model.end = 0;
+        uint64_t last = 0;
+        for (int step = 0; step < 200; step++) {
+            uint64_t more[12];
+            uint32_t count = (uint32_t)check_random_below(&random, 13);
+            for (uint32_t i = 0; i < count; i++)
+                more[i] = last = draw_next(&random, last);
+            does_realloc_fail = check_random_chance(&random, 1, 3);
+            enum err err = position_list_push_all(&list, more, count);
+            does_realloc_fail = false;
+            assert_true(err == ERR_OK || err == ERR_NOMEM);
+            failures += err != ERR_OK;
+            for (uint32_t i = 0; !err && i < count; i++)
+                model.items[model.end++] = more[i];
+            assert_same(list, &model);
+            assert_int_equal(position_list_last(list), model.end > 0 ? model.items[model.end - 1] : 0);
+        }
+        position_list_free(list);
+    }
+    assert_true(failures > 100);
 }
 
 static void an_empty_list_is_null_again(void **state)
@@ -166,6 +206,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(any_pushes_and_pops_leave_what_an_array_would),
+        cmocka_unit_test(all_are_pushed_or_none),
         cmocka_unit_test(an_empty_list_is_null_again),
         cmocka_unit_test(neighbours_take_a_byte_each),
         cmocka_unit_test(put_writes_what_push_writes),

@@ -1,0 +1,156 @@
+#include "broker/session/late_list.h"
+
+#include <stdlib.h>
+
+#include "common/check.h"
+#include "common/position_list.h"
+
+/* One piece; never empty. All of a piece are above all of the one before it. */
+struct late_list {
+    struct late_list *next;
+    struct position_list *sequences;
+};
+
+/* In a new piece behind *place. */
+static bool add_piece(struct late_list **place, const uint64_t *sequences, uint32_t count)
+{
+    struct late_list *piece = calloc(1, sizeof *piece);
+    if (!piece)
+        return false;
+    if (position_list_push_all(&piece->sequences, sequences, count) != ERR_OK) {
+        free(piece);
+        return false;
+    }
+    piece->next = *place;
+    *place = piece;
+    return true;
+}
+
+static void free_piece(struct late_list *piece)
+{
+    if (piece)
+        position_list_free(piece->sequences);
+    free(piece);
+}
+
+/* What a piece becomes, and the one behind it if it is too long. */
+struct change {
+    struct late_list *piece, *behind;
+    struct position_list *sequences;
+};
+
+static bool change_prepare(struct change *change_out, struct late_list *piece, const uint64_t *sequences, uint32_t count)
+{
+    uint64_t all[LATE_PIECE + LATE_ADD_MAX], there = 0;
+    uint32_t at = 0, all_count = 0;
+    struct span bytes = position_list_bytes(piece->sequences);
+    for (size_t offset = 0; position_list_next(bytes, &offset, &there) == ERR_OK; all[all_count++] = there)
+        while (at < count && sequences[at] < there)
+            all[all_count++] = sequences[at++];
+    while (at < count)
+        all[all_count++] = sequences[at++];
+    uint32_t kept = all_count <= LATE_PIECE ? all_count : all_count / 2;
+    *change_out = (struct change){.piece = piece};
+    if (position_list_push_all(&change_out->sequences, all, kept) != ERR_OK)
+        return false;
+    if (kept == all_count || add_piece(&change_out->behind, all + kept, all_count - kept))
+        return true;
+    position_list_free(change_out->sequences);
+    return false;
+}
+
+static void change_undo(struct change *change)
+{
+    position_list_free(change->sequences);
+    free_piece(change->behind);
+}
+
+static void change_commit(struct change *change)
+{
+    struct late_list *piece = change->piece;
+    position_list_free(piece->sequences);
+    piece->sequences = change->sequences;
+    if (change->behind) {
+        change->behind->next = piece->next;
+        piece->next = change->behind;
+    }
+}
+
+/* The place of one that is not before this piece's. */
+static bool belongs_here(const struct late_list *piece, uint64_t sequence)
+{
+    uint64_t next_first;
+    return !late_list_first(piece->next, &next_first) || sequence < next_first;
+}
+
+static bool append(struct late_list *last, const uint64_t *sequences, uint32_t count)
+{
+    if (position_list_count(last->sequences) + count > LATE_PIECE)
+        return add_piece(&last->next, sequences, count);
+    return position_list_push_all(&last->sequences, sequences, count) == ERR_OK;
+}
+
+bool late_list_add(struct late_list **list, const uint64_t *sequences, uint32_t count)
+{
+    CHECK(count > 0 && count <= LATE_ADD_MAX);
+    if (!*list)
+        return add_piece(list, sequences, count);
+    struct change changes[LATE_ADD_MAX];
+    uint32_t change_count = 0;
+    struct late_list *piece = *list;
+    for (uint32_t at = 0, end; at < count; at = end) {
+        while (!belongs_here(piece, sequences[at]))
+            piece = piece->next;
+        if (at == 0 && !piece->next && position_list_last(piece->sequences) < sequences[0])
+            return append(piece, sequences, count);
+        for (end = at + 1; end < count && belongs_here(piece, sequences[end]);)
+            end++;
+        if (!change_prepare(&changes[change_count], piece, sequences + at, end - at)) {
+            while (change_count > 0)
+                change_undo(&changes[--change_count]);
+            return false;
+        }
+        change_count++;
+    }
+    while (change_count > 0)
+        change_commit(&changes[--change_count]);
+    return true;
+}
+
+bool late_list_first(const struct late_list *list, uint64_t *sequence_out)
+{
+    return list && position_list_first(list->sequences, sequence_out);
+}
+
+bool late_list_pop(struct late_list **place, uint64_t *sequence_out)
+{
+    struct late_list *first = *place;
+    if (!first)
+        return false;
+    bool is_there = position_list_pop(&first->sequences, sequence_out);
+    CHECK(is_there);
+    if (!first->sequences) {
+        *place = first->next;
+        free(first);
+    }
+    return true;
+}
+
+void late_list_each(const struct late_list *list, void (*visit)(void *arg, uint64_t sequence), void *arg)
+{
+    for (; list; list = list->next) {
+        struct span bytes = position_list_bytes(list->sequences);
+        uint64_t sequence = 0;
+        for (size_t offset = 0; position_list_next(bytes, &offset, &sequence) == ERR_OK;)
+            visit(arg, sequence);
+    }
+}
+
+void late_list_free(struct late_list *list)
+{
+    while (list) {
+        struct late_list *next = list->next;
+        free_piece(list);
+        list = next;
+    }
+}
