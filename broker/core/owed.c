@@ -16,6 +16,12 @@ struct owed_item {
     struct op op;
 };
 
+void owed_init(struct owed *owed)
+{
+    *owed = (struct owed){0};
+    list_init(&owed->waiting);
+}
+
 void owed_deinit(struct owed *owed)
 {
     while (owed->first) {
@@ -24,7 +30,7 @@ void owed_deinit(struct owed *owed)
         msg_unref(item->op.retained.msg);
         free(item);
     }
-    *owed = (struct owed){0};
+    owed_init(owed);
 }
 
 /* --- asking for more ---------------------------------------------------------------------------------------------------------------- */
@@ -39,6 +45,60 @@ static bool has_room(const struct shard *shard, const struct session *sess)
     uint32_t held = sess->rare->copies_held;
     return held < OWED_HELD_MAX && queue_count(&sess->queue) + (uint64_t)held <= limits->session_queue_messages_max / 2 &&
            sess->queue.bytes <= limits->session_queue_bytes_max / 2;
+}
+
+/* So much is parked, or may be, that nobody asks for more. */
+static bool is_full(const struct shard *shard)
+{
+    const struct queue_stats *parked = &shard->stats.parked_copies;
+    return shard->owed.coming + parked->messages >= OWED_VALUES_MAX || parked->bytes >= OWED_PARKED_BYTES_MAX;
+}
+
+/* Behind those that wait already. Values of a session that is not logged are never parked. */
+static bool must_queue(const struct shard *shard, const struct session *sess)
+{
+    return waiting_is_logged(shard, sess) && (is_full(shard) || !list_is_empty(&shard->owed.waiting));
+}
+
+static void add_coming(struct shard *shard, const struct session *sess, struct pending_request *pending, uint32_t count)
+{
+    if (!waiting_is_logged(shard, sess))
+        return;
+    pending->coming_count += count;
+    shard->owed.coming += count;
+}
+
+/* So many have come, or will not come any more. */
+static void sub_coming(struct shard *shard, struct pending_request *pending, uint32_t count)
+{
+    if (count > pending->coming_count) /* values that shards had published unknowingly come beside the window */
+        count = pending->coming_count;
+    pending->coming_count -= count;
+    shard->owed.coming -= count;
+}
+
+void owed_forget(struct shard *shard, struct session *sess)
+{
+    for (struct pending_request *pending = sess->rare ? sess->rare->pending : NULL; pending; pending = pending->next)
+        sub_coming(shard, pending, pending->coming_count);
+}
+
+bool owed_admit_scan(struct shard *shard, const struct session *sess, struct pending_request *pending)
+{
+    if (must_queue(shard, sess))
+        return false;
+    add_coming(shard, sess, pending, ROUTE_RETAINED_WINDOW);
+    return true;
+}
+
+void owed_scan(struct shard *shard, struct session *sess, struct pending_request *pending, struct route_request *request)
+{
+    if (owed_admit_scan(shard, sess, pending)) {
+        subscribe_begin_scan(shard, sess, request, pending->id);
+        return;
+    }
+    pending->scan = request;
+    list_push_back(&shard->owed.waiting, &pending->waiting);
 }
 
 static void ask_for_values(struct shard *shard, uint64_t request_id, const struct session_ref *session, uint32_t count)
@@ -63,13 +123,7 @@ static bool has_restored(const struct shard *shard, struct session *sess)
 /* The scans that an earlier start did not end, as one request. */
 static void scan_again(struct shard *shard, struct session *sess)
 {
-    struct route_request *request = sess->rare->owed;
-    for (uint32_t i = 0; i < request->filter_count; i++) {
-        struct route_filter *filter = &request->filters[i];
-        if (!subscription_list_has(sess->subscriptions, span_of(request->text + filter->offset, filter->size)))
-            filter->reason = MQTT_REASON_UNSPECIFIED_ERROR; /* unsubscribed meanwhile */
-    }
-    if (subscribe_send_scan(shard, sess, request))
+    if (subscribe_send_scan(shard, sess, sess->rare->owed))
         sess->rare->owed = NULL;
 }
 
@@ -83,6 +137,14 @@ static void go_on_after_restored(struct shard *shard, struct session *sess)
         scan_again(shard, sess);
 }
 
+static void pace(struct shard *shard, struct session *sess, struct pending_request *pending)
+{
+    struct session_ref session = {.number = sess->number, .shard = shard->config.index};
+    ask_for_values(shard, pending->id, &session, pending->taken_count);
+    add_coming(shard, sess, pending, pending->taken_count);
+    pending->taken_count = 0;
+}
+
 void owed_pace(struct shard *shard, struct session *sess)
 {
     if (!sess->rare)
@@ -92,9 +154,29 @@ void owed_pace(struct shard *shard, struct session *sess)
     for (struct pending_request *pending = sess->rare->pending; pending; pending = pending->next) {
         if (pending->taken_count < ROUTE_RETAINED_WINDOW / 2 || !has_room(shard, sess))
             continue;
-        struct session_ref session = {.number = sess->number, .shard = shard->config.index};
-        ask_for_values(shard, pending->id, &session, pending->taken_count);
-        pending->taken_count = 0;
+        if (!must_queue(shard, sess))
+            pace(shard, sess, pending);
+        else if (!list_node_is_linked(&pending->waiting))
+            list_push_back(&shard->owed.waiting, &pending->waiting);
+    }
+}
+
+/* Those that waited for room to be parked. */
+static void ask_waiting(struct shard *shard)
+{
+    struct list_node *node;
+    while (!is_full(shard) && (node = list_pop_front(&shard->owed.waiting)) != NULL) {
+        struct pending_request *pending = LIST_ENTRY(node, struct pending_request, waiting);
+        struct session *sess = session_table_find_number(&shard->sessions, pending->session);
+        CHECK(sess); /* its end takes it out of the list */
+        struct route_request *scan = pending->scan;
+        pending->scan = NULL;
+        if (scan) {
+            add_coming(shard, sess, pending, ROUTE_RETAINED_WINDOW);
+            subscribe_begin_scan(shard, sess, scan, pending->id);
+        } else if (has_room(shard, sess)) {
+            pace(shard, sess, pending);
+        }
     }
 }
 
@@ -316,6 +398,8 @@ static bool take(struct shard *shard, const struct op *op)
     struct session *sess = session_table_find_number(&shard->sessions, op->retained.session.number);
     struct pending_request *pending = sess ? session_find_pending(sess, op->retained.request_id) : NULL;
     if (op->type == OP_RETAINED_END) {
+        if (pending)
+            sub_coming(shard, pending, pending->coming_count);
         if (sess) {
             session_remove_pending(sess, op->retained.request_id);
             subscribe_fold_if_away(shard, sess);
@@ -365,6 +449,9 @@ static bool must_wait(const struct shard *shard, const struct session *sess, con
 static void on_op(struct shard *shard, const struct op *op)
 {
     struct session *sess = session_table_find_number(&shard->sessions, op->retained.session.number);
+    struct pending_request *pending = sess ? session_find_pending(sess, op->retained.request_id) : NULL;
+    if (pending && op->type == OP_RETAINED_VALUE)
+        sub_coming(shard, pending, 1);
     if (must_wait(shard, sess, op) || !take(shard, op))
         park(shard, sess, op);
     else if (sess && op->type == OP_RETAINED_END)
@@ -374,7 +461,7 @@ static void on_op(struct shard *shard, const struct op *op)
 void owed_on_value(struct shard *shard, const struct op *op) { on_op(shard, op); }
 void owed_on_end(struct shard *shard, const struct op *op) { on_op(shard, op); }
 
-void owed_turn(struct shard *shard)
+static void take_parked(struct shard *shard)
 {
     struct owed *owed = &shard->owed;
     for (unsigned budget = OWED_TAKE_PER_TURN; budget > 0 && owed->first; budget--) {
@@ -397,8 +484,16 @@ void owed_turn(struct shard *shard)
     }
 }
 
+void owed_turn(struct shard *shard)
+{
+    take_parked(shard);
+    ask_waiting(shard);
+}
+
 bool owed_may_go_on(const struct shard *shard)
 {
+    if (!list_is_empty(&shard->owed.waiting) && !is_full(shard))
+        return true;
     const struct owed_item *item = shard->owed.first;
     if (!item)
         return false;

@@ -414,16 +414,22 @@ static bool is_settled(const struct route_actor *actor)
     return atomic_fetch_add_explicit(actor->retained_counter, 0, memory_order_acq_rel) == actor->retained_arrived;
 }
 
-/* Plan the scans of a SUBSCRIBE that has been entered. NULL when no retained value is to be looked for. */
-static struct scan_job *job_new(struct route_actor *actor, const struct route_request *request)
+/* Whether retained values are to be looked for; with none, there is nothing to look for. */
+static bool is_scan_needed(const struct route_actor *actor, const struct route_request *request, bool settled)
 {
     bool wanted = false;
     for (uint32_t i = 0; i < request->filter_count; i++)
         wanted |= route_filter_wants_retained(&request->filters[i]);
     struct retained_stats retained;
     retained_get_stats(actor->retained, &retained);
+    return wanted && (retained.messages > 0 || !settled);
+}
+
+/* Plan the scans of a SUBSCRIBE that has been entered. NULL when no retained value is to be looked for. */
+static struct scan_job *job_new(struct route_actor *actor, const struct route_request *request)
+{
     bool settled = is_settled(actor);
-    if (!wanted || (retained.messages == 0 && settled)) /* with none, there is nothing to look for */
+    if (!is_scan_needed(actor, request, settled))
         return NULL;
     struct scan_job *job = calloc(1, sizeof *job);
     struct route_request *copy = request_copy(request);
@@ -453,12 +459,15 @@ static void on_subscribe(struct route_actor *actor, struct route_request *reques
     for (uint32_t i = 0; i < request->filter_count; i++)
         if (request->filters[i].reason < REASON_ERROR)
             subscribe_filter(actor, request, &request->filters[i]);
-    struct scan_job *job = job_new(actor, request);
-    request->is_scanned = job != NULL;
+    request->is_scan_later = request->is_scan_later && is_scan_needed(actor, request, is_settled(actor));
+    bool is_later = request->is_scan_later;
+    struct scan_job *job = is_later ? NULL : job_new(actor, request);
+    request->is_scanned = job || is_later;
     struct op reply = {.type = OP_ROUTE_REPLY, .from = ACTOR_ROUTE, .request = request};
     struct route_request ended = {.id = request->id, .session = request->session};
     op_backlog_post(&actor->backlog, post, actor, request->session.shard, &reply);
-    job_begin(actor, job, &ended);
+    if (!is_later)
+        job_begin(actor, job, &ended);
 }
 
 static void on_scan(struct route_actor *actor, struct route_request *request)

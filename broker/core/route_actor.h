@@ -45,13 +45,16 @@ struct route_filter {
 
 /* Allocated as one block by the shard, taken by the route actor, and given back as the reply with `reason` and `is_new` filled in
  * (the other kinds have no reply). After the reply of a SUBSCRIBE come its retained values, each with the index of
- * its filter, and then one OP_RETAINED_END, always. */
+ * its filter, and then one OP_RETAINED_END, always, unless is_scan_later says that its scan is still to be asked for. */
 struct route_request {
     uint64_t id; /* the shard's ticket, echoed */
     struct session_ref session;
     uint8_t kind;    /* enum route_kind */
     bool is_full;    /* ROUTE_SET_FULL: set it (else clear it) */
     bool is_scanned; /* out of SUBSCRIBE: retained values may follow */
+    /* In SUBSCRIBE: the home has no room for values now. Out: there may be some, neither they nor OP_RETAINED_END come, and the home sends
+     * the request again as ROUTE_SCAN when it has room. */
+    bool is_scan_later;
     uint16_t packet_id;
     uint32_t filter_count;
     struct route_filter *filters; /* inside the block */

@@ -46,6 +46,7 @@ struct shard *shard_new(const struct shard_config *config, struct topic_tree *tr
     waiting_init(shard);
     ack_gate_init(&shard->gate, &shard->stats.gate);
     op_backlog_init(&shard->backlog);
+    owed_init(&shard->owed);
     match_list_init(&shard->scratch.list);
     list_init(&shard->connecting);
     list_init(&shard->idle);

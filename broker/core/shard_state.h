@@ -124,7 +124,10 @@ bool subscribe_set_full(struct shard *shard, struct session *sess, bool is_full)
 void subscribe_forget_session(struct shard *shard, struct session *sess);
 /* A session that is away and has nothing on its way takes less memory (session_fold_filter). */
 void subscribe_fold_if_away(struct shard *shard, struct session *sess);
-/* Retained values of filters that it has subscribed to, again. The request is taken. False: memory is short, not taken. */
+/* Retained values of filters that it has subscribed to, again, when there is room for them. The request is taken. False: memory is short,
+ * not taken. */
 bool subscribe_send_scan(struct shard *shard, struct session *sess, struct route_request *request);
+/* The same now, for the pending request `id`. The request is taken. */
+void subscribe_begin_scan(struct shard *shard, struct session *sess, struct route_request *request, uint64_t id);
 
 #endif

@@ -52,6 +52,7 @@ static struct pending_request *pending_new(struct shard *shard, struct session *
     if (!pending)
         return NULL;
     *pending = (struct pending_request){
+        .session = sess->number,
         .next = rare->pending,
         .id = ++shard->request_id,
         .connection = sess->connection,
@@ -127,6 +128,7 @@ enum client_step subscribe_on_subscribe(struct shard *shard, struct client *clie
         pending->filters[index] =
             (struct pending_filter){.subscription_id = filter->subscription_id, .qos = filter->qos, .options = filter->options};
     }
+    request->is_scan_later = !owed_admit_scan(shard, sess, pending);
     request_send(shard, sess, request, ROUTE_SUBSCRIBE, pending->id, packet->packet_id);
     return CLIENT_NEXT;
 }
@@ -313,7 +315,10 @@ void subscribe_on_reply(struct shard *shard, struct route_request *request)
             session_remove_pending(sess, request->id);
         subscribe_fold_if_away(shard, sess);
     }
-    route_request_free(request);
+    if (pending && request->is_scan_later)
+        owed_scan(shard, sess, pending, request);
+    else
+        route_request_free(request);
 }
 
 bool subscribe_send_scan(struct shard *shard, struct session *sess, struct route_request *request)
@@ -326,6 +331,16 @@ bool subscribe_send_scan(struct shard *shard, struct session *sess, struct route
         pending->filters[i] =
             (struct pending_filter){.subscription_id = filter->subscription_id, .qos = filter->qos, .options = filter->options};
     }
-    request_send(shard, sess, request, ROUTE_SCAN, pending->id, 0);
+    owed_scan(shard, sess, pending, request);
     return true;
+}
+
+void subscribe_begin_scan(struct shard *shard, struct session *sess, struct route_request *request, uint64_t id)
+{
+    for (uint32_t i = 0; i < request->filter_count; i++) {
+        struct route_filter *filter = &request->filters[i];
+        if (!subscription_list_has(sess->subscriptions, span_of(request->text + filter->offset, filter->size)))
+            filter->reason = MQTT_REASON_UNSPECIFIED_ERROR; /* unsubscribed meanwhile */
+    }
+    request_send(shard, sess, request, ROUTE_SCAN, id, 0);
 }

@@ -5,12 +5,20 @@
 #include "common/check.h"
 #include "common/position_list.h"
 
+static void pending_free(struct pending_request *request)
+{
+    if (list_node_is_linked(&request->waiting))
+        list_remove(&request->waiting);
+    free(request->scan);
+    free(request);
+}
+
 static void pending_free_all(struct session_rare *rare)
 {
     while (rare->pending) {
         struct pending_request *request = rare->pending;
         rare->pending = request->next;
-        free(request);
+        pending_free(request);
     }
 }
 
@@ -229,7 +237,7 @@ void session_remove_pending(struct session *sess, uint64_t id)
         if (request->id != id)
             continue;
         *link = request->next;
-        free(request);
+        pending_free(request);
         break;
     }
     session_rare_trim(sess);

@@ -30,6 +30,7 @@
 #include "common/bytes.h"
 #include "common/check.h"
 #include "common/err.h"
+#include "common/list.h"
 
 #define SESSION_NEVER_EXPIRES UINT32_MAX
 #define SESSION_ID_SETS_MAX 1024 /* different combinations of subscription identifiers on messages under way */
@@ -51,6 +52,10 @@ struct pending_request {
     uint32_t asked_count;  /* filters of the request */
     uint32_t filter_count; /* of a SUBSCRIBE: the same; else 0 */
     uint32_t taken_count;  /* retained values that came and were not yet told to the route actor, which paces itself by it */
+    uint32_t coming_count; /* retained values that may come unasked, and are counted in owed.coming */
+    uint64_t session;
+    struct list_node waiting;   /* in owed.waiting, for room to be parked */
+    struct route_request *scan; /* one block, own: not begun; NULL = it is, or there is none */
     struct pending_filter filters[];
 };
 

@@ -12,6 +12,7 @@
 #include "broker/core/owed.h"
 #include "broker/core/route_actor.h"
 #include "broker/core/shard_restore.h"
+#include "broker/core/shard_state.h"
 #include "broker/session/session.h"
 #include "common/check.h"
 #include "common/clock.h"
@@ -386,6 +387,98 @@ static void without_room_the_scan_pauses(void **state)
     rig_free(rig);
 }
 
+/* Many sessions subscribe to large values while the log is full: what is parked has a bound in bytes, the rest is asked for later. */
+static void what_is_parked_has_a_bound_in_bytes(void **state)
+{
+    (void)state;
+    enum { VALUES = 16, SIZE = 60000, CARS = 40 };
+    struct rig *rig = RIG(.block_count = 64);
+    struct record rec;
+    uint64_t sequence;
+    char id[16], *payload = malloc(SIZE + 1);
+    assert_non_null(payload);
+    memset(payload, 'x', SIZE);
+    payload[SIZE] = '\0';
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *clean = rig_connect(rig, "clean", MQTT_V5, true), *cars[CARS];
+    for (int i = 0; i < VALUES; i++) {
+        snprintf(id, sizeof id, "a/%02d", i);
+        retain(rig, pub, id, payload, 1);
+    }
+    rig_log_room(rig, false);
+    for (int i = 0; i < CARS; i++) {
+        snprintf(id, sizeof id, "car%d", i);
+        cars[i] = rig_connect(rig, id, MQTT_V5, false);
+        rig_subscribe(cars[i], 1, "a/+", 1);
+        assert_true(rig_stats(rig, 0)->parked_copies.bytes < OWED_PARKED_BYTES_MAX + VALUES * (SIZE + 1000));
+    }
+    assert_true(rig_stats(rig, 0)->parked_copies.bytes >= OWED_PARKED_BYTES_MAX);
+    rig_subscribe(clean, 1, "a/+", 1); /* who needs no record does not wait */
+    for (int i = 0; i < VALUES; i++)
+        rig_send_ack(clean, MQTT_PUBACK, expect_publish(clean, payload, 1, true));
+    rig_send_unsubscribe(cars[CARS - 1], 1, "a/+"); /* before its turn has come */
+    rig_settle(rig);
+    expect(cars[CARS - 1], MQTT_UNSUBACK);
+    struct packet ends = rig_connect_packet("car38", MQTT_V5, true);
+    expect(rig_connect_with(rig, &ends), MQTT_CONNACK);
+    rig_log_room(rig, true);
+    rig_settle(rig);
+    for (int i = 0; i < CARS - 2; i++) {
+        for (int value = 0; value < VALUES; value++) {
+            rig_send_ack(cars[i], MQTT_PUBACK, expect_publish(cars[i], payload, 1, true));
+            rig_settle(rig);
+        }
+        assert_null(rig_next(cars[i]));
+    }
+    assert_null(rig_next(cars[CARS - 1]));
+    assert_int_equal(copies_logged(rig, &rec), VALUES * (CARS - 2));
+    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), CARS - 1);
+    assert_int_equal(rig_stats(rig, 0)->parked_copies.messages, 0);
+    assert_int_equal(rig_shard(rig, 0)->owed.coming, 0);
+    free(payload);
+    rig_free(rig);
+}
+
+/* All at once, so that nothing is parked yet when the last is sent: then what may come counts. */
+static void what_is_parked_has_a_bound_in_values(void **state)
+{
+    (void)state;
+    enum { VALUES = 30, CARS = OWED_VALUES_MAX / ROUTE_RETAINED_WINDOW + 100 };
+    struct rig *rig = RIG(.limits.inflight_max = 100);
+    struct record rec;
+    uint64_t sequence;
+    char id[16];
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), **cars = calloc(CARS, sizeof *cars);
+    assert_non_null(cars);
+    for (int i = 0; i < VALUES; i++) {
+        snprintf(id, sizeof id, "a/%02d", i);
+        retain(rig, pub, id, "x", 1);
+    }
+    for (int i = 0; i < CARS; i++) {
+        snprintf(id, sizeof id, "car%d", i);
+        cars[i] = rig_connect(rig, id, MQTT_V5, false);
+    }
+    rig_log_room(rig, false);
+    for (int i = 0; i < CARS; i++)
+        rig_send_subscribe(cars[i], 1, "a/+", 1, 0);
+    rig_settle(rig);
+    assert_int_equal(rig_stats(rig, 0)->parked_copies.messages, OWED_VALUES_MAX);
+    rig_log_room(rig, true);
+    rig_settle(rig);
+    for (int i = 0; i < CARS; i++) {
+        expect(cars[i], MQTT_SUBACK);
+        for (int value = 0; value < VALUES; value++)
+            rig_send_ack(cars[i], MQTT_PUBACK, expect_publish(cars[i], "x", 1, true));
+        assert_null(rig_next(cars[i]));
+    }
+    rig_settle(rig);
+    assert_int_equal(copies_logged(rig, &rec), VALUES * CARS);
+    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), CARS);
+    assert_int_equal(rig_stats(rig, 0)->parked_copies.messages, 0);
+    assert_int_equal(rig_shard(rig, 0)->owed.coming, 0);
+    free(cars);
+    rig_free(rig);
+}
+
 /* The client does not acknowledge: half of its queue is filled, and then the scan waits, however many values there are. */
 static void a_slow_client_holds_its_scan_up(void **state)
 {
@@ -690,6 +783,8 @@ int main(void)
         cmocka_unit_test(a_large_copy_that_was_overtaken_is_dropped),
         cmocka_unit_test(each_large_copy_may_become_stale),
         cmocka_unit_test(without_room_the_scan_pauses),
+        cmocka_unit_test(what_is_parked_has_a_bound_in_bytes),
+        cmocka_unit_test(what_is_parked_has_a_bound_in_values),
         cmocka_unit_test(a_slow_client_holds_its_scan_up),
         cmocka_unit_test(a_session_may_end_with_copies_under_way),
         cmocka_unit_test(copies_come_back),
