@@ -144,6 +144,8 @@ static enum err clean(struct load *load)
     if (!err) {
         load->bodies_freed += write.bodies_freed;
         load->checkpoint->state = state;
+        for (size_t i = 0; i < load->note_count; i++)
+            load->retained_count -= load->notes[i].tree == KV_RETAINED && load->notes[i].sequence != 0;
     }
     load->note_count = load->ack_count = load->count_count = 0;
     return err == ERR_NOSPACE ? ERR_OK : err;
@@ -659,10 +661,10 @@ static enum err on_retained(struct load *load, enum err err, struct span key, st
         return ERR_OK;
     err = load->loader->on_retained(load->loader->arg, retained.topic, retained.number, retained.sequence,
                                     checkpoint_cost(retained.content_bytes), retained.expiry_ns);
-    if (err == ERR_NOTFOUND)
-        return note(load, KV_RETAINED, kv_key_read_u64(key.data), kv_key_read_u64(key.data + 8), retained.sequence);
-    load->retained_count += err == ERR_OK;
-    return err;
+    if (err && err != ERR_NOTFOUND)
+        return err;
+    load->retained_count++; /* also one that is to go: until it has gone */
+    return err ? note(load, KV_RETAINED, kv_key_read_u64(key.data), kv_key_read_u64(key.data + 8), retained.sequence) : ERR_OK;
 }
 
 /* --- bodies -------------------------------------------------------------------------------------------------------------------------- */

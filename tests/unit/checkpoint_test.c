@@ -913,6 +913,24 @@ static void an_expired_value_goes_when_the_load_refuses_it(void **state)
     assert_int_equal(checkpoint_state(b->checkpoint).retained_count, 0);
 }
 
+/* Without space for it the value stays, and is counted until another takes its place. */
+static void an_expired_value_that_cannot_go_is_counted(void **state)
+{
+    struct bench *b = (struct bench *)*state;
+    apply(b, (struct record){.type = RECORD_PUBLISH, .topic = S("t"), .payload = S("p"), .retained_number = 1, .expiry_ns = 77});
+    commit(b);
+    bench_crash(b);
+    sim_kv_fail(b->sim, SIM_KV_COMMIT, ERR_NOSPACE, 0);
+    struct loaded loaded = {.refuse_retained = true};
+    OK(try_load(b, &loaded));
+    assert_int_equal(entries(b, KV_RETAINED), 1);
+    assert_int_equal(checkpoint_state(b->checkpoint).retained_count, 1);
+    apply(b, (struct record){.type = RECORD_PUBLISH, .topic = S("t"), .payload = S("q"), .retained_number = 2});
+    commit(b);
+    assert_int_equal(entries(b, KV_BODIES), 1);
+    assert_int_equal(checkpoint_state(b->checkpoint).retained_count, 1);
+}
+
 /* The place of a topic's value, as docs/formats.md has it. */
 static struct span retained_key(uint8_t key_out[16], const char *topic, uint64_t slot)
 {
@@ -2111,6 +2129,7 @@ int main(void)
         CASE(a_removal_is_remembered_until_nothing_older_can_come),
         CASE(a_message_that_is_queued_and_retained_has_two_holders),
         CASE(an_expired_value_goes_when_the_load_refuses_it),
+        CASE(an_expired_value_that_cannot_go_is_counted),
         CASE(topics_whose_hashes_collide_stand_beside_each_other),
         CASE(the_load_says_which_wants_stand_in_a_run),
         CASE(what_nobody_is_there_for_is_removed),
