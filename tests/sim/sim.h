@@ -127,6 +127,7 @@ struct sim_client {
     uint32_t will_life;    /* the broker's that has it */
     uint8_t subscribe_qos;
     uint32_t expiry_s;        /* of its sessions; 0: they end with the connection, UINT32_MAX: never */
+    bool wants_short;         /* that one is to end with its connection */
     bool wants_clean;         /* the next session is to be a new one; until CONNACK says so */
     bool is_persistent;       /* its present session is */
     bool is_session_promised; /* a CONNACK said so: there must be one at the next, unless it has expired */

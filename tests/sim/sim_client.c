@@ -94,7 +94,10 @@ static void add_will(struct sim *sim, struct sim_client *client, struct packet_c
 }
 
 /* Whether the session of the next connection outlives it. */
-static bool is_kept(const struct sim_client *client) { return client->version == MQTT_V5 ? client->expiry_s > 0 : !client->wants_clean; }
+static bool is_kept(const struct sim_client *client)
+{
+    return client->version == MQTT_V5 ? client->expiry_s > 0 && !client->wants_short : !client->wants_clean;
+}
 
 static void connect_broker(struct sim *sim, struct sim_client *client)
 {
@@ -106,12 +109,13 @@ static void connect_broker(struct sim *sim, struct sim_client *client)
     packet.connect.version = client->version;
     client->wants_clean |= client->clean || (!sim->calm && sim_chance(sim, 1, sim->config.clean_one_in));
     packet.connect.clean_start = client->wants_clean;
+    client->wants_short = client->wants_clean && !sim->calm && sim_chance(sim, 1, 3);
     client->will_pending = 0;
     client->has_keep_alive = sim_chance(sim, 1, 3);
     packet.connect.keep_alive_s = client->has_keep_alive ? 5 : 0;
     add_will(sim, client, &packet.connect, will_texts);
     packet.connect.client_id = span_of_string(client->id);
-    if (client->version == MQTT_V5 && !client->clean) {
+    if (client->version == MQTT_V5 && !client->clean && !client->wants_short) {
         packet.connect.properties.session_expiry_interval_s = client->expiry_s;
         packet.connect.properties.present |= MQTT_PROPERTY_BIT(SESSION_EXPIRY_INTERVAL);
     }

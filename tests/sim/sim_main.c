@@ -125,12 +125,17 @@ static void draw_purpose(struct sim *sim, struct sim_config *config)
         config->command_one_in = 2;
         return;
     case 7: /* a small log that is used again and again, and large messages whose senders are cut off */
-        config->segment_size = 16384;
         config->sink_rest = 20;
         config->large_one_in = 3;
-        config->cut_one_in = 60;
-        config->away_one_in = 8;
+        config->cut_one_in = 40;
+        config->away_one_in = 50;
         config->steps *= 2;
+        config->segment_size = sim_chance(sim, 1, 2) ? 1 << 14 : 1 << 16;
+        if (config->segment_size == 1 << 14)
+            return;
+        config->block_count = 2; /* they take long */
+        config->block_body = 512;
+        config->log_rest = 3;
         return;
     case 9: /* a log that is full */
         config->has_drought = true;
