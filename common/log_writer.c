@@ -306,8 +306,10 @@ static void writer_look_at_name(void *context, const char *name)
 
 /* How far is everybody, how full is the disk?
  * cursor_err_out  a cursor that cannot be read stops all reuse, and nothing else.
- * Returns ERR_NOTFOUND when the current segment has lost its name: what is written to it nobody would find. */
-static enum err writer_look(struct log_writer *writer, enum err *cursor_err_out, struct errmsg *msg)
+ * current_out     the name of the current segment; NULL = nobody asks.
+ * Returns ERR_NOTFOUND when that has lost its name: what is written to it nobody would find. */
+static enum err writer_look(struct log_writer *writer, char current_out[LOG_SEGMENT_NAME_SIZE], enum err *cursor_err_out,
+                            struct errmsg *msg)
 {
     struct writer_look look = {.writer = writer, .floor = UINT64_MAX, .msg = msg};
     uint64_t free_bytes;
@@ -316,6 +318,8 @@ static enum err writer_look(struct log_writer *writer, enum err *cursor_err_out,
     bool is_open = writer->file;
     log_segment_name(look.current, writer->generation);
     pthread_mutex_unlock(&writer->lock);
+    if (current_out)
+        memcpy(current_out, look.current, sizeof look.current);
     enum err err = fs_list(writer->fs, writer->dir, &look, writer_look_at_name);
     if (err)
         return err_set(msg, err, "%s: %s", writer->dir, err_text(err));
@@ -416,12 +420,10 @@ enum err log_writer_prepare(struct log_writer *writer, struct errmsg *msg)
     if (log_writer_failed(writer))
         return err_set(msg, ERR_IO, "%s: the log has failed", writer->dir);
     enum err cursor_err = ERR_OK;
-    enum err err = writer_look(writer, &cursor_err, msg);
-    if (err == ERR_NOTFOUND) {
-        char name[LOG_SEGMENT_NAME_SIZE];
-        log_segment_name(name, writer->generation);
-        return writer_fail(writer, err, name, "the segment was removed while it was written");
-    }
+    char current[LOG_SEGMENT_NAME_SIZE];
+    enum err err = writer_look(writer, current, &cursor_err, msg);
+    if (err == ERR_NOTFOUND)
+        return writer_fail(writer, err, current, "the segment was removed while it was written");
     if (err)
         return writer_fail(writer, err, "", "looking at its files and the free space");
     pthread_mutex_lock(&writer->lock);
@@ -659,7 +661,7 @@ enum err log_writer_release(struct log_writer *writer, bool *is_more_out, struct
     char path[FILE_PATH_MAX];
     enum err cursor_err;
     *is_more_out = false;
-    enum err err = writer_look(writer, &cursor_err, msg);
+    enum err err = writer_look(writer, NULL, &cursor_err, msg);
     if (!err && (err = file_path(path, writer->dir, spare_name)) == ERR_OK) {
         enum err gone = fs_unlink(writer->fs, path);
         *is_more_out = gone == ERR_OK;
@@ -798,7 +800,7 @@ enum err log_writer_open(struct log_writer **writer_out, const struct log_writer
     }
     atomic_store(&writer->used_current, LOG_SEGMENT_HEADER_SIZE);
     enum err cursor_err; /* log_writer_prepare() reports it again and again */
-    err = writer_look(writer, &cursor_err, msg);
+    err = writer_look(writer, NULL, &cursor_err, msg);
     if (err)
         goto fail;
     *writer_out = writer;
@@ -857,7 +859,7 @@ enum err log_writer_ensure_cursor(struct log_writer *writer, const char *name, s
     if (err)
         return err_set(msg, err, "%s/%s%s: %s", writer->dir, LOG_CURSOR_PREFIX, name, err_text(err));
     enum err cursor_err;
-    return writer_look(writer, &cursor_err, msg);
+    return writer_look(writer, NULL, &cursor_err, msg);
 }
 
 /* A batch */
