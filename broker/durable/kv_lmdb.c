@@ -367,8 +367,10 @@ static enum err lmdb_del(struct kv_txn *base, enum kv_tree tree, struct span key
         rc = mdb_cursor_get(cursor, &mdb_key, &value, MDB_SET_KEY);
     if (rc == 0 && (!is_in_place(lmdb, mdb_key.mv_data) || !is_in_place(lmdb, value.mv_data)))
         return ERR_OK;
-    if (rc == 0)
+    if (rc == 0) {
+        leave_end(txn, tree);
         rc = mdb_cursor_del(cursor, 0);
+    }
     return rc == MDB_NOTFOUND ? ERR_NOTFOUND : after_write(lmdb, rc);
 }
 
