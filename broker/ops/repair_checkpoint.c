@@ -426,9 +426,11 @@ enum err repair_checkpoint(struct repair *repair, const struct checkpoint_look *
     if (look->damage_count || look->is_free_damaged) {
         print(wrong, "%s/data.mdb: %" PRIu64 " of %" PRIu64 " values are damaged%s", repair->checkpoint, look->damage_count,
               look->entry_count, look->is_free_damaged ? ", and so is the list of free pages, which every write needs" : "");
-        bool yes =
-            repair_find(repair, wrong, "copy all others into a new database; the old one goes aside",
-                        "these values, and what depends on them: with a session its queue, with a body the message for all that want it");
+        bool yes = repair_find(
+            repair, wrong, "copy all others into a new database; the old one goes aside",
+            "these values, and what depends on them: with a session its queue; with a row of bodies its messages (one, or as "
+            "many small ones as fit 4 KiB) for all that want them; with a row of recipients up to 32 places in queues, or, of a "
+            "message that many want, up to 256");
         tell_values(repair, look);
         return yes ? carry_out_salvage(repair, look, begin) : ERR_OK;
     }
