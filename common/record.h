@@ -64,6 +64,7 @@ enum record_type {
 /* options of RECORD_SUBSCRIPTION: the retained values of its topics are still to be given, until RETAINED_GIVEN says that they were. In
  * place of a subscription that is owed some, one with retain handling 1 or 2 is owed the same. */
 #define RECORD_SUBSCRIPTION_OWED (UINT64_C(1) << 36)
+#define RECORD_SUBSCRIPTION_RETAIN_HANDLING UINT64_C(0x30)
 
 /* How the payload of telemetry is to be read; from the rule. */
 enum record_codec {

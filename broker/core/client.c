@@ -620,7 +620,7 @@ static bool is_will_too_large(const struct shard *shard, const struct packet_con
                          .session = UINT64_MAX,
                          .client_id = client_id,
                          .user_name = connect->has_user_name ? connect->user_name : (struct span){0, 0},
-                         .will_session = UINT64_MAX, /* session_log_owe() */
+                         .will_session = UINT64_MAX, /* session_log_owe_will() */
                          .topic = connect->will_topic,
                          .payload = connect->will_payload,
                          .properties = connect->will_properties.raw,

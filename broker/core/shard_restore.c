@@ -139,6 +139,8 @@ void shard_restore_filters_done(struct shard *shard, uint64_t number)
         session_fold_filter(sess, shard->tree, shard->reader);
 }
 
+_Static_assert(SUBSCRIBER_RETAIN_HANDLING_MASK == RECORD_SUBSCRIPTION_RETAIN_HANDLING, "bits of SUBSCRIBE's options byte in both");
+
 struct subscriber shard_restore_subscriber(uint64_t number, actor_id home, uint64_t options)
 {
     uint8_t byte = (uint8_t)options;

@@ -108,9 +108,11 @@ static inline bool ack_gate_has_room(const struct ack_gate *gate, uint64_t size)
     return gate->stats->messages == 0 || gate->stats->bytes + size <= ACK_GATE_BYTES_MAX;
 }
 
-/* Hold an item (copied, item->msg taken; an answer joins the newest answer if that is the same for the identifier before) with its
- * recipients (copied). block_filling  the number of the shard's own block that is being filled: nothing may wait for more. Memory shortage
- * is fatal here (CHECK): the record is in the log already, its answer must not be lost; room was asked for before. */
+/* Hold an item (copied, item->msg taken; an answer joins the newest answer if that is the same for the identifier before) with what
+ * stands behind it.
+ * extra          that: recipients or a packet, item->extra_size bytes (copied).
+ * block_filling  the number of the shard's own block that is being filled: nothing may wait for more.
+ * Memory shortage is fatal here (CHECK): the record is in the log already, its answer must not be lost; room was asked for before. */
 void ack_gate_put(struct ack_gate *gate, const struct gate_item *item, struct span extra, uint64_t block_filling);
 
 /* The log has written own block `block` with its records from `first_sequence` on. For each block in order (those that nobody here waits

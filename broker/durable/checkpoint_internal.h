@@ -81,6 +81,9 @@ struct span checkpoint_retained_key(uint8_t key_out[16], struct delta_topic_hash
 enum err checkpoint_find_retained(struct kv_txn *txn, struct checkpoint_retained *retained_out, struct delta_topic_hash *at_out,
                                   struct delta_topic_hash hash, struct span topic, struct counter *corrupt) must_check;
 
+/* A row of RECIPIENTS (key of 16 bytes): wants ascend by message and session, from the one in the key on, behind this one (0, 0: any).
+ * Returns 0, ERR_CORRUPT. */
+enum err checkpoint_check_wants(struct span key, struct span value, uint64_t sequence, uint64_t session) must_check;
 /* Is that what the tree may hold, by its structure? The CRC of the value is right. Returns 0, ERR_CORRUPT or ERR_NOMEM. */
 enum err checkpoint_check_entry(enum kv_tree tree, struct span key, struct span value) must_check;
 

@@ -232,12 +232,6 @@ static enum err on_held(struct load *load, enum err err, struct span key, struct
     return err;
 }
 
-static int compare_u64(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return (x > y) - (x < y);
-}
-
 static enum err load_held(struct load *load)
 {
     enum err err = walk(load, &(struct load_tree){KV_RETAINED, 16, on_held, NULL});
@@ -548,29 +542,6 @@ static enum err call_on_want(struct load *load, uint64_t sequence, const struct 
     return err;
 }
 
-/* All of it before any of it is given out: wants ascend by message and session, from the one in the key on, behind those of the row before.
- */
-static enum err check_row(const struct load *load, struct span key, struct span value)
-{
-    struct checkpoint_row row = checkpoint_row_read(key, value);
-    struct checkpoint_wants wants;
-    uint64_t sequence = load->last_sequence, session = load->last_want, first = kv_key_read_u64(key.data + 8);
-    enum err err;
-    while ((err = checkpoint_row_next_wants(&row, &wants)) == ERR_OK) {
-        struct record_recipient recipient;
-        while ((err = record_recipient_next(&recipient, &wants.recipients)) == ERR_OK) {
-            if (wants.sequence < sequence || (wants.sequence == sequence && recipient.session <= session) ||
-                (wants.sequence == kv_key_read_u64(key.data) && recipient.session < first))
-                return ERR_CORRUPT;
-            sequence = wants.sequence;
-            session = recipient.session;
-        }
-        if (err != ERR_AGAIN)
-            return err;
-    }
-    return err == ERR_AGAIN ? ERR_OK : err;
-}
-
 /* A chunk of this message stands here. */
 static enum err begin_chunk(struct load *load, uint64_t sequence)
 {
@@ -622,7 +593,7 @@ static enum err on_row(struct load *load, enum err err, struct span key, struct 
         return kept;
     uint64_t first = kv_key_read_u64(key.data);
     if (!err)
-        err = check_row(load, key, value);
+        err = checkpoint_check_wants(key, value, load->last_sequence, load->last_want); /* all of it before any of it is given out */
     if (err) { /* nobody knows whose wants they were, but of the first */
         on_corrupt(load, KV_RECIPIENTS, key);
         return first != 0 && first >= load->last_sequence ? begin_chunk(load, first) : ERR_OK;

@@ -280,12 +280,6 @@ static enum err release(struct checkpoint_write *write, uint64_t sequence, uint3
     return is_counted ? checkpoint_write_holders(write, sequence, 0) : ERR_OK;
 }
 
-static int compare_sequences(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return (x > y) - (x < y);
-}
-
 /* checkpoint->released becomes the messages that nobody holds, ascending. */
 static enum err keep_free(struct checkpoint_write *write)
 {
@@ -295,7 +289,7 @@ static enum err keep_free(struct checkpoint_write *write)
     for (size_t i = 1; i < count && is_sorted; i++)
         is_sorted = released[i - 1] <= released[i];
     if (!is_sorted)
-        qsort(released, count, sizeof *released, compare_sequences);
+        qsort(released, count, sizeof *released, compare_u64);
     for (size_t i = 0, end; i < count; i = end) {
         bool is_free;
         for (end = i + 1; end < count && released[end] == released[i]; end++)

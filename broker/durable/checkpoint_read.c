@@ -144,7 +144,7 @@ enum err checkpoint_find_retained(struct kv_txn *txn, struct checkpoint_retained
 
 /* --- structure ----------------------------------------------------------------------------------------------------------------------- */
 
-static enum err check_wants(struct span key, struct span value)
+enum err checkpoint_check_wants(struct span key, struct span value, uint64_t sequence, uint64_t session)
 {
     struct checkpoint_row row = checkpoint_row_read(key, value);
     struct checkpoint_wants wants;
@@ -152,11 +152,12 @@ static enum err check_wants(struct span key, struct span value)
     enum err err;
     while ((err = checkpoint_row_next_wants(&row, &wants)) == ERR_OK) {
         struct record_recipient recipient;
-        uint64_t last = wants.sequence == kv_key_read_u64(key.data) && first > 0 ? first - 1 : 0;
         while ((err = record_recipient_next(&recipient, &wants.recipients)) == ERR_OK) {
-            if (recipient.session <= last)
+            if (recipient.session == 0 || wants.sequence < sequence || (wants.sequence == sequence && recipient.session <= session) ||
+                (wants.sequence == kv_key_read_u64(key.data) && recipient.session < first))
                 return ERR_CORRUPT;
-            last = recipient.session;
+            sequence = wants.sequence;
+            session = recipient.session;
         }
         if (err != ERR_AGAIN)
             return err;
@@ -191,7 +192,7 @@ enum err checkpoint_check_entry(enum kv_tree tree, struct span key, struct span 
     case KV_SESSIONS:
         return session_value_decode(&session, value);
     case KV_RECIPIENTS:
-        return check_wants(key, value);
+        return checkpoint_check_wants(key, value, 0, 0);
     case KV_BODIES:
         return check_bodies(key, value);
     case KV_HOLDERS:

@@ -6,7 +6,6 @@
 #include <stdlib.h>
 
 #define FILTER_HASH_SEED 0x7469646567617465u /* the table is rebuilt with each delta: nobody can wait for collisions in it */
-#define RETAIN_HANDLING_MASK 0x30u           /* of a subscription's options */
 #define SLOTS_MIN 16u
 #define SENT_IDS_FROM 64u /* outgoing QoS 2 from which on sent_ids pays */
 #define SENT_IDS_WORDS 1024u
@@ -361,7 +360,7 @@ enum err stored_session_subscribe(struct stored_session *session, const struct r
     if (err)
         return err;
     uint64_t options = rec->options;
-    if (options & RETAIN_HANDLING_MASK) { /* it asks for nothing, or for nothing more: what was owed is owed */
+    if (options & RECORD_SUBSCRIPTION_RETAIN_HANDLING) { /* it asks for nothing, or for nothing more: what was owed is owed */
         uint32_t slot = *find_slot(session, hash_span(rec->topic, FILTER_HASH_SEED), rec->topic);
         options |= slot ? options_in(&session->subs[slot - 1]) & RECORD_SUBSCRIPTION_OWED : 0;
     }

@@ -299,14 +299,6 @@ bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_onli
     return is_left;
 }
 
-static int compare_sequences(const void *a, const void *b)
-{
-    uint64_t x, y;
-    memcpy(&x, a, sizeof x);
-    memcpy(&y, b, sizeof y);
-    return x < y ? -1 : x > y;
-}
-
 uint64_t queue_oldest_unread(const struct queue *queue)
 {
     const struct queue_body *body = queue->body;
@@ -398,7 +390,7 @@ static bool take_late(struct queue_body *body, struct store_run *run)
         if (run->sequences[i] <= body->run_max)
             late[late_count++] = run->sequences[i];
     if (late_count > 0) {
-        qsort(late, late_count, sizeof late[0], compare_sequences);
+        qsort(late, late_count, sizeof late[0], compare_u64);
         if (!late_add(body, late, late_count))
             return false;
     }
@@ -452,7 +444,7 @@ static enum err take_run(struct queue *queue, uint64_t inflight_max, struct stor
         position_list_trim(&body->tail); /* many came at once */
     if (run_out->count == 0)
         return ERR_AGAIN;
-    qsort(run_out->sequences, run_out->count, sizeof run_out->sequences[0], compare_sequences);
+    qsort(run_out->sequences, run_out->count, sizeof run_out->sequences[0], compare_u64);
     body->run_max = run_out->sequences[run_out->count - 1];
     if (body->run_count == 0)
         body->run_next = max_of(body->run_next, run_out->sequences[0]);

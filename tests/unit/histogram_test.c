@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 
+#include "common/bytes.h"
 #include "common/histogram.h"
 #include "tests/lib/check_random.h"
 
@@ -24,13 +25,6 @@ static void cells_tile_the_range(void **state)
     }
     assert_int_equal(next, HISTOGRAM_VALUE_MAX + 1);
     assert_int_equal(histogram_cell_of(UINT64_MAX), HISTOGRAM_CELL_COUNT - 1);
-}
-
-static int compare_u64(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a;
-    uint64_t y = *(const uint64_t *)b;
-    return x < y ? -1 : x > y;
 }
 
 static void quantiles_are_within_a_cell_of_the_sorted_values(void **state)
