@@ -8,8 +8,6 @@
 #include "common/check.h"
 #include "common/hash.h"
 
-#define COPY_RECORD_OVERHEAD ((size_t)256) /* of a record beside its texts */
-
 /* OP_RETAINED_VALUE or OP_RETAINED_END that waits for room. */
 struct owed_item {
     struct owed_item *next;
@@ -498,7 +496,9 @@ bool owed_may_go_on(const struct shard *shard)
     if (!item)
         return false;
     const struct msg *msg = item->op.retained.msg;
-    return !msg || may_log(shard, COPY_RECORD_OVERHEAD + msg->topic_size + msg->properties_size + msg->payload_size);
+    if (!msg || !session_table_find_number(&shard->sessions, item->op.retained.session.number))
+        return true; /* it needs no room */
+    return may_log(shard, (size_t)RECORD_OVERHEAD_MAX + msg->topic_size + msg->properties_size + msg->payload_size);
 }
 
 /* --- order -------------------------------------------------------------------------------------------------------------------------- */

@@ -511,6 +511,42 @@ static void a_slow_client_holds_its_scan_up(void **state)
     rig_free(rig);
 }
 
+/* Parked ones of sessions that have ended need no room: they go at once, however many. */
+static void what_needs_no_room_does_not_wait_for_it(void **state)
+{
+    (void)state;
+    enum { COUNT = ROUTE_RETAINED_WINDOW, CARS = 2 * OWED_TAKE_PER_TURN / ROUTE_RETAINED_WINDOW + 1 };
+    struct rig *rig = RIG(.limits.inflight_max = COUNT);
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    char text[16];
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(text, sizeof text, "a/%03d", i);
+        retain(rig, pub, text, text, 1);
+    }
+    rig_store_room(rig, false);
+    struct rig_client *cars[CARS];
+    for (int i = 0; i < CARS; i++) {
+        snprintf(text, sizeof text, "car%d", i);
+        cars[i] = rig_connect(rig, text, MQTT_V5, false);
+        rig_subscribe(cars[i], 1, "a/+", 1);
+    }
+    assert_true(rig_stats(rig, 0)->parked_copies.messages > OWED_TAKE_PER_TURN);
+    for (int i = 0; i < CARS; i++) {
+        struct packet bye = {.type = MQTT_DISCONNECT};
+        bye.disconnect.properties.present = MQTT_PROPERTY_BIT(SESSION_EXPIRY_INTERVAL); /* 0 */
+        rig_send(cars[i], &bye);
+    }
+    uint64_t all = rig_stats(rig, 0)->parked_copies.messages, left;
+    uint32_t turns_between = 0;
+    while ((left = rig_stats(rig, 0)->parked_copies.messages) > 0) {
+        assert_true(left == all || owed_may_go_on(rig_shard(rig, 0)));
+        turns_between += left < all;
+        rig_step(rig);
+    }
+    assert_true(turns_between > 0);
+    rig_free(rig);
+}
+
 static void a_session_may_end_with_copies_under_way(void **state)
 {
     (void)state;
@@ -786,6 +822,7 @@ int main(void)
         cmocka_unit_test(what_is_parked_has_a_bound_in_bytes),
         cmocka_unit_test(what_is_parked_has_a_bound_in_values),
         cmocka_unit_test(a_slow_client_holds_its_scan_up),
+        cmocka_unit_test(what_needs_no_room_does_not_wait_for_it),
         cmocka_unit_test(a_session_may_end_with_copies_under_way),
         cmocka_unit_test(copies_come_back),
         cmocka_unit_test(an_interrupted_scan_is_made_again),
