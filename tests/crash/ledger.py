@@ -14,7 +14,7 @@ The rules, each a finding when broken:
                           expiry it is not, and nothing of the old one comes
   retained                the newest acknowledged value or a newer one that is not acknowledged; cleared stays cleared
   a new subscription      a persistent session gets, after SUBACK, something of each retained topic that had an acknowledged value when
-                          SUBSCRIBE was sent, unless that was cleared meanwhile
+                          SUBSCRIBE was sent and of which nothing came before SUBACK, unless that was cleared meanwhile
   wills                   at most once each; exactly once when the client did not say goodbye and did not come back
   expired                 a message is not delivered after its expiry
 
@@ -90,6 +90,7 @@ class Session:
     def _begin(self):
         self.intervals, self.owed, self.seen, self.last = [], {}, {}, {}
         self.owed_values = {}  # topic: the retained message that it had
+        self.came_ticks = {}  # topic: when something of it came last
 
     def note(self, text):
         self.ledger.note(f"{self.name}: {text}")
@@ -159,6 +160,8 @@ class Session:
         if interval.unsubscribe_tick or interval.qos == 0:
             return
         for topic, values in self.ledger.topics.items():
+            if self.came_ticks.get(topic, 0) > interval.sent_tick:
+                continue  # before SUBACK, of another subscription or already of this one
             if values and matches(interval.filter, topic) and values[0].acked_tick and values[0].acked_tick < interval.sent_tick and \
                     all(may_be_owed(value) for value in values):
                 self.owed_values[topic] = values[0]
@@ -198,6 +201,7 @@ class Session:
     def came(self, topic):
         """A PUBLISH of this topic, with RETAIN or without."""
         self.owed_values.pop(topic, None)
+        self.came_ticks[topic] = self.ledger.tick()
 
     def delivered(self, message, qos, is_dup, packet_id):
         """As new: not with the retain flag, not the same QoS 2 delivery again."""
