@@ -15,6 +15,8 @@ struct inflight_block {
     uint16_t first, last; /* order of first sending */
     uint16_t free;        /* list by `next` */
     uint16_t unsent;      /* everything before it has been sent on this connection */
+    uint16_t looked_at;   /* where floor_of() stood last; NONE = nowhere */
+    bool is_ascending;    /* all came by their sequences, which ascend in the order of sending, as nearly always at start */
     uint16_t *cells;      /* identifier -> first entry, by identifier & cell_mask */
     struct inflight_entry entries[];
 };
@@ -30,7 +32,8 @@ static struct inflight_block *block_new(uint32_t capacity)
         return NULL;
     block->capacity = capacity;
     block->cell_mask = cell_count - 1;
-    block->first = block->last = block->unsent = NONE;
+    block->first = block->last = block->unsent = block->looked_at = NONE;
+    block->is_ascending = true;
     block->cells = (uint16_t *)(void *)((uint8_t *)block->entries + entries_size);
     for (uint32_t i = 0; i < cell_count; i++)
         block->cells[i] = NONE;
@@ -46,6 +49,8 @@ static uint16_t index_of(const struct inflight_block *block, const struct inflig
 {
     return (uint16_t)(entry - block->entries);
 }
+
+uint64_t inflight_sequence(const struct inflight_entry *entry) { return entry->has_msg ? msg_sequence(entry->msg) : entry->sequence; }
 
 /* Put a copy of `source` into the order before the entry of index `before`, NONE: at the end. The block has a free entry. */
 static struct inflight_entry *block_insert(struct inflight_block *block, const struct inflight_entry *source, uint16_t before)
@@ -64,6 +69,10 @@ static struct inflight_entry *block_insert(struct inflight_block *block, const s
     *cell = index;
     if (!entry->is_sent && block->unsent == before)
         block->unsent = index;
+    /* Nobody asks where those with messages stand: no look into them for each that is sent. */
+    block->is_ascending = block->is_ascending && !entry->has_msg && entry->sequence != 0 &&
+                          (entry->prev == NONE || inflight_sequence(&block->entries[entry->prev]) <= entry->sequence) &&
+                          (before == NONE || entry->sequence <= inflight_sequence(&block->entries[before]));
     return entry;
 }
 
@@ -95,8 +104,6 @@ static bool grow(struct inflight *inflight)
         return false;
     return resize(inflight, old && old->capacity * 2 > CAPACITY_FIRST ? old->capacity * 2 : CAPACITY_FIRST);
 }
-
-uint64_t inflight_sequence(const struct inflight_entry *entry) { return entry->has_msg ? msg_sequence(entry->msg) : entry->sequence; }
 
 /* The message goes, its sequence stays. */
 static void drop_msg(struct inflight_entry *entry)
@@ -284,9 +291,22 @@ bool inflight_restore(struct inflight *inflight, uint64_t sequence, uint16_t pac
     return true;
 }
 
-static uint16_t find_later(const struct inflight_block *block, uint64_t sequence)
+/* The first that is not below this sequence, in a block that ascends. For sequences that ascend, too: O(1), all in all. */
+static uint16_t floor_of(struct inflight_block *block, uint64_t sequence)
 {
-    uint16_t at = block ? block->first : NONE;
+    uint16_t at = block->looked_at != NONE ? block->looked_at : block->first;
+    while (at != NONE && inflight_sequence(&block->entries[at]) < sequence)
+        at = block->entries[at].next;
+    for (uint16_t prev = at != NONE ? block->entries[at].prev : block->last;
+         prev != NONE && inflight_sequence(&block->entries[prev]) >= sequence; prev = block->entries[at].prev)
+        at = prev;
+    block->looked_at = at;
+    return at;
+}
+
+static uint16_t find_later(struct inflight_block *block, uint64_t sequence)
+{
+    uint16_t at = block->is_ascending ? floor_of(block, sequence) : block->first;
     while (at != NONE && inflight_sequence(&block->entries[at]) <= sequence)
         at = block->entries[at].next;
     return at;
@@ -325,6 +345,11 @@ struct inflight_entry *inflight_find_sequence(struct inflight *inflight, uint64_
 
 bool inflight_has_sequence(const struct inflight *inflight, uint64_t sequence)
 {
+    struct inflight_block *block = inflight->is_packed ? NULL : inflight->block;
+    if (block && block->is_ascending) {
+        uint16_t at = floor_of(block, sequence);
+        return at != NONE && inflight_sequence(&block->entries[at]) == sequence;
+    }
     struct walk walk = walk_of(inflight);
     while (walk_next(&walk))
         if (inflight_sequence(&walk.it) == sequence)
@@ -337,6 +362,9 @@ uint64_t inflight_sequence_max(const struct inflight *inflight)
     uint64_t max = 0;
     if (inflight->is_packed)
         return inflight->packed->sequence_max;
+    const struct inflight_block *block = inflight->block;
+    if (block && block->is_ascending)
+        return block->last != NONE ? inflight_sequence(&block->entries[block->last]) : 0;
     for (struct walk walk = walk_of(inflight); walk_next(&walk);) {
         uint64_t sequence = inflight_sequence(&walk.it);
         max = sequence > max ? sequence : max;
@@ -369,6 +397,7 @@ void inflight_remove(struct inflight *inflight, struct inflight_entry *entry)
     *link = entry->next_in_cell;
     if (block->unsent == index)
         block->unsent = entry->next;
+    block->looked_at = NONE;
     if (entry->prev != NONE)
         block->entries[entry->prev].next = entry->next;
     else

@@ -67,18 +67,18 @@ struct inflight_entry *inflight_add(struct inflight *inflight, struct msg *msg, 
 /* At start: an outgoing QoS 2 message of an earlier life, by its sequence; in the order of sending. False: memory is short, or the
  * identifier is 0 or taken. */
 bool inflight_restore(struct inflight *inflight, uint64_t sequence, uint16_t packet_id, bool is_received);
-/* At start, after those: whether a message of this sequence was sent before one of them, and there is room for it. O(1) when packed,
- * else O(n). */
+/* At start, after those: whether a message of this sequence was sent before one of them, and there is room for it. O(1) when packed
+ * or sent in the order of the sequences, else O(n). */
 bool inflight_has_later(const struct inflight *inflight, uint64_t sequence);
 /* Then: it is one of QoS 1, to be sent again before them [MQTT-4.6.0-1], under a fresh identifier (no record says which it had, nor that
- * it was sent: is_dup is not set). Ascending by sequence, nothing is sent yet. O(n). False: memory is short. */
+ * it was sent: is_dup is not set). Ascending by sequence, nothing is sent yet. Not packed. Cost as below. False: memory is short. */
 bool inflight_restore_before_later(struct inflight *inflight, uint64_t sequence);
 struct inflight_entry *inflight_find(struct inflight *inflight, uint16_t packet_id);
 /* The entry of a message, NULL when there is none. O(n): for what was read back. */
 struct inflight_entry *inflight_find_sequence(struct inflight *inflight, uint64_t sequence);
-/* Whether there is one. O(n). Packed or not. */
+/* Whether there is one. Packed: O(n). Else, asked for ascending sequences and sent in the order of theirs, O(1) on average; else O(n). */
 bool inflight_has_sequence(const struct inflight *inflight, uint64_t sequence);
-/* The greatest of all, 0 when there is none. O(1) when packed, else O(n). */
+/* The greatest of all, 0 when there is none. O(1) when packed or sent in the order of the sequences, else O(n). */
 uint64_t inflight_sequence_max(const struct inflight *inflight);
 /* Of its message; 0 when that has none. */
 uint64_t inflight_sequence(const struct inflight_entry *entry);

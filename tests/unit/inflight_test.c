@@ -273,6 +273,48 @@ static void it_is_made_again_from_what_was_sent(void **state)
     inflight_deinit(&inflight);
 }
 
+/* As a start does it, with identifiers for all of it, and asking for sequences in any order as well. */
+static void one_of_many_is_found_where_it_stands(void **state)
+{
+    (void)state;
+    enum { COUNT = 30000 };
+    for (int is_mixed = 0; is_mixed < 2; is_mixed++) {
+        struct inflight inflight = {0};
+        for (uint64_t i = 1; i <= COUNT; i++) /* mixed: one was sent after one that is newer */
+            assert_true(inflight_restore(&inflight, is_mixed && (i == 100 || i == 101) ? 2 * (201 - i) : 2 * i, (uint16_t)i, false));
+        uint64_t asked = is_mixed ? 500 : 2 * COUNT - 1;
+        for (uint64_t s = 1; s <= asked; s++) {
+            assert_true(inflight_has_later(&inflight, s));
+            assert_int_equal(inflight_has_sequence(&inflight, s), s % 2 == 0);
+            if (s % 2 != 0) {
+                assert_true(inflight_restore_before_later(&inflight, s));
+                assert_true(inflight_has_sequence(&inflight, s));
+            }
+        }
+        assert_int_equal(inflight_sequence_max(&inflight), 2 * COUNT);
+        assert_true(inflight_has_sequence(&inflight, 7));
+        assert_true(inflight_has_sequence(&inflight, 2 * COUNT));
+        assert_false(inflight_has_sequence(&inflight, 2 * COUNT + 1));
+        assert_true(inflight_has_sequence(&inflight, 1));
+        inflight_remove(&inflight, inflight_find_sequence(&inflight, 1));
+        inflight_remove(&inflight, inflight_find_sequence(&inflight, 2 * COUNT));
+        assert_false(inflight_has_sequence(&inflight, 1));
+        assert_false(inflight_has_sequence(&inflight, 2 * COUNT));
+        assert_true(inflight_has_sequence(&inflight, 2));
+        assert_int_equal(inflight_sequence_max(&inflight), 2 * COUNT - (is_mixed ? 2 : 1));
+        inflight_pack(&inflight);
+        assert_true(inflight.is_packed);
+        assert_true(inflight_unpack(&inflight));
+        uint64_t next = 2;
+        for (struct inflight_entry *entry; (entry = inflight_next_unsent(&inflight)); inflight_mark_sent(&inflight, entry)) {
+            if (!is_mixed)
+                assert_int_equal(inflight_sequence(entry), next++);
+        }
+        assert_true(is_mixed || next == 2 * COUNT);
+        inflight_deinit(&inflight);
+    }
+}
+
 static void what_was_sent_before_goes_before_it_again(void **state)
 {
     (void)state;
@@ -319,6 +361,7 @@ int main(void)
         cmocka_unit_test(packing_changes_nothing),
         cmocka_unit_test(only_what_is_on_disk_is_packed),
         cmocka_unit_test(it_is_made_again_from_what_was_sent),
+        cmocka_unit_test(one_of_many_is_found_where_it_stands),
         cmocka_unit_test(what_was_sent_before_goes_before_it_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
