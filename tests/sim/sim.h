@@ -200,6 +200,7 @@ struct sim_config {
     uint32_t will_one_in;    /* of so many connections one has a will, */
     uint32_t command_one_in; /* of so many messages one is a command, */
     uint32_t starve_one_in;  /* of so many steps one lets a ring stand still, */
+    bool keeps_sessions;     /* all of them */
     bool has_watchers;       /* few publish, and the others only subscribe */
     bool starves_route;      /* always one from a shard to the route actor */
     uint32_t retain_one_in;  /* of so many messages one is retained, */
@@ -228,6 +229,7 @@ struct sim_config {
 
 struct sim {
     uint64_t seed, step;
+    int purpose; /* < 0: the last digit of the seed */
     struct check_random random;
     struct sim_config config;
     int64_t mono, wall;

@@ -1,4 +1,4 @@
-/* tidegate-sim [--seed N] [--seeds N] [--first N] [--steps N] [--trace]
+/* tidegate-sim [--seed N] [--seeds N] [--first N] [--steps N] [--purpose N] [--trace]
  *
  * Runs seeds one after the other, each from nothing; prints progress, and at a finding the seed, the step and how to see it again. Status 1
  * then. */
@@ -32,7 +32,10 @@ void sim_found(struct sim *sim, const char *format, ...)
     va_start(args, format);
     vprintf(format, args);
     va_end(args);
-    printf("\n  again: tidegate-sim --seed %" PRIu64 " --trace\n", sim->seed);
+    printf("\n  again: tidegate-sim --seed %" PRIu64, sim->seed);
+    if (sim->purpose >= 0)
+        printf(" --purpose %d", sim->purpose);
+    printf(" --trace\n");
     fflush(stdout);
     exit(1);
 }
@@ -87,7 +90,7 @@ static void draw_moods(struct sim *sim, struct sim_config *config)
 /* Of each few seeds one is after something special, and everything else is drawn. */
 static void draw_purpose(struct sim *sim, struct sim_config *config)
 {
-    switch (sim->seed % 10) {
+    switch (sim->purpose < 0 ? (int)(sim->seed % 10) : sim->purpose) {
     case 1: /* wills that find no room, are just said when the broker dies, or are cancelled by a clean start */
         config->will_one_in = 1;
         config->clean_one_in = 3;
@@ -127,15 +130,22 @@ static void draw_purpose(struct sim *sim, struct sim_config *config)
     case 7: /* a small log that is used again and again, and large messages whose senders are cut off */
         config->sink_rest = 20;
         config->large_one_in = 3;
-        config->cut_one_in = 40;
+        config->cut_one_in = 100;
         config->away_one_in = 50;
         config->steps *= 2;
         config->segment_size = sim_chance(sim, 1, 2) ? 1 << 14 : 1 << 16;
         if (config->segment_size == 1 << 14)
             return;
-        config->block_count = 2; /* they take long */
+        config->block_count = 4; /* they take long, and there is room beside them */
         config->block_body = 512;
+        config->large_one_in = 6;
         config->log_rest = 3;
+        config->shard_count = 1;
+        config->burst = 5;
+        config->haste = 0;
+        config->keeps_sessions = true;
+        config->clean_one_in = 1000;
+        config->give_up_one_in = 0;
         return;
     case 9: /* a log that is full */
         config->has_drought = true;
@@ -524,11 +534,12 @@ static void on_signal(int number)
     _exit(1);
 }
 
-static void run(uint64_t seed, uint32_t steps, bool trace, uint32_t *messages_out)
+static void run(uint64_t seed, uint32_t steps, int purpose, bool trace, uint32_t *messages_out)
 {
     struct sim *sim = &sim_memory;
     memset(sim, 0, sizeof *sim);
     sim->seed = seed;
+    sim->purpose = purpose;
     sim->trace = trace;
     sim->starved = SIM_RINGS;
     sim->mono = NS_PER_S;
@@ -581,12 +592,18 @@ static void run(uint64_t seed, uint32_t steps, bool trace, uint32_t *messages_ou
 int main(int argc, char **argv)
 {
     static const struct option longs[] = {
-        {"seed", 1, 0, 's'}, {"seeds", 1, 0, 'n'}, {"first", 1, 0, 'f'}, {"steps", 1, 0, 't'}, {"trace", 0, 0, 'v'}, {0},
+        {"seed", 1, 0, 's'},
+        {"seeds", 1, 0, 'n'},
+        {"first", 1, 0, 'f'},
+        {"steps", 1, 0, 't'},
+        {"purpose", 1, 0, 'p'},
+        {"trace", 0, 0, 'v'},
+        {0},
     };
     uint64_t first = 1, count = 100;
     uint32_t steps = STEPS_DEFAULT, messages = 0;
     bool trace = false;
-    int c;
+    int c, purpose = -1;
     while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
         if (c == 's')
             first = strtoull(optarg, NULL, 10), count = 1;
@@ -596,6 +613,8 @@ int main(int argc, char **argv)
             first = strtoull(optarg, NULL, 10);
         else if (c == 't')
             steps = (uint32_t)strtoul(optarg, NULL, 10);
+        else if (c == 'p')
+            purpose = atoi(optarg);
         else if (c == 'v')
             trace = true;
         else
@@ -608,7 +627,7 @@ int main(int argc, char **argv)
         if (isatty(STDOUT_FILENO) && i % 10 == 0)
             printf("\rseed %" PRIu64 " of %" PRIu64 " ", i + 1, count), fflush(stdout);
         setitimer(ITIMER_PROF, &(struct itimerval){.it_value = {.tv_sec = SEED_SECONDS_MAX}}, NULL);
-        run(first + i, steps, trace, &messages);
+        run(first + i, steps, purpose, trace, &messages);
     }
     printf("%s%" PRIu64 " seeds (%" PRIu64 "..%" PRIu64 "), %u messages, nothing found\n%" PRIu64 " passed, 0 failed\n",
            isatty(STDOUT_FILENO) ? "\r" : "", count, first, first + count - 1, messages, count);
