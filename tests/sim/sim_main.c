@@ -94,13 +94,13 @@ static void draw_purpose(struct sim *sim, struct sim_config *config)
     case 1: /* wills that find no room, are just said when the broker dies, or are cancelled by a clean start */
         config->will_one_in = 1;
         config->clean_one_in = 3;
-        config->give_up_one_in = 12;
+        config->give_up_one_in = 60;
         config->away_one_in = 2;
         config->away_steps = 800;
         config->all_go_away = true;
-        config->cut_one_in = 60;
+        config->cut_one_in = 200;
         config->haste = 100;
-        config->log_rest = 12;
+        config->log_rest = 8;
         config->block_count = 2;
         config->grace_ms = 10000 + config->grace_ms * 4; /* long enough for others to subscribe again; less than a rest takes */
         return;
