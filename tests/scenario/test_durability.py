@@ -574,10 +574,11 @@ def test_3_3_1_retained_order_of_a_topic(new_broker, join, restart, topic):
 
 
 class Reader:
-    """A subscriber that remembers over its connections: the values of each topic as they came, and of QoS 2 what it has begun."""
+    """A subscriber that remembers over its connections: the values of each topic as they came, and of QoS 2 what it has begun, and what it
+    has ended (of which the broker may not have heard when it was killed: PUBREL comes again)."""
 
     def __init__(self):
-        self.values, self.begun = {}, {}
+        self.values, self.begun, self.ended = {}, {}, set()
 
     def take(self, client, is_done, at_most=None):
         """Receive and acknowledge until is_done(), or so many PUBLISHes."""
@@ -585,8 +586,9 @@ class Reader:
         while not is_done() and count != at_most:
             packet = client.expect(PUBLISH, PUBREL)
             if packet.kind == PUBREL:
-                assert packet.packet_id in self.begun, "PUBREL without PUBLISH"
-                del self.begun[packet.packet_id]
+                assert packet.packet_id in self.begun or packet.packet_id in self.ended, "PUBREL without PUBLISH"
+                self.begun.pop(packet.packet_id, None)
+                self.ended.add(packet.packet_id)
                 client.send(wire.ack_packet(PUBCOMP, packet.packet_id, version=client.version))
                 continue
             count += 1
@@ -594,6 +596,7 @@ class Reader:
                 self.values.setdefault(packet.topic, []).append(packet.payload)
             if packet.qos == 2:
                 self.begun[packet.packet_id] = packet.payload
+                self.ended.discard(packet.packet_id)
             client.send(wire.ack_packet(PUBACK if packet.qos == 1 else PUBREC, packet.packet_id, version=client.version))
 
     def newest(self):
