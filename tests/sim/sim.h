@@ -233,7 +233,8 @@ struct sim {
     struct check_random random;
     struct sim_config config;
     int64_t mono, wall;
-    int64_t wall_ahead; /* by how much the wall clock was set forward, all together */
+    int64_t wall_ahead;       /* by how much the wall clock was set forward, all together */
+    int64_t wall_ahead_known; /* likewise, when the broker last committed or began: a step since then looks to the next life like time */
     int64_t calm_mono;
     bool calm;    /* no more faults and no new messages: come to rest */
     bool hurries; /* nothing happens any more: let time pass */

@@ -691,7 +691,7 @@ void sim_clients_note_online(struct sim *sim)
         if (!client->conn || !client->online || !client->conn->core || client->conn->broken)
             continue;
         client->seen_online_mono = sim->mono;
-        client->seen_online_ahead = sim->wall_ahead;
+        client->seen_online_ahead = sim->wall_ahead_known;
     }
 }
 

@@ -69,6 +69,7 @@ static void on_checkpoint(void *io, struct log_place place)
 {
     struct sim_broker *broker = io;
     log_writer_set_checkpoint(broker->writer, place);
+    broker->sim->wall_ahead_known = broker->sim->wall_ahead;
 }
 static struct log_end on_durable_end(void *io)
 {
