@@ -213,7 +213,7 @@ static struct counter *admit(struct shard *shard, struct session *sess, size_t c
     if (verdict == QUEUE_HAS_ROOM)
         return NULL;
     enum queue_policy policy = (enum queue_policy)shard->config.limits.queue_policy;
-    if (policy == QUEUE_REFUSE)
+    if (policy == QUEUE_REFUSE && queue_count(&sess->queue) > 0) /* else it is too large by itself, and nothing will leave that says so */
         set_full(shard, sess, true);
     if (policy == QUEUE_DROP_OLDEST && cost <= limits.bytes_max) {
         verdict = shed(shard, sess, cost);

@@ -412,6 +412,27 @@ static void refuse_says_so_to_publishers_and_takes_it_back(void **state)
     rig_free(rig);
 }
 
+/* Nothing waits that could leave and make room: a session whose queue is empty is not full. */
+static void refuse_is_not_for_ever_when_one_message_is_larger_than_the_queue(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(.limits = {.session_queue_messages_max = 100, .session_queue_bytes_max = 2000, .queue_policy = QUEUE_REFUSE});
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    away_subscriber(rig, "sub", "a/#", 1);
+    char large[4001];
+    memset(large, 'x', sizeof large - 1);
+    large[sizeof large - 1] = 0;
+    rig_publish(pub, "a/x", large, 1, 1);
+    rig_settle(rig);
+    assert_int_equal(rig_next(pub)->ack.reason, 0);
+    assert_int_equal(RIG_COUNTER(rig, dropped_queue_bytes), 1);
+    publish_number(pub, "a/x", 1, 1, 2);
+    rig_settle(rig);
+    assert_int_equal(rig_next(pub)->ack.reason, 0);
+    assert_int_equal(queued(rig), 1);
+    rig_free(rig);
+}
+
 static void all_queues_together_are_bounded(void **state)
 {
     (void)state;
@@ -788,6 +809,7 @@ int main(void)
         cmocka_unit_test(the_overshoot_of_drop_oldest_is_bounded),
         cmocka_unit_test(the_overshoot_is_bounded_in_bytes),
         cmocka_unit_test(refuse_says_so_to_publishers_and_takes_it_back),
+        cmocka_unit_test(refuse_is_not_for_ever_when_one_message_is_larger_than_the_queue),
         cmocka_unit_test(all_queues_together_are_bounded),
         cmocka_unit_test(what_waited_too_long_is_dropped),
         cmocka_unit_test(what_nobody_comes_for_is_dropped_too),
