@@ -503,11 +503,17 @@ bool owed_may_go_on(const struct shard *shard)
 
 /* --- order -------------------------------------------------------------------------------------------------------------------------- */
 
+/* Whether the session gets a message at all: what is dropped because nobody is there takes no retained value's place. */
+static bool will_come(const struct shard *shard, const struct session *sess, uint8_t qos)
+{
+    return qos > 0 || shard->config.limits.queue_qos0_messages || (sess->client && sess->client->state == CLIENT_CONNECTED);
+}
+
 bool owed_hold_live(struct shard *shard, struct session *sess, struct msg *msg, const struct recipient *recipient)
 {
     if (!sess->rare)
         return false;
-    if (session_awaits_retained(sess))
+    if (session_awaits_retained(sess) && will_come(shard, sess, recipient->qos))
         session_note_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg);
     if (sess->rare->copies_held + sess->rare->behind_held == 0)
         return false;

@@ -42,6 +42,14 @@ static uint16_t expect_publish(struct rig_client *client, const char *payload, u
     return packet->publish.packet_id;
 }
 
+static struct rig_client *come_back(struct rig *rig)
+{
+    struct packet connect = rig_connect_packet("car", MQTT_V5, false);
+    struct rig_client *car = rig_connect_with(rig, &connect);
+    assert_true(expect(car, MQTT_CONNACK)->connack.session_present);
+    return car;
+}
+
 static void retain(struct rig *rig, struct rig_client *pub, const char *topic, const char *payload, uint8_t qos)
 {
     rig_publish_retained(pub, topic, payload, qos, 9);
@@ -257,6 +265,28 @@ static void a_stale_value_is_not_logged(void **state)
     assert_int_equal(RIG_COUNTER(rig, dropped_stale_retained), 1);
     assert_int_equal(copies_logged(rig, &rec), 0);
     assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 1);
+    rig_free(rig);
+}
+
+/* Of QoS 0, to a session whose client is away: nobody gets it, so the value is owed still. */
+static void a_message_that_does_not_come_makes_no_value_stale(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(0);
+    struct record rec;
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false);
+    retain(rig, pub, "a/1", "old", 1);
+    rig_log_room(rig, false); /* the value is parked */
+    rig_subscribe(car, 1, "a/+", 2);
+    rig_break(car);
+    rig_settle(rig);
+    rig_publish(pub, "a/1", "zero", 0, 0);
+    rig_settle(rig);
+    assert_int_equal(RIG_COUNTER(rig, dropped_offline), 1);
+    rig_log_room(rig, true);
+    rig_settle(rig);
+    assert_int_equal(copies_logged(rig, &rec), 1);
+    expect_publish(come_back(rig), "old", 1, true);
     rig_free(rig);
 }
 
@@ -593,14 +623,6 @@ static struct checkpoint_session stored_car(const struct rig *rig, uint64_t numb
     };
 }
 
-static struct rig_client *come_back(struct rig *rig)
-{
-    struct packet connect = rig_connect_packet("car", MQTT_V5, false);
-    struct rig_client *car = rig_connect_with(rig, &connect);
-    assert_true(expect(car, MQTT_CONNACK)->connack.session_present);
-    return car;
-}
-
 /* What has a record comes back, DUP because it may have been sent; nothing is scanned again when all was given. */
 static void copies_come_back(void **state)
 {
@@ -816,6 +838,7 @@ int main(void)
         cmocka_unit_test_prestate(live_messages_do_not_overtake_copies, &one),
         cmocka_unit_test_prestate(live_messages_do_not_overtake_copies, &many),
         cmocka_unit_test(a_stale_value_is_not_logged),
+        cmocka_unit_test(a_message_that_does_not_come_makes_no_value_stale),
         cmocka_unit_test(a_large_copy_that_was_overtaken_is_dropped),
         cmocka_unit_test(each_large_copy_may_become_stale),
         cmocka_unit_test(without_room_the_scan_pauses),
