@@ -482,6 +482,15 @@ static void rest(struct sim *sim)
     sim->hurries = false;
 }
 
+/* Best one whose will has to be said. */
+static void let_one_go(struct sim *sim)
+{
+    struct sim_client *client = NULL;
+    for (int tries = 0; tries < 4 && !(client && client->online && client->will && !client->closing); tries++)
+        client = &sim->clients[1 + sim_below(sim, sim->config.client_count - 1)];
+    sim_client_go(sim, client);
+}
+
 /* No more faults: everybody comes back but one, perhaps, and everything promised is done, until nothing moves any more. */
 static void come_to_rest(struct sim *sim)
 {
@@ -490,8 +499,8 @@ static void come_to_rest(struct sim *sim)
     end_faults(sim);
     /* Where publishers are refused for one whose queue is full, he has to come back. */
     if (sim->config.client_count > 2 && sim->config.queue_policy != QUEUE_REFUSE && sim_chance(sim, 1, 2))
-        sim_client_go(sim, &sim->clients[1 + sim_below(sim, sim->config.client_count - 1)]);
-    if (sim->broker && sim_chance(sim, 1, 3))
+        let_one_go(sim);
+    if (sim->broker && sim_chance(sim, sim_has_gone(sim) ? 2 : 1, 3))
         sim_broker_die(sim, false);
     if (sim->sink && sim_chance(sim, 1, 2))
         sim_sink_die(sim);
