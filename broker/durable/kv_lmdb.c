@@ -682,7 +682,9 @@ static enum err open_env(struct kv_lmdb *lmdb, const struct kv_lmdb_options *opt
     if (rc) {
         mdb_env_close(env);
         lmdb->env = NULL;
-        return fail(msg, rc, path, "cannot open the database");
+        return fail(msg, rc, path,
+                    rc == ENOMEM ? "cannot map the database, as large as checkpoint_max_size allows (is address space limited, ulimit -v?)"
+                                 : "cannot open the database");
     }
     CHECK(mdb_env_get_maxkeysize(env) >= KV_KEY_MAX);
     return ERR_OK;

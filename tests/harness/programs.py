@@ -196,6 +196,8 @@ class Broker(Program):
         "log_free_disk_floor": "0",
         "connect_timeout": "20s",
         "log_level": "notice",
+        # ThreadSanitizer leaves a program less address space than the default asks for.
+        **({"checkpoint_max_size": "16GiB"} if MODE == "tsan" else {}),
     }
 
     def __init__(self, directory, conf="", shards=1, listener="listener 0 127.0.0.1\nallow_anonymous true\n", env=None):
