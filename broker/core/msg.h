@@ -31,7 +31,7 @@ struct msg {
     _Atomic uint64_t sequence; /* of its record in the log: its name in the checkpoint. 0 until the record is durable (or when there is
                                   none); set once, by the publisher's shard, before a persistent session is given the message */
     int64_t receive_wall_ns;   /* when it was accepted; strictly increasing in one shard */
-    int64_t expiry_wall_ns;    /* deadline in the broker\'s own time (shard_config.steady_offset_ns), MSG_NO_EXPIRY when it does not expire
+    int64_t expiry_wall_ns;    /* deadline in the broker's own time (shard_config.steady_offset_ns), MSG_NO_EXPIRY when it does not expire
                                   [MQTT-3.3.2-5] */
     uint8_t correlation_id[16];
     uint8_t bytes[];

@@ -444,7 +444,7 @@ static bool must_wait(const struct shard *shard, const struct session *sess, con
     return op->type == OP_RETAINED_VALUE && op->retained.msg->qos > 0 && waiting_is_logged(shard, sess);
 }
 
-static void on_op(struct shard *shard, const struct op *op)
+void owed_on_op(struct shard *shard, const struct op *op)
 {
     struct session *sess = session_table_find_number(&shard->sessions, op->retained.session.number);
     struct pending_request *pending = sess ? session_find_pending(sess, op->retained.request_id) : NULL;
@@ -455,9 +455,6 @@ static void on_op(struct shard *shard, const struct op *op)
     else if (sess && op->type == OP_RETAINED_END)
         check_given(shard, sess);
 }
-
-void owed_on_value(struct shard *shard, const struct op *op) { on_op(shard, op); }
-void owed_on_end(struct shard *shard, const struct op *op) { on_op(shard, op); }
 
 static void take_parked(struct shard *shard)
 {

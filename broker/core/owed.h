@@ -1,10 +1,10 @@
 /* Retained values that a subscription is owed: from the route actor to the session, through the log when the session is persistent.
  *
- *   OP_RETAINED_VALUE   owed_on_value   dropped with a reason, or given
+ *   OP_RETAINED_VALUE   dropped with a reason, or given
  *     QoS 0, or a session that is not logged       at once (deliver_to_session)
  *     else a *copy*: one PUBLISH record that names the session alone, at its home (LOG 11); then the gate, with a sequence of its own, and
  *     from there on it is a message like any other: wanted, SENT, ACK, DROP
- *   OP_RETAINED_END     owed_on_end     the scan is over
+ *   OP_RETAINED_END     the scan is over
  *
  * No room in the log or the gate: the value is *parked*, in order, and the end of its scan behind it. A value counts as taken when it has
  * its record, so a scan has at most ROUTE_RETAINED_WINDOW values on their way or parked, and pauses; nobody else waits for it. It pauses
@@ -56,9 +56,8 @@ struct owed {
 void owed_init(struct owed *owed);
 void owed_deinit(struct owed *owed);
 
-/* OP_RETAINED_VALUE (the message is taken) and OP_RETAINED_END. */
-void owed_on_value(struct shard *shard, const struct op *op);
-void owed_on_end(struct shard *shard, const struct op *op);
+/* OP_RETAINED_VALUE (the message is taken) or OP_RETAINED_END. */
+void owed_on_op(struct shard *shard, const struct op *op);
 /* Before the turn's log is sealed: what is parked, as far as there is room. */
 void owed_turn(struct shard *shard);
 /* Whether owed_turn() would get ahead. */

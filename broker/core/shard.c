@@ -245,11 +245,11 @@ void shard_on_op(struct shard *shard, const struct op *op)
         on_retained(shard, op);
         return;
     case OP_RETAINED_VALUE:
-        owed_on_value(shard, op);
+        owed_on_op(shard, op);
         return;
     case OP_RETAINED_END:
         shard->is_room_news = true;
-        owed_on_end(shard, op);
+        owed_on_op(shard, op);
         return;
     case OP_ROUTE_ASK:
         on_ask(shard, op->count);
