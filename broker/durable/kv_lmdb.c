@@ -2,7 +2,9 @@
  * its own negative numbers or errno values; err_of() makes enum err of them. */
 #include "broker/durable/kv_lmdb.h"
 
+#include "broker/durable/kv_lmdb_fault.h"
 #include "broker/durable/kv_lmdb_pages.h"
+#include "broker/durable/kv_lmdb_pipe.h"
 #include "common/check.h"
 #include "common/crash_point.h"
 #include "common/data_dir.h"
@@ -14,8 +16,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <lmdb.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,7 +31,6 @@
 #define NEW_NAME DATA_NAME ".new"
 #define NEW_LOCK_NAME NEW_NAME "-lock" /* LMDB's name for it */
 #define SPACE_PROBE ((off_t)1 << 20)
-#define COPY_CHUNK (1 << 20) /* bytes between two questions whether to stop */
 
 struct kv_lmdb {
     struct kv base;
@@ -455,69 +454,18 @@ static enum err lmdb_stats(struct kv *kv, struct kv_stats *stats_out)
     return err_of(rc);
 }
 
-/* --- faults -------------------------------------------------------------------------------------------------------------------------- */
-
-/* The map of the one database that is watched. The handler runs in the thread that touched it, on what was written before. */
-static struct {
-    struct kv_lmdb *lmdb; /* NULL: none */
-    uintptr_t begin, end;
-    struct sigaction before[2];
-    char line[FILE_PATH_MAX + 256];
-    size_t offset_at; /* in `line`: sixteen digits */
-} watched;
-static const int fault_signals[2] = {SIGBUS, SIGSEGV};
-
-static void on_fault(int number, siginfo_t *info, void *context)
-{
-    uintptr_t at = (uintptr_t)info->si_addr;
-    (void)context;
-    if (!watched.lmdb || at < watched.begin || at >= watched.end) { /* not ours: once more, for whoever had it before */
-        (void)sigaction(number, &watched.before[number == SIGSEGV], NULL);
-        return;
-    }
-    uintptr_t offset = at - watched.begin;
-    for (size_t i = 16; i-- > 0; offset >>= 4)
-        watched.line[watched.offset_at + i] = "0123456789abcdef"[offset & 15];
-    size_t size = strlen(watched.line);
-    (void)!write(logger_fd(), watched.line, size);
-    _exit(EXIT_FAILURE);
-}
-
 void kv_lmdb_catch_faults(struct kv *kv)
 {
-    static const char zeros[] = "0000000000000000";
     struct kv_lmdb *lmdb = lmdb_of(kv);
-    CHECK(!watched.lmdb);
-    if (lmdb->map_end == 0)
-        return;
-    watched.begin = lmdb->map_begin;
-    watched.end = lmdb->map_end;
-    int head = snprintf(watched.line, sizeof watched.line, "ERROR %s: offset 0x", lmdb->path);
-    watched.offset_at = (size_t)head;
-    (void)snprintf(watched.line + head, sizeof watched.line - (size_t)head,
-                   "%s cannot be read: it was cut, the disk has failed, or a page is damaged; the broker ends. What was acknowledged is in "
-                   "the log and here; see `tidegate-broker repair`\n",
-                   zeros);
-    watched.lmdb = lmdb;
-    struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
-    for (size_t i = 0; i < 2; i++)
-        (void)sigaction(fault_signals[i], &action, &watched.before[i]);
-}
-
-static void faults_forget(const struct kv_lmdb *lmdb)
-{
-    if (watched.lmdb != lmdb)
-        return;
-    for (size_t i = 0; i < 2; i++)
-        (void)sigaction(fault_signals[i], &watched.before[i], NULL);
-    watched.lmdb = NULL;
+    if (lmdb->map_end != 0)
+        kv_lmdb_fault_catch(lmdb->path, lmdb->map_begin, lmdb->map_end);
 }
 
 static void lmdb_close(struct kv *kv)
 {
     struct kv_lmdb *lmdb = lmdb_of(kv);
     CHECK(atomic_load(&lmdb->open_count) == 0);
-    faults_forget(lmdb);
+    kv_lmdb_fault_forget(lmdb->map_begin);
     mdb_env_close(lmdb->env);
     lmdb->magic = 0;
     free(lmdb->path);
@@ -830,69 +778,6 @@ enum err kv_lmdb_open(struct kv **kv_out, const struct kv_lmdb_options *options,
 
 /* --- copy ---------------------------------------------------------------------------------------------------------------------------- */
 
-/* LMDB copies in one long call, which cannot be asked to end: so it copies into a pipe, in a thread of its own, and who reads the pipe may
- * stop reading. */
-struct copy {
-    MDB_env *env;
-    int pipe[2];
-    int rc;
-};
-
-static void *copy_main(void *arg)
-{
-    struct copy *copy = (struct copy *)arg;
-    sigset_t set;
-    (void)sigemptyset(&set);
-    (void)sigaddset(&set, SIGPIPE); /* of this thread and that which LMDB makes: an error is enough */
-    (void)pthread_sigmask(SIG_BLOCK, &set, NULL);
-    copy->rc = mdb_env_copyfd2(copy->env, copy->pipe[1], MDB_CP_COMPACT);
-    close(copy->pipe[1]);
-    return NULL;
-}
-
-/* From the pipe into the file. Returns 0 at the end of the pipe, ECANCELED, or why not. */
-static int copy_through(int from, int to, bool (*is_stopped)(void))
-{
-    char *chunk = (char *)malloc(COPY_CHUNK);
-    int rc = chunk ? 0 : ENOMEM;
-    while (rc == 0) {
-        ssize_t got = read(from, chunk, COPY_CHUNK);
-        if (got == 0)
-            break;
-        if (is_stopped && is_stopped())
-            rc = ECANCELED;
-        else if (got < 0)
-            rc = errno == EINTR ? 0 : errno;
-        for (ssize_t done = 0, put; rc == 0 && done < got; done += put) {
-            put = write(to, chunk + done, (size_t)(got - done));
-            rc = put < 0 && errno != EINTR ? errno : 0;
-            put = put < 0 ? 0 : put;
-        }
-    }
-    free(chunk);
-    return rc;
-}
-
-/* Returns an errno value or one of LMDB. */
-static int copy_compact(MDB_env *env, int fd, bool (*is_stopped)(void))
-{
-    struct copy copy = {.env = env};
-    pthread_t thread;
-    if (pipe2(copy.pipe, O_CLOEXEC) != 0)
-        return errno;
-    (void)fcntl(copy.pipe[1], F_SETPIPE_SZ, COPY_CHUNK);
-    int rc = pthread_create(&thread, NULL, copy_main, &copy);
-    if (rc != 0) {
-        close(copy.pipe[0]);
-        close(copy.pipe[1]);
-        return rc;
-    }
-    rc = copy_through(copy.pipe[0], fd, is_stopped);
-    close(copy.pipe[0]); /* who still writes gets EPIPE */
-    (void)pthread_join(thread, NULL);
-    return rc ? rc : copy.rc;
-}
-
 enum err kv_lmdb_copy(struct kv *kv, const char *dir, bool (*is_stopped)(void), struct errmsg *msg)
 {
     struct kv_lmdb *lmdb = lmdb_of(kv);
@@ -906,7 +791,7 @@ enum err kv_lmdb_copy(struct kv *kv, const char *dir, bool (*is_stopped)(void), 
         close(dir_fd);
         return err;
     }
-    int rc = copy_compact(lmdb->env, fd, is_stopped);
+    int rc = kv_lmdb_pipe_copy(lmdb->env, fd, is_stopped);
     if (rc == ECANCELED)
         err = err_set(msg, ERR_CLOSED, "%s: copy of the database: stopped by a signal", dir);
     else if (rc)
