@@ -17,19 +17,11 @@
 #include "common/check.h"
 #include "common/clock.h"
 #include "tests/lib/memory_store.h"
+#include "tests/lib/rig_expect.h"
 #include "tests/lib/shard_rig.h"
 
 #define RIG(...) rig_new(&(struct rig_options){.has_store = true, __VA_ARGS__})
 #define TEXT(packet) ((int)(packet)->publish.payload.size), (const char *)(packet)->publish.payload.data
-
-static const struct packet *expect(struct rig_client *client, enum mqtt_packet_type type)
-{
-    const struct packet *packet = rig_next(client);
-    if (!packet)
-        fail_msg("a packet of type %d was expected, and there is none", type);
-    assert_int_equal(packet->type, type);
-    return packet;
-}
 
 /* A PUBLISH with this payload; returns its packet identifier. */
 static uint16_t expect_publish(struct rig_client *client, const char *payload, uint8_t qos, bool retain)

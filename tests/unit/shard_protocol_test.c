@@ -12,6 +12,7 @@
 #include "broker/core/shard_state.h"
 #include "broker/session/subscription_list.h"
 #include "tests/lib/check_random.h"
+#include "tests/lib/rig_expect.h"
 #include "tests/lib/shard_rig.h"
 
 struct mode {
@@ -30,35 +31,11 @@ static struct rig *new_rig(void **state, struct rig_options options)
 
 /* --- what is expected to come out ---------------------------------------------------------------------------------------------------- */
 
-static const struct packet *expect(struct rig_client *client, enum mqtt_packet_type type)
-{
-    const struct packet *packet = rig_next(client);
-    if (!packet)
-        fail_msg("expected %s, nothing came", mqtt_packet_name(type));
-    if (packet->type != type)
-        fail_msg("expected %s, got %s", mqtt_packet_name(type), mqtt_packet_name(packet->type));
-    return packet;
-}
-
-static void expect_nothing(struct rig_client *client)
-{
-    const struct packet *packet = rig_next(client);
-    if (packet)
-        fail_msg("expected nothing, got %s", mqtt_packet_name(packet->type));
-}
-
 static void expect_connack(struct rig_client *client, bool session_present, unsigned reason)
 {
     const struct packet *packet = expect(client, MQTT_CONNACK);
     assert_int_equal(packet->connack.reason, reason);
     assert_int_equal(packet->connack.session_present, session_present);
-}
-
-static void expect_ack(struct rig_client *client, enum mqtt_packet_type type, uint16_t packet_id, unsigned reason)
-{
-    const struct packet *packet = expect(client, type);
-    assert_int_equal(packet->ack.packet_id, packet_id);
-    assert_int_equal(packet->ack.reason, reason);
 }
 
 static void expect_disconnect(struct rig_client *client, unsigned reason)

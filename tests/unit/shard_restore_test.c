@@ -14,6 +14,7 @@
 #include "broker/core/shard_state.h"
 #include "common/clock.h"
 #include "tests/lib/memory_store.h"
+#include "tests/lib/rig_expect.h"
 #include "tests/lib/shard_rig.h"
 
 #define NUMBER(i) ((UINT64_C(77) << 42) + (i)) /* of an earlier start */
@@ -26,23 +27,6 @@ static struct rig *new_rig(void **state, struct rig_options options)
     return rig_new(&options);
 }
 #define RIG(...) new_rig(state, (struct rig_options){__VA_ARGS__})
-
-static const struct packet *expect(struct rig_client *client, enum mqtt_packet_type type)
-{
-    const struct packet *packet = rig_next(client);
-    if (!packet)
-        fail_msg("expected %s, nothing came", mqtt_packet_name(type));
-    if (packet->type != type)
-        fail_msg("expected %s, got %s", mqtt_packet_name(type), mqtt_packet_name(packet->type));
-    return packet;
-}
-
-static void expect_nothing(struct rig_client *client)
-{
-    const struct packet *packet = rig_next(client);
-    if (packet)
-        fail_msg("expected nothing, got %s", mqtt_packet_name(packet->type));
-}
 
 static void expect_publish(struct rig_client *client, const char *payload)
 {
