@@ -101,6 +101,19 @@ def test_failed_write_is_final(broken, topic, rules, words):
     broker.stop()
 
 
+def check_goes_on(broker, disk, load):
+    """With the disk mended publishers go on, and nothing that was acknowledged is lost by a kill."""
+    count = load.count()
+    disk.mend()
+    wait_until(lambda: load.count() > count + 100, "publishers go on")
+    load.stop()
+    broker.kill()
+    broker.start()
+    load.check()
+    broker.check_books()
+    broker.stop()
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT], ids=["disk", "quota"])
 def test_no_space_while_running(broken, topic, number):
     """Publishers wait, everybody else is served, it says so; with space again it goes on by itself, and nothing is lost."""
@@ -110,20 +123,12 @@ def test_no_space_while_running(broken, topic, number):
     broker.wait_metric(lambda metrics: metrics.get("tidegate_log_has_room") == 0, "the log takes no messages")
     status, health = broker.health()
     assert status == 503 and {"log_full", "log_space"} & {problem["check"] for problem in health["problems"]}, health
-    count = load.count()
     probe = wire.Client(broker.port)
     probe.connect("still served")
     probe.subscribe("other")
     probe.publish("other", b"1")
     assert probe.take().payload == b"1"
-    disk.mend()
-    wait_until(lambda: load.count() > count + 100, "publishers go on")
-    load.stop()
-    broker.kill()
-    broker.start()
-    load.check()
-    broker.check_books()
-    broker.stop()
+    check_goes_on(broker, disk, load)
 
 
 def test_no_space_where_nothing_is_written_in_place(broken, topic):
@@ -135,14 +140,7 @@ def test_no_space_where_nothing_is_written_in_place(broken, topic):
     status, health = broker.health()
     assert status == 503 and "log_space" in [problem["check"] for problem in health["problems"]], health
     assert "no space for the log: trying again" in broker.stderr() and ".seg: write at" in broker.stderr()
-    count = load.count()
-    disk.mend()
-    wait_until(lambda: load.count() > count + 100, "publishers go on")
-    load.stop()
-    broker.kill()
-    broker.start()
-    load.check()
-    broker.stop()
+    check_goes_on(broker, disk, load)
 
 
 def test_no_space_and_sigterm(broken, topic):
