@@ -27,7 +27,7 @@
 #ifndef TIDEGATE_BROKER_CORE_CLIENT_H
 #define TIDEGATE_BROKER_CORE_CLIENT_H
 
-#include "broker/core/shard.h"
+#include "broker/core/shard_config.h"
 #include "broker/core/shard_stats.h"
 #include "broker/durable/ack_gate.h"
 #include "broker/mqtt/packet.h"
@@ -36,6 +36,8 @@
 #include "common/list.h"
 
 #define CLIENT_TICK_MS 100
+
+struct shard;
 
 enum client_state { CLIENT_CONNECTING, CLIENT_WAITING, CLIENT_CONNECTED };
 enum client_block { BLOCK_NONE, BLOCK_FAIR, BLOCK_ROOM, BLOCK_QUOTA, BLOCK_LARGE, BLOCK_SESSION };

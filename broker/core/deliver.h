@@ -21,13 +21,15 @@
 
 #include "broker/core/client.h"
 #include "broker/core/ops.h"
-#include "broker/core/shard.h"
+#include "broker/core/shard_config.h"
 #include "broker/mqtt/mqtt_spec.h"
 #include "broker/session/session.h"
 #include "common/bytes.h"
 
 #define DELIVERY_SIZE_FIRST 2048  /* bytes of a batch; doubled when needed */
 #define DELIVERY_SIZE_POST 65536u /* bytes from which a batch is posted before the turn ends */
+
+struct shard;
 
 struct recipient {
     uint64_t number;

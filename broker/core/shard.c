@@ -9,11 +9,6 @@
 
 #define DROP_RECORD_SIZE ((size_t)4096) /* more than a DROP record takes */
 
-actor_id shard_home(uint64_t hash_key, uint16_t shard_count, struct span client_id)
-{
-    return (actor_id)hash_to_index(hash_span(client_id, hash_key), shard_count);
-}
-
 static bool rules_want_user_name(const struct rule_table *rules)
 {
     for (unsigned i = 0; rules && i < rules->count; i++)
@@ -118,49 +113,6 @@ void shard_free(struct shard *shard)
 
 struct shard_stats *shard_get_stats(struct shard *shard) { return &shard->stats; }
 
-/* --- what the other files use ------------------------------------------------------------------------------------------------------- */
-
-static bool post_to_ring(void *arg, actor_id to, const struct op *op)
-{
-    struct shard *shard = arg;
-    bool is_bulk = op->type == OP_DELIVER || op->type == OP_ROUTE_RETAIN;
-    return shard->io->post(shard->io_arg, to, op, !is_bulk);
-}
-
-void shard_post(struct shard *shard, actor_id to, const struct op *op) { op_backlog_post(&shard->backlog, post_to_ring, shard, to, op); }
-
-uint64_t shard_draw_session_number(struct shard *shard)
-{
-    shard->session_counter += shard->session_counter ? shard->config.shard_count : shard->config.index + 1u;
-    return session_number_of(shard->config.epoch, shard->session_counter);
-}
-
-/* xorshift128+, seeded at start. */
-uint64_t shard_random(struct shard *shard)
-{
-    uint64_t a = shard->random_state[0], b = shard->random_state[1];
-    shard->random_state[0] = b;
-    a ^= a << 23;
-    shard->random_state[1] = a ^ b ^ (a >> 18) ^ (b >> 5);
-    return shard->random_state[1] + b;
-}
-
-/* They need to differ, not to be secret: a random number of this start, and a count. Half of it is the same all the time, which compresses.
- */
-void shard_correlation_id(struct shard *shard, uint8_t id_out[RECORD_CORRELATION_SIZE])
-{
-    store_be64(id_out, shard->correlation_base);
-    store_be64(id_out + 8, ++shard->correlation_count);
-}
-
-int64_t shard_receive_time(struct shard *shard)
-{
-    shard->receive_wall_ns = shard->now_wall_ns > shard->receive_wall_ns ? shard->now_wall_ns : shard->receive_wall_ns + 1;
-    return shard->receive_wall_ns;
-}
-
-bool shard_has_room(const struct shard *shard) { return shard->backlog.count == 0 && ack_gate_has_room(&shard->gate, 0); }
-
 /* --- the turn ----------------------------------------------------------------------------------------------------------------------- */
 
 void shard_turn_begin(struct shard *shard, int64_t now_mono_ns, int64_t now_wall_ns)
@@ -181,7 +133,7 @@ void shard_turn_begin(struct shard *shard, int64_t now_mono_ns, int64_t now_wall
     counter_inc(&shard->stats.turns);
     epoch_begin(shard->reader);
     if (shard->backlog.count > 0)
-        shard->is_room_news |= op_backlog_flush(&shard->backlog, post_to_ring, shard);
+        shard->is_room_news |= shard_post_backlog(shard);
 }
 
 struct client *shard_open(struct shard *shard, void *conn, const struct client_origin *origin)

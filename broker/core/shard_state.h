@@ -10,7 +10,7 @@
 #include "broker/core/publish.h"
 #include "broker/core/refused_values.h"
 #include "broker/core/session_log.h"
-#include "broker/core/shard.h"
+#include "broker/core/shard_config.h"
 #include "broker/core/shard_log.h"
 #include "broker/core/shard_stats.h"
 #include "broker/core/waiting.h"
@@ -83,6 +83,8 @@ struct shard {
 
 /* An op to another actor; kept when its ring is full. */
 void shard_post(struct shard *shard, actor_id to, const struct op *op);
+/* What was kept, again. Whether some of it went. */
+bool shard_post_backlog(struct shard *shard);
 uint64_t shard_random(struct shard *shard);
 void shard_correlation_id(struct shard *shard, uint8_t id_out[RECORD_CORRELATION_SIZE]);
 /* Of a new session; never given before. */
