@@ -19,7 +19,7 @@
 #ifndef TIDEGATE_BROKER_CORE_DELIVER_H
 #define TIDEGATE_BROKER_CORE_DELIVER_H
 
-#include "broker/core/client.h"
+#include "broker/core/client_state.h"
 #include "broker/core/ops.h"
 #include "broker/core/shard_config.h"
 #include "broker/mqtt/mqtt_spec.h"

@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 
+#include "broker/core/client.h"
 #include "broker/core/shard_state.h"
 #include "broker/guard/tier.h"
 #include "common/check.h"

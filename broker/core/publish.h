@@ -22,7 +22,7 @@
 #ifndef TIDEGATE_BROKER_CORE_PUBLISH_H
 #define TIDEGATE_BROKER_CORE_PUBLISH_H
 
-#include "broker/core/client.h"
+#include "broker/core/client_state.h"
 #include "broker/route/topic_tree.h"
 #include "broker/session/will.h"
 #include "broker/telemetry/rule.h"

@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 
+#include "broker/core/client.h"
 #include "broker/core/route_actor.h"
 #include "broker/core/shard_state.h"
 #include "common/check.h"

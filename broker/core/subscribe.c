@@ -6,6 +6,7 @@
  * subscriptions are refused in this stage, and CONNACK says so. */
 #include <stdlib.h>
 
+#include "broker/core/client.h"
 #include "broker/core/route_actor.h"
 #include "broker/core/shard_state.h"
 #include "common/check.h"
