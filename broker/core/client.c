@@ -695,6 +695,10 @@ static enum client_step handle_bytes(struct shard *shard, struct client *client,
             break;
         }
         enum client_step step = handle_packet(shard, client, &frame, data + *used_out);
+        if (step == CLIENT_OVER) {
+            client_close(shard, client, shard->over.reason, shard->over.cell);
+            return CLIENT_GONE;
+        }
         if (step != CLIENT_NEXT)
             return step;
         *used_out += frame.size;

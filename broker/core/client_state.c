@@ -124,6 +124,12 @@ void client_wake(struct shard *shard, struct client *client)
     client_set_block(shard, client, BLOCK_FAIR);
 }
 
+enum client_step client_over(struct shard *shard, enum mqtt_reason reason, struct counter *cell)
+{
+    shard->over = (struct client_over){.reason = reason, .cell = cell};
+    return CLIENT_OVER;
+}
+
 struct client_ref client_ref_of(const struct client *client)
 {
     const struct session *sess = client->session;

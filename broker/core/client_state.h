@@ -33,7 +33,14 @@ enum client_block { BLOCK_NONE, BLOCK_FAIR, BLOCK_ROOM, BLOCK_QUOTA, BLOCK_LARGE
 enum client_step {
     CLIENT_NEXT,    /* handled */
     CLIENT_BLOCKED, /* nothing happened; the packet stays, client.block says why */
+    CLIENT_OVER,    /* the client is to be closed: shard.over says why */
     CLIENT_GONE,    /* the client has been freed */
+};
+
+/* Why a connection is to be closed. */
+struct client_over {
+    enum mqtt_reason reason; /* SUCCESS: nothing is said */
+    struct counter *cell;
 };
 
 struct client_partial; /* bytes not handled yet */
@@ -101,6 +108,8 @@ void client_doom(struct shard *shard, struct client *client);
 /* Stop handling its packets, and start again with the next turn. */
 void client_set_block(struct shard *shard, struct client *client, enum client_block block);
 void client_wake(struct shard *shard, struct client *client);
+/* The packet ends its connection: the verdict of whoever judges it; client.c closes. */
+enum client_step client_over(struct shard *shard, enum mqtt_reason reason, struct counter *cell);
 
 /* Into that list of the shard. */
 void client_move(struct list_node *list, struct client *client);

@@ -648,10 +648,8 @@ static enum client_step refuse(struct shard *shard, struct client *client, const
     counter_inc(cell);
     if (packet->qos == 0)
         return CLIENT_NEXT;
-    if (client->version < MQTT_V5) {
-        client_close(shard, client, MQTT_REASON_SUCCESS, &shard->stats.closed_refused_publish);
-        return CLIENT_GONE;
-    }
+    if (client->version < MQTT_V5)
+        return client_over(shard, MQTT_REASON_SUCCESS, &shard->stats.closed_refused_publish);
     client->receive_held++; /* until the answer leaves */
     struct gate_item item = answer_of(packet->qos, packet->packet_id, reason);
     client_answer(shard, client, &item);
@@ -723,8 +721,7 @@ static enum client_step exceed_quota(struct shard *shard, struct client *client)
 {
     if (!client->is_strict)
         return block(shard, client, BLOCK_QUOTA);
-    client_close(shard, client, MQTT_REASON_RECEIVE_MAXIMUM_EXCEEDED, &shard->stats.closed_protocol_error); /* [MQTT-3.3.4-7] */
-    return CLIENT_GONE;
+    return client_over(shard, MQTT_REASON_RECEIVE_MAXIMUM_EXCEEDED, &shard->stats.closed_protocol_error); /* [MQTT-3.3.4-7] */
 }
 
 static void count_handled(struct shard *shard, struct client *client, uint8_t qos, uint32_t copies)

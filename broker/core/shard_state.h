@@ -60,6 +60,7 @@ struct shard {
     struct list_node connecting, ready, blocked; /* of clients, by client.work */
     struct list_node idle;                       /* the same: connected, and neither ready nor waiting for room */
     struct list_node dirty;                      /* of clients, by client.dirty */
+    struct client_over over;                     /* of the packet that ended its connection last */
     bool is_any_doomed;
     bool is_work_left; /* a budget ended something: the next turn is due at once */
     bool is_room_news; /* something happened that may have made room: blocked clients try again. With a full log they may be thousands. */

@@ -6,7 +6,6 @@
  * subscriptions are refused in this stage, and CONNACK says so. */
 #include <stdlib.h>
 
-#include "broker/core/client.h"
 #include "broker/core/route_actor.h"
 #include "broker/core/shard_state.h"
 #include "common/check.h"
@@ -33,10 +32,8 @@ static enum client_step answer_all(struct shard *shard, struct client *client, e
 {
     uint8_t stack[CODES_ON_STACK];
     uint8_t *codes = filter_count <= CODES_ON_STACK ? stack : malloc(filter_count);
-    if (!codes) {
-        client_close(shard, client, MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.closed_no_memory);
-        return CLIENT_GONE;
-    }
+    if (!codes)
+        return client_over(shard, MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.closed_no_memory);
     memset(codes, reason, filter_count);
     struct packet packet = {.type = type, .suback = {.packet_id = packet_id, .codes = span_of(codes, filter_count)}};
     client_send(shard, client, &packet);
@@ -97,10 +94,8 @@ enum client_step subscribe_on_subscribe(struct shard *shard, struct client *clie
     size_t text_size = 0;
     for (struct span rest = packet->filters; packet_subscribe_next(&rest, &subscription);) {
         text_size += subscription.text.size;
-        if (subscription.filter.is_shared && subscription.no_local) {
-            client_close(shard, client, MQTT_REASON_PROTOCOL_ERROR, &shard->stats.closed_protocol_error); /* [MQTT-3.8.3-4] */
-            return CLIENT_GONE;
-        }
+        if (subscription.filter.is_shared && subscription.no_local)
+            return client_over(shard, MQTT_REASON_PROTOCOL_ERROR, &shard->stats.closed_protocol_error); /* [MQTT-3.8.3-4] */
     }
     if (packet->filter_count > SUBSCRIPTION_LIST_FILTERS_MAX)
         return answer_all(shard, client, MQTT_SUBACK, packet->packet_id, packet->filter_count, MQTT_REASON_QUOTA_EXCEEDED);
@@ -141,10 +136,8 @@ enum client_step subscribe_on_unsubscribe(struct shard *shard, struct client *cl
     struct span filter;
     for (struct span rest = packet->filters; packet_unsubscribe_next(&rest, &filter);)
         text_size += filter.size;
-    if (packet->filter_count > SUBSCRIPTION_LIST_FILTERS_MAX) { /* more than it can have; UNSUBACK knows no refusal before MQTT 5 */
-        client_close(shard, client, MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.closed_protocol_error);
-        return CLIENT_GONE;
-    }
+    if (packet->filter_count > SUBSCRIPTION_LIST_FILTERS_MAX) /* more than it can have; UNSUBACK knows no refusal before MQTT 5 */
+        return client_over(shard, MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.closed_protocol_error);
     if (!has_room(shard, sess)) {
         client_set_block(shard, client, BLOCK_ROOM);
         return CLIENT_BLOCKED;
