@@ -81,7 +81,5 @@ void publish_job_free(struct publish_job *job);
 void publish_on_value_refused(struct shard *shard, const struct msg *msg, uint64_t ticket);
 /* All retained PUBLISHes of this shard below `number` are logged, or on their way as the large record: say so to the store (LOG 12). */
 void publish_say_passed(struct shard *shard, uint64_t number);
-/* The gate lets an item out. */
-uint64_t publish_on_released(void *shard, const struct gate_item *item, struct span extra);
 
 #endif

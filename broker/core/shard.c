@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "broker/core/client.h"
+#include "broker/core/gate_release.h"
 #include "broker/core/route_actor.h"
 #include "broker/core/shard_state.h"
 #include "common/check.h"
@@ -326,7 +327,7 @@ void shard_turn_end(struct shard *shard)
     shard->is_work_left |= waiting_turn_end(shard);
     shard_log_turn_end(shard);
     uint64_t held_before = shard->gate.stats->messages;
-    if (ack_gate_release(&shard->gate, SHARD_RELEASES_PER_TURN, publish_on_released, shard))
+    if (ack_gate_release(&shard->gate, SHARD_RELEASES_PER_TURN, gate_release_item, shard))
         shard->is_work_left = true;
     shard->is_room_news |= shard->gate.stats->messages < held_before;
     shard->is_work_left |= owed_may_go_on(shard);

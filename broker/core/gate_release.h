@@ -1,0 +1,13 @@
+/* What leaves the ack gate, and to whom: the dispatch of its items. Owner: the shard. Pure. */
+#ifndef TIDEGATE_BROKER_CORE_GATE_RELEASE_H
+#define TIDEGATE_BROKER_CORE_GATE_RELEASE_H
+
+#include <stdint.h>
+
+#include "broker/durable/ack_gate.h"
+#include "common/bytes.h"
+
+/* For ack_gate_release(): the gate lets an item out. Returns 0, or the block that it has to wait for all the same. */
+uint64_t gate_release_item(void *shard, const struct gate_item *item, struct span extra);
+
+#endif
