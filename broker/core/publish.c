@@ -42,13 +42,6 @@ void publish_scratch_deinit(struct publish_scratch *scratch)
     *scratch = (struct publish_scratch){0};
 }
 
-void publish_job_free(struct publish_job *job)
-{
-    msg_unref(job->msg);
-    free(job->held.data);
-    free(job);
-}
-
 /* --- recipients --------------------------------------------------------------------------------------------------------------------- */
 
 /* One message on its way in, from a packet or a will. */

@@ -23,16 +23,11 @@
 #define TIDEGATE_BROKER_CORE_PUBLISH_H
 
 #include "broker/core/client_state.h"
+#include "broker/core/publish_job.h"
 #include "broker/route/topic_tree.h"
 #include "broker/session/will.h"
 #include "broker/telemetry/rule.h"
 #include "common/record.h"
-
-/* Bytes that grow and are used again. */
-struct publish_bytes {
-    uint8_t *data;
-    size_t size, capacity;
-};
 
 /* Working memory of matching, used again for each message. */
 struct publish_scratch {
@@ -50,22 +45,6 @@ struct publish_scratch {
     struct record record;                   /* of the message */
 };
 
-/* A publish that was logged, or is on its way into the log: what is to be done when its wait is known. One for each large record. */
-struct publish_job {
-    struct msg *msg;
-    struct client_ref client;  /* whose packet it was; unused for a will */
-    struct publish_bytes held; /* recipients that wait for the record */
-    uint32_t held_count;
-    uint16_t packet_id;
-    uint8_t qos;        /* 0 = no answer */
-    uint8_t reason;     /* of the answer */
-    uint8_t durability; /* enum durability, likewise */
-    bool is_will;
-    bool is_telemetry;
-    bool is_value_refused; /* it is retained, and the route actor had no room for it */
-    uint64_t wait_retained;
-};
-
 void publish_scratch_deinit(struct publish_scratch *scratch);
 
 enum client_step publish_on_packet(struct shard *shard, struct client *client, const struct packet_publish *packet, size_t packet_size);
@@ -75,7 +54,6 @@ bool publish_will(struct shard *shard, const struct will *will);
 
 /* The record of a large publish is complete: its last block is `wait_block`. The job is taken. */
 void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wait_block);
-void publish_job_free(struct publish_job *job);
 /* The route actor had no room for the retained message of this ticket: said in the log, behind the message's own record, then to the
  * publisher. */
 void publish_on_value_refused(struct shard *shard, const struct msg *msg, uint64_t ticket);

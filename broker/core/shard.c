@@ -325,7 +325,9 @@ void shard_turn_end(struct shard *shard)
     session_log_flush(shard);
     shard_restore_step(shard);
     shard->is_work_left |= waiting_turn_end(shard);
-    shard_log_turn_end(shard);
+    struct publish_job *logged = shard_log_turn_end(shard);
+    if (logged)
+        publish_on_logged(shard, logged, shard->log.pool->sealed_count);
     uint64_t held_before = shard->gate.stats->messages;
     if (ack_gate_release(&shard->gate, SHARD_RELEASES_PER_TURN, gate_release_item, shard))
         shard->is_work_left = true;

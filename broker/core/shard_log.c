@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 
+#include "broker/core/publish_job.h"
 #include "broker/core/shard_state.h"
 #include "common/check.h"
 
@@ -162,35 +163,34 @@ enum err shard_log_begin_large(struct shard *shard, const struct record *rec, st
     return ERR_OK;
 }
 
-/* Up to LOG_GROUP_TURN_MAX bytes of the large record, as far as the pool has blocks. */
-static void large_step(struct shard *shard)
+/* Up to LOG_GROUP_TURN_MAX bytes of the large record, as far as the pool has blocks. Returns its job when that was all, else NULL. */
+static struct publish_job *large_step(struct shard *shard)
 {
     struct shard_log *log = &shard->log;
     for (size_t copied = 0; copied < LOG_GROUP_TURN_MAX && !log_block_group_done(&log->group);) {
         struct log_block *block = log_block_pool_get(log->pool);
         if (!block)
-            return;
+            return NULL;
         copied += log_block_group_next(&log->group, block);
         hand_over(shard, block, 1);
     }
     if (!log_block_group_done(&log->group)) {
         shard->is_work_left = true;
-        return;
+        return NULL;
     }
     struct publish_job *job = log->large;
     log->large = NULL;
     free(log->large_head);
     log->large_head = NULL;
-    publish_on_logged(shard, job, log->pool->sealed_count);
+    return job;
 }
 
-void shard_log_turn_end(struct shard *shard)
+struct publish_job *shard_log_turn_end(struct shard *shard)
 {
     if (!shard->log.pool)
-        return;
+        return NULL;
     seal_filling(shard); /* first: its records were told their block's number */
-    if (shard->log.large && !shard->log.is_failed)
-        large_step(shard);
+    return shard->log.large && !shard->log.is_failed ? large_step(shard) : NULL;
 }
 
 void shard_log_on_durable(struct shard *shard, const struct op *op)

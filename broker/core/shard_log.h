@@ -52,7 +52,7 @@ size_t shard_log_control_max(const struct shard_log *log);
 /* Append one; there is room. Returns the block to wait for, 0 without persistence. One larger than a body becomes a group of blocks at
  * once. Memory shortage is fatal here: what the record says has happened already. */
 uint64_t shard_log_control(struct shard *shard, const struct record *rec);
-/* Begin a large record; none is open. The job is taken, msg and all; publish_on_logged() follows in a later turn_end. ERR_NOMEM: not taken.
+/* Begin a large record; none is open. The job is taken, msg and all; shard_log_turn_end() gives it back. ERR_NOMEM: not taken.
  */
 enum err shard_log_begin_large(struct shard *shard, const struct record *rec, struct publish_job *job) must_check;
 /* The place of the record appended last among the records of its block, from 0. A large record is the one record of its last block. */
@@ -65,8 +65,9 @@ static inline uint64_t shard_log_newest(const struct shard_log *log)
 /* The number of the block being filled (or the next one). */
 static inline uint64_t shard_log_filling(const struct shard_log *log) { return log->pool ? log->pool->sealed_count + 1 : 0; }
 
-/* End of the turn: seal and hand over what was logged, go on with the large record. */
-void shard_log_turn_end(struct shard *shard);
+/* End of the turn: seal and hand over what was logged, go on with the large record. Returns its job when it is complete, with the block
+ * sealed last; else NULL. */
+struct publish_job *shard_log_turn_end(struct shard *shard);
 void shard_log_on_durable(struct shard *shard, const struct op *op);
 /* Nothing logged that is not durable. */
 bool shard_log_is_quiet(const struct shard_log *log);
