@@ -2,9 +2,11 @@
 
 #include <stdlib.h>
 
+#include "broker/core/request.h"
 #include "broker/core/route_actor.h"
 #include "broker/core/shard_restore.h"
 #include "broker/core/shard_state.h"
+#include "broker/core/subscribe.h"
 #include "common/check.h"
 #include "common/hash.h"
 
@@ -400,7 +402,7 @@ static bool take(struct shard *shard, const struct op *op)
             sub_coming(shard, pending, pending->coming_count);
         if (sess) {
             session_remove_pending(sess, op->retained.request_id);
-            subscribe_fold_if_away(shard, sess);
+            request_fold_if_away(shard, sess);
         }
         return true;
     }

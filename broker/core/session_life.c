@@ -5,6 +5,7 @@
  *   away --expiry, clean start--> gone  [session_end]         a will that still waits goes out now [MQTT-3.1.2-8] */
 #include <stdlib.h>
 
+#include "broker/core/request.h"
 #include "broker/core/shard_state.h"
 #include "common/check.h"
 
@@ -175,7 +176,7 @@ void session_end(struct shard *shard, struct session *sess)
     CHECK(!sess->client);
     struct will *will = take_will(sess);
     timer_wheel_remove(&shard->session_timers, &sess->timer);
-    subscribe_forget_session(shard, sess);
+    request_forget_session(shard, sess);
     if (will)
         will->ends_session = is_logged(shard, sess);
     if (is_logged(shard, sess))

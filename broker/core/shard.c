@@ -6,6 +6,7 @@
 #include "broker/core/gate_release.h"
 #include "broker/core/route_actor.h"
 #include "broker/core/shard_state.h"
+#include "broker/core/subscribe.h"
 #include "common/check.h"
 #include "common/hash.h"
 

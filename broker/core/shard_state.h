@@ -118,19 +118,4 @@ void shard_restore_step(struct shard *shard);
 /* It was connected at the stop, and nothing speaks against logging it as away. */
 void shard_restore_note_away(struct shard *shard, const struct session *sess);
 
-/* subscribe.c */
-enum client_step subscribe_on_subscribe(struct shard *shard, struct client *client, const struct packet_subscribe *packet);
-enum client_step subscribe_on_unsubscribe(struct shard *shard, struct client *client, const struct packet_unsubscribe *packet);
-void subscribe_on_reply(struct shard *shard, struct route_request *request);
-/* Publishers are to be refused for its sake, or no more. False: memory is short, nothing happened. */
-bool subscribe_set_full(struct shard *shard, struct session *sess, bool is_full);
-void subscribe_forget_session(struct shard *shard, struct session *sess);
-/* A session that is away and has nothing on its way takes less memory (session_fold_filter). */
-void subscribe_fold_if_away(struct shard *shard, struct session *sess);
-/* Retained values of filters that it has subscribed to, again, when there is room for them. The request is taken. False: memory is short,
- * not taken. */
-bool subscribe_send_scan(struct shard *shard, struct session *sess, struct route_request *request);
-/* The same now, for the pending request `id`. The request is taken. */
-void subscribe_begin_scan(struct shard *shard, struct session *sess, struct route_request *request, uint64_t id);
-
 #endif

@@ -1,12 +1,8 @@
-/* SUBSCRIBE and UNSUBSCRIBE: one request each to the route actor, the answer when it has done it; then the retained values
- * (core/owed.h).
- *
- * The session's own list of filters follows the requests as they are sent, so that its end can name all that may be in the tree; while it
- * is away one filter is remembered by its place there (session_fold_filter). Shared
- * subscriptions are refused in this stage, and CONNACK says so. */
+#include "broker/core/subscribe.h"
+
 #include <stdlib.h>
 
-#include "broker/core/route_actor.h"
+#include "broker/core/request.h"
 #include "broker/core/shard_state.h"
 #include "common/check.h"
 
@@ -43,42 +39,6 @@ static enum client_step answer_all(struct shard *shard, struct client *client, e
     return CLIENT_NEXT;
 }
 
-static struct pending_request *pending_new(struct shard *shard, struct session *sess, uint32_t asked_count, uint32_t filter_count)
-{
-    struct session_rare *rare = session_rare_get(sess);
-    struct pending_request *pending = rare ? malloc(sizeof *pending + filter_count * sizeof pending->filters[0]) : NULL;
-    if (!pending)
-        return NULL;
-    *pending = (struct pending_request){
-        .session = sess->number,
-        .next = rare->pending,
-        .id = ++shard->request_id,
-        .connection = sess->connection,
-        .asked_count = asked_count,
-        .filter_count = filter_count,
-    };
-    rare->pending = pending;
-    return pending;
-}
-
-static void request_send(struct shard *shard, struct session *sess, struct route_request *request, enum route_kind kind, uint64_t id,
-                         uint16_t packet_id)
-{
-    request->id = id;
-    request->kind = (uint8_t)kind;
-    request->packet_id = packet_id;
-    request->session = (struct session_ref){.number = sess->number, .shard = shard->config.index};
-    shard_post(shard, ACTOR_ROUTE, &(struct op){.type = OP_ROUTE_REQUEST, .from = shard->config.index, .request = request});
-}
-
-static void put_filter(struct route_request *request, uint32_t index, uint32_t *text_size, struct span text)
-{
-    request->filters[index].offset = *text_size;
-    request->filters[index].size = (uint32_t)text.size;
-    memcpy(request->text + *text_size, text.data, text.size);
-    *text_size += (uint32_t)text.size;
-}
-
 static uint8_t judge_filter(struct session *sess, const struct packet_subscription *subscription)
 {
     if (subscription->filter.is_shared)
@@ -104,7 +64,7 @@ enum client_step subscribe_on_subscribe(struct shard *shard, struct client *clie
         return CLIENT_BLOCKED;
     }
     struct route_request *request = route_request_new(packet->filter_count, text_size);
-    struct pending_request *pending = request ? pending_new(shard, sess, packet->filter_count, packet->filter_count) : NULL;
+    struct pending_request *pending = request ? request_begin(shard, sess, packet->filter_count, packet->filter_count) : NULL;
     if (!pending) {
         route_request_free(request);
         return answer_all(shard, client, MQTT_SUBACK, packet->packet_id, packet->filter_count, MQTT_REASON_UNSPECIFIED_ERROR);
@@ -112,7 +72,7 @@ enum client_step subscribe_on_subscribe(struct shard *shard, struct client *clie
     bool has_id = packet->properties.present & MQTT_PROPERTY_BIT(SUBSCRIPTION_IDENTIFIER);
     uint32_t index = 0, used = 0;
     for (struct span rest = packet->filters; packet_subscribe_next(&rest, &subscription); index++) {
-        put_filter(request, index, &used, subscription.text);
+        request_put_filter(request, index, &used, subscription.text);
         struct route_filter *filter = &request->filters[index];
         filter->subscription_id = has_id ? packet->properties.subscription_identifier : 0;
         filter->qos = subscription.qos;
@@ -143,69 +103,19 @@ enum client_step subscribe_on_unsubscribe(struct shard *shard, struct client *cl
         return CLIENT_BLOCKED;
     }
     struct route_request *request = route_request_new(packet->filter_count, text_size);
-    struct pending_request *pending = request ? pending_new(shard, sess, packet->filter_count, 0) : NULL;
+    struct pending_request *pending = request ? request_begin(shard, sess, packet->filter_count, 0) : NULL;
     if (!pending) {
         route_request_free(request);
         return answer_all(shard, client, MQTT_UNSUBACK, packet->packet_id, packet->filter_count, MQTT_REASON_UNSPECIFIED_ERROR);
     }
     uint32_t index = 0, used = 0;
     for (struct span rest = packet->filters; packet_unsubscribe_next(&rest, &filter); index++) {
-        put_filter(request, index, &used, filter);
+        request_put_filter(request, index, &used, filter);
         subscription_list_remove(&sess->subscriptions, filter); /* byte by byte [MQTT-3.10.4-1] */
     }
     counter_add(&shard->stats.unsubscribes, packet->filter_count);
     request_send(shard, sess, request, ROUTE_UNSUBSCRIBE, pending->id, packet->packet_id);
     return CLIENT_NEXT;
-}
-
-static struct route_request *request_about_folded(struct topic_filter_ref ref)
-{
-    size_t size = topic_filter_text(ref, NULL);
-    struct route_request *request = route_request_new(1, size);
-    if (request)
-        request->filters[0].size = (uint32_t)topic_filter_text(ref, request->text);
-    return request;
-}
-
-/* A request about all filters of a session, which has some; NULL when memory is short. */
-static struct route_request *request_about_all(const struct session *sess)
-{
-    if (sess->is_folded)
-        return request_about_folded(sess->filter);
-    const struct subscription_list *list = sess->subscriptions;
-    struct route_request *request = route_request_new(list->count, list->size);
-    struct span filter;
-    uint32_t index = 0, used = 0;
-    for (uint32_t offset = 0; request && subscription_list_next(list, &offset, &filter); index++)
-        put_filter(request, index, &used, filter);
-    return request;
-}
-
-void subscribe_forget_session(struct shard *shard, struct session *sess)
-{
-    /* Without memory its entries stay and lead to a number that is gone: dropped as session_gone. */
-    struct route_request *request = session_has_filters(sess) ? request_about_all(sess) : NULL;
-    if (request)
-        request_send(shard, sess, request, ROUTE_FORGET_SESSION, ++shard->request_id, 0);
-}
-
-bool subscribe_set_full(struct shard *shard, struct session *sess, bool is_full)
-{
-    if (!session_has_filters(sess))
-        return true;
-    struct route_request *request = request_about_all(sess);
-    if (!request)
-        return false;
-    request->is_full = is_full;
-    request_send(shard, sess, request, ROUTE_SET_FULL, ++shard->request_id, 0);
-    return true;
-}
-
-/* The last of its requests may have been answered. */
-void subscribe_fold_if_away(struct shard *shard, struct session *sess)
-{
-    if (!sess->client)
-        session_fold_filter(sess, shard->tree, shard->reader);
 }
 
 /* SUBACK and UNSUBACK of a session that the log knows wait for their records (LOG 8). */
@@ -307,7 +217,7 @@ void subscribe_on_reply(struct shard *shard, struct route_request *request)
             send_answer(shard, sess->client, request);
         if (request->kind != ROUTE_SUBSCRIBE) /* of a SUBSCRIBE, OP_RETAINED_END is the last */
             session_remove_pending(sess, request->id);
-        subscribe_fold_if_away(shard, sess);
+        request_fold_if_away(shard, sess);
     }
     if (pending && request->is_scan_later)
         owed_scan(shard, sess, pending, request);
@@ -317,7 +227,7 @@ void subscribe_on_reply(struct shard *shard, struct route_request *request)
 
 bool subscribe_send_scan(struct shard *shard, struct session *sess, struct route_request *request)
 {
-    struct pending_request *pending = pending_new(shard, sess, request->filter_count, request->filter_count);
+    struct pending_request *pending = request_begin(shard, sess, request->filter_count, request->filter_count);
     if (!pending)
         return false;
     for (uint32_t i = 0; i < request->filter_count; i++) {

@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 
+#include "broker/core/request.h"
 #include "broker/core/route_actor.h"
 #include "broker/core/shard_state.h"
 #include "common/check.h"
@@ -124,7 +125,7 @@ static void list_session(struct shard *shard, struct session *sess)
 
 static void set_full(struct shard *shard, struct session *sess, bool is_full)
 {
-    if (sess->queue.is_full != is_full && subscribe_set_full(shard, sess, is_full))
+    if (sess->queue.is_full != is_full && request_set_full(shard, sess, is_full))
         sess->queue.is_full = is_full;
 }
 
