@@ -211,7 +211,7 @@ void client_flush(struct shard *shard, struct client *client)
     client->is_choked = client->is_choked ? client->outbox.bytes > bytes_max / 2 : client->outbox.bytes > bytes_max;
     update_reading(shard, client);
     if (client->session)
-        owed_pace(shard, client->session);
+        scan_pace(shard, client->session);
 }
 
 void client_on_writable(struct shard *shard, struct client *client)

@@ -103,7 +103,7 @@ static void deliver_home(struct shard *shard, struct msg *msg, const struct reci
     CHECK(!recipient->is_named || msg_sequence(msg) != 0);
     deliver_to_session(shard, sess, msg, recipient->qos, recipient->retain, recipient->is_named, recipient->ids, recipient->id_count);
     if (recipient->is_copy)
-        owed_pace(shard, sess);
+        scan_pace(shard, sess);
 }
 
 static void deliver_recipient(struct shard *shard, struct msg *msg, const struct recipient *recipient)
@@ -461,7 +461,7 @@ void deliver_pump(struct shard *shard, struct client *client)
         msg_unref(item.msg);
     }
     waiting_read(shard, sess);
-    owed_pace(shard, sess);
+    scan_pace(shard, sess);
     session_rare_trim(sess);
 }
 

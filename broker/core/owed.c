@@ -4,9 +4,8 @@
 
 #include "broker/core/request.h"
 #include "broker/core/route_actor.h"
-#include "broker/core/shard_restore.h"
+#include "broker/core/scan.h"
 #include "broker/core/shard_state.h"
-#include "broker/core/subscribe.h"
 #include "common/check.h"
 #include "common/hash.h"
 
@@ -16,11 +15,7 @@ struct owed_item {
     struct op op;
 };
 
-void owed_init(struct owed *owed)
-{
-    *owed = (struct owed){0};
-    list_init(&owed->waiting);
-}
+void owed_init(struct owed *owed) { *owed = (struct owed){0}; }
 
 void owed_deinit(struct owed *owed)
 {
@@ -31,153 +26,6 @@ void owed_deinit(struct owed *owed)
         free(item);
     }
     owed_init(owed);
-}
-
-/* --- asking for more ---------------------------------------------------------------------------------------------------------------- */
-
-/* Room for a window of values: half of the socket's bound and of the queue's are free, or the session is away and its queue is. */
-static bool has_room(const struct shard *shard, const struct session *sess)
-{
-    const struct shard_limits *limits = &shard->config.limits;
-    if (sess->client &&
-        (sess->client->outbox.bytes > limits->outbox_bytes_max / 2 || shard->stats.outbox.bytes > limits->outboxes_bytes_max / 2))
-        return false;
-    uint32_t held = sess->rare->copies_held;
-    return held < OWED_HELD_MAX && queue_count(&sess->queue) + (uint64_t)held <= limits->session_queue_messages_max / 2 &&
-           sess->queue.bytes <= limits->session_queue_bytes_max / 2;
-}
-
-/* So much is parked, or may be, that nobody asks for more. */
-static bool is_full(const struct shard *shard)
-{
-    const struct queue_stats *parked = &shard->stats.parked_copies;
-    return shard->owed.coming + parked->messages >= OWED_VALUES_MAX || parked->bytes >= OWED_PARKED_BYTES_MAX;
-}
-
-/* Behind those that wait already. Values of a session that is not logged are never parked. */
-static bool must_queue(const struct shard *shard, const struct session *sess)
-{
-    return waiting_is_logged(shard, sess) && (is_full(shard) || !list_is_empty(&shard->owed.waiting));
-}
-
-static void add_coming(struct shard *shard, const struct session *sess, struct pending_request *pending, uint32_t count)
-{
-    if (!waiting_is_logged(shard, sess))
-        return;
-    pending->coming_count += count;
-    shard->owed.coming += count;
-}
-
-/* So many have come, or will not come any more. */
-static void sub_coming(struct shard *shard, struct pending_request *pending, uint32_t count)
-{
-    if (count > pending->coming_count) /* values that shards had published unknowingly come beside the window */
-        count = pending->coming_count;
-    pending->coming_count -= count;
-    shard->owed.coming -= count;
-}
-
-void owed_forget(struct shard *shard, struct session *sess)
-{
-    for (struct pending_request *pending = sess->rare ? sess->rare->pending : NULL; pending; pending = pending->next)
-        sub_coming(shard, pending, pending->coming_count);
-}
-
-bool owed_admit_scan(struct shard *shard, const struct session *sess, struct pending_request *pending)
-{
-    if (must_queue(shard, sess))
-        return false;
-    add_coming(shard, sess, pending, ROUTE_RETAINED_WINDOW);
-    return true;
-}
-
-void owed_scan(struct shard *shard, struct session *sess, struct pending_request *pending, struct route_request *request)
-{
-    if (owed_admit_scan(shard, sess, pending)) {
-        subscribe_begin_scan(shard, sess, request, pending->id);
-        return;
-    }
-    pending->scan = request;
-    list_push_back(&shard->owed.waiting, &pending->waiting);
-}
-
-static void ask_for_values(struct shard *shard, uint64_t request_id, const struct session_ref *session, uint32_t count)
-{
-    shard_post(shard, ACTOR_ROUTE,
-               &(struct op){.type = OP_RETAINED_MORE,
-                            .from = shard->config.index,
-                            .count = count,
-                            .retained = {.request_id = request_id, .session = *session}});
-}
-
-/* Whether messages of an earlier start are still to be sent. */
-static bool has_restored(const struct shard *shard, struct session *sess)
-{
-    const struct inflight_entry *entry = inflight_next_unsent(&sess->inflight);
-    if (entry && !entry->has_msg && entry->state != INFLIGHT_PUBREL)
-        return true;
-    const struct queue_item *first = queue_first(&sess->queue);
-    return first ? first->is_wanted && waiting_is_restored(shard, msg_sequence(first->msg)) : queue_count(&sess->queue) > 0;
-}
-
-/* The scans that an earlier start did not end, as one request. */
-static void scan_again(struct shard *shard, struct session *sess)
-{
-    if (subscribe_send_scan(shard, sess, sess->rare->owed))
-        sess->rare->owed = NULL;
-}
-
-/* What an earlier start left has been sent: what it had not even begun to give follows. */
-static void go_on_after_restored(struct shard *shard, struct session *sess)
-{
-    if (!sess->client || sess->client->state != CLIENT_CONNECTED || has_restored(shard, sess))
-        return;
-    sess->rare->has_restored_copies = false;
-    if (sess->rare->owed)
-        scan_again(shard, sess);
-}
-
-static void pace(struct shard *shard, struct session *sess, struct pending_request *pending)
-{
-    struct session_ref session = {.number = sess->number, .shard = shard->config.index};
-    ask_for_values(shard, pending->id, &session, pending->taken_count);
-    add_coming(shard, sess, pending, pending->taken_count);
-    pending->taken_count = 0;
-}
-
-void owed_pace(struct shard *shard, struct session *sess)
-{
-    if (!sess->rare)
-        return;
-    if (sess->rare->owed || sess->rare->has_restored_copies)
-        go_on_after_restored(shard, sess);
-    for (struct pending_request *pending = sess->rare->pending; pending; pending = pending->next) {
-        if (pending->taken_count < ROUTE_RETAINED_WINDOW / 2 || !has_room(shard, sess))
-            continue;
-        if (!must_queue(shard, sess))
-            pace(shard, sess, pending);
-        else if (!list_node_is_linked(&pending->waiting))
-            list_push_back(&shard->owed.waiting, &pending->waiting);
-    }
-}
-
-/* Those that waited for room to be parked. */
-static void ask_waiting(struct shard *shard)
-{
-    struct list_node *node;
-    while (!is_full(shard) && (node = list_pop_front(&shard->owed.waiting)) != NULL) {
-        struct pending_request *pending = LIST_ENTRY(node, struct pending_request, waiting);
-        struct session *sess = session_table_find_number(&shard->sessions, pending->session);
-        CHECK(sess); /* its end takes it out of the list */
-        struct route_request *scan = pending->scan;
-        pending->scan = NULL;
-        if (scan) {
-            add_coming(shard, sess, pending, ROUTE_RETAINED_WINDOW);
-            subscribe_begin_scan(shard, sess, scan, pending->id);
-        } else if (has_room(shard, sess)) {
-            pace(shard, sess, pending);
-        }
-    }
 }
 
 /* --- copies ------------------------------------------------------------------------------------------------------------------------- */
@@ -399,7 +247,7 @@ static bool take(struct shard *shard, const struct op *op)
     struct pending_request *pending = sess ? session_find_pending(sess, op->retained.request_id) : NULL;
     if (op->type == OP_RETAINED_END) {
         if (pending)
-            sub_coming(shard, pending, pending->coming_count);
+            scan_on_end(shard, pending);
         if (sess) {
             session_remove_pending(sess, op->retained.request_id);
             request_fold_if_away(shard, sess);
@@ -407,7 +255,7 @@ static bool take(struct shard *shard, const struct op *op)
         return true;
     }
     if (!pending) {
-        ask_for_values(shard, op->retained.request_id, &op->retained.session, 1); /* nobody is there to be paced */
+        scan_pass_over(shard, op->retained.request_id, &op->retained.session);
         msg_unref(op->retained.msg);
         return true;
     }
@@ -415,7 +263,7 @@ static bool take(struct shard *shard, const struct op *op)
     if (!give(shard, sess, op->retained.msg, &pending->filters[op->count]))
         return false;
     pending->taken_count++;
-    owed_pace(shard, sess);
+    scan_pace(shard, sess);
     msg_unref(op->retained.msg);
     return true;
 }
@@ -451,7 +299,7 @@ void owed_on_op(struct shard *shard, const struct op *op)
     struct session *sess = session_table_find_number(&shard->sessions, op->retained.session.number);
     struct pending_request *pending = sess ? session_find_pending(sess, op->retained.request_id) : NULL;
     if (pending && op->type == OP_RETAINED_VALUE)
-        sub_coming(shard, pending, 1);
+        scan_on_value(shard, pending);
     if (must_wait(shard, sess, op) || !take(shard, op))
         park(shard, sess, op);
     else if (sess && op->type == OP_RETAINED_END)
@@ -484,12 +332,12 @@ static void take_parked(struct shard *shard)
 void owed_turn(struct shard *shard)
 {
     take_parked(shard);
-    ask_waiting(shard);
+    scan_turn(shard);
 }
 
 bool owed_may_go_on(const struct shard *shard)
 {
-    if (!list_is_empty(&shard->owed.waiting) && !is_full(shard))
+    if (scan_may_go_on(shard))
         return true;
     const struct owed_item *item = shard->owed.first;
     if (!item)
@@ -544,49 +392,4 @@ bool owed_judge_restored(struct shard *shard, struct session *sess, const struct
         return session_has_newer(sess, hash, item->msg);
     session_note_newer(sess, hash, item->msg);
     return false;
-}
-
-/* --- start -------------------------------------------------------------------------------------------------------------------------- */
-
-/* The next subscription that is owed something. */
-static bool next_owed(struct span *subscriptions, struct record *rec_out)
-{
-    struct span bytes;
-    while (record_next(&bytes, subscriptions) == ERR_OK)
-        if (record_decode(rec_out, bytes) == ERR_OK && (rec_out->options & RECORD_SUBSCRIPTION_OWED) && rec_out->topic.size > 0 &&
-            rec_out->topic.size <= UINT16_MAX)
-            return true;
-    return false;
-}
-
-enum err owed_restore(struct session *sess, struct span subscriptions)
-{
-    uint32_t count = 0, used = 0;
-    size_t text_size = 0;
-    struct record rec;
-    for (struct span rest = subscriptions; next_owed(&rest, &rec); count++)
-        text_size += rec.topic.size;
-    if (count == 0)
-        return ERR_OK;
-    struct session_rare *rare = session_rare_get(sess);
-    struct route_request *request = rare ? route_request_new(count, text_size) : NULL;
-    if (!request)
-        return ERR_NOMEM;
-    count = 0;
-    for (struct span rest = subscriptions; next_owed(&rest, &rec); count++) {
-        struct subscriber as = shard_restore_subscriber(0, 0, rec.options);
-        request->filters[count] = (struct route_filter){
-            .offset = used,
-            .size = (uint32_t)rec.topic.size,
-            .subscription_id = as.subscription_id,
-            .qos = as.qos,
-            .options = as.options & (uint8_t)~SUBSCRIBER_RETAIN_HANDLING_MASK, /* asked for once, owed until given */
-            .reason = as.qos,
-        };
-        memcpy(request->text + used, rec.topic.data, rec.topic.size);
-        used += (uint32_t)rec.topic.size;
-    }
-    rare->owed = request;
-    rare->is_owing = true;
-    return ERR_OK;
 }

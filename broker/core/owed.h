@@ -7,11 +7,8 @@
  *   OP_RETAINED_END     the scan is over
  *
  * No room in the log or the gate: the value is *parked*, in order, and the end of its scan behind it. A value counts as taken when it has
- * its record, so a scan has at most ROUTE_RETAINED_WINDOW values on their way or parked, and pauses; nobody else waits for it. It pauses
- * also while OWED_HELD_MAX copies of its session are on their way to the disk, or the session's socket or queue is half full. And what may
- * be parked has a bound for all sessions of the shard: while OWED_VALUES_MAX values are parked or may come, or OWED_PARKED_BYTES_MAX bytes
- * are parked, no scan of a session that is logged is begun or asked for more; they wait in order (owed.waiting), with nothing in memory but
- * what was asked for.
+ * its record, so a scan has at most ROUTE_RETAINED_WINDOW values on their way or parked, and pauses; nobody else waits for it. Scans, and
+ * when they pause: core/scan.h.
  *
  * Order: a message for a session that has copies in the gate goes into the gate behind them (owed_hold_live), once; and a value is not
  * logged when the session was given a newer message of its topic (session_note_newer), or, if its record is a large one, not delivered. So
@@ -20,7 +17,7 @@
  * to SESSION_NEWER_MAX topics remembered.
  *
  * A crash: the SUBSCRIPTION record says that values are owed; RETAINED_GIVEN follows when every scan of the session has ended and all
- * copies are durable. A start that finds subscriptions still owed (owed_restore) has their scans made again from the beginning, when the
+ * copies are durable. A start that finds subscriptions still owed (scan_restore) has their scans made again from the beginning, when the
  * client is back and has got what waited: what had been logged of them comes twice, nothing is missing.
  *
  * Owner: the shard. Pure. */
@@ -31,13 +28,8 @@
 
 #include "broker/core/ops.h"
 #include "common/bytes.h"
-#include "common/err.h"
-#include "common/list.h"
 
-#define OWED_HELD_MAX 256                          /* copies of one session on their way to the disk, from which its scans pause */
-#define OWED_TAKE_PER_TURN 64                      /* parked ones that are tried before publishers are */
-#define OWED_VALUES_MAX 16384                      /* of a shard: values that are parked or may come, in windows of ROUTE_RETAINED_WINDOW */
-#define OWED_PARKED_BYTES_MAX ((uint64_t)16 << 20) /* of a shard; what may come goes beyond it */
+#define OWED_TAKE_PER_TURN 64 /* parked ones that are tried before publishers are */
 
 struct msg;
 struct pending_request;
@@ -49,8 +41,6 @@ struct store_read_item;
 
 struct owed {
     struct owed_item *first, *last; /* what is parked, of all sessions, in order */
-    struct list_node waiting;       /* of pending_request.waiting: values are to be asked for when there is room to park them */
-    uint64_t coming;                /* values that were asked for and have not come; of sessions that are logged */
 };
 
 void owed_init(struct owed *owed);
@@ -62,14 +52,6 @@ void owed_on_op(struct shard *shard, const struct op *op);
 void owed_turn(struct shard *shard);
 /* Whether owed_turn() would get ahead. */
 bool owed_may_go_on(const struct shard *shard);
-/* A SUBSCRIBE is sent. False: its scan has to wait, owed_scan() follows with the reply. */
-bool owed_admit_scan(struct shard *shard, const struct session *sess, struct pending_request *pending);
-/* Have the scan made, now or when there is room. The request is taken. */
-void owed_scan(struct shard *shard, struct session *sess, struct pending_request *pending, struct route_request *request);
-/* The session ends. */
-void owed_forget(struct shard *shard, struct session *sess);
-/* Ask for more of the values that are still to come, if the session has room for them. Cheap when none are. */
-void owed_pace(struct shard *shard, struct session *sess);
 /* A copy, or what stood behind copies, has left the gate for the session. False: it is not to be delivered, and dropped. */
 bool owed_on_released(struct shard *shard, struct session *sess, const struct msg *msg, const struct recipient *recipient);
 /* A message for the session, from its publisher's shard: noted, and true when it has gone behind copies: it comes again. */
@@ -78,7 +60,5 @@ bool owed_hold_live(struct shard *shard, struct session *sess, struct msg *msg, 
 bool owed_note_subscription(struct shard *shard, struct session *sess, const struct route_request *request, uint32_t filter_index);
 /* A message that was read back: true, when it is a copy of an earlier start that came too late, behind a newer message of its topic. */
 bool owed_judge_restored(struct shard *shard, struct session *sess, const struct store_read_item *item);
-/* At start: subscriptions (records SUBSCRIPTION) of which some may be owed. Returns 0, ERR_NOMEM. */
-enum err owed_restore(struct session *sess, struct span subscriptions) must_check;
 
 #endif

@@ -89,3 +89,18 @@ void request_fold_if_away(struct shard *shard, struct session *sess)
     if (!sess->client)
         session_fold_filter(sess, shard->tree, shard->reader);
 }
+
+_Static_assert(SUBSCRIBER_RETAIN_HANDLING_MASK == RECORD_SUBSCRIPTION_RETAIN_HANDLING, "bits of SUBSCRIBE's options byte in both");
+
+struct subscriber request_subscriber(uint64_t number, actor_id home, uint64_t options)
+{
+    uint8_t byte = (uint8_t)options;
+    return (struct subscriber){
+        .number = number,
+        .subscription_id = (uint32_t)(options >> 8) & 0x0fffffffu,
+        .shard = home,
+        .qos = (byte & 3) > 2 ? 2 : byte & 3,
+        .options = (uint8_t)(SUBSCRIBER_PERSISTENT |
+                             (byte & (SUBSCRIBER_NO_LOCAL | SUBSCRIBER_RETAIN_AS_PUBLISHED | SUBSCRIBER_RETAIN_HANDLING_MASK))),
+    };
+}

@@ -27,5 +27,7 @@ bool request_set_full(struct shard *shard, struct session *sess, bool is_full);
 void request_forget_session(struct shard *shard, struct session *sess);
 /* One was answered: a session that is away and has nothing on its way takes less memory (session_fold_filter). */
 void request_fold_if_away(struct shard *shard, struct session *sess);
+/* A subscription as the tree has it, from its record. options: of RECORD_SUBSCRIPTION. */
+struct subscriber request_subscriber(uint64_t number, actor_id home, uint64_t options);
 
 #endif

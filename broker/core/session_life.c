@@ -182,7 +182,7 @@ void session_end(struct shard *shard, struct session *sess)
     if (is_logged(shard, sess))
         session_log_end(shard, sess, !will);
     waiting_forget(shard, sess);
-    owed_forget(shard, sess);
+    scan_forget(shard, sess);
     counter_inc(&shard->stats.sessions_ended);
     gauge_add(&shard->stats.sessions, -1);
     session_table_remove(&shard->sessions, sess);

@@ -44,6 +44,7 @@ struct shard *shard_new(const struct shard_config *config, struct topic_tree *tr
     waiting_init(shard);
     ack_gate_init(&shard->gate, &shard->stats.gate);
     op_backlog_init(&shard->backlog);
+    scans_init(&shard->scans);
     owed_init(&shard->owed);
     match_list_init(&shard->scratch.list);
     list_init(&shard->connecting);

@@ -118,7 +118,7 @@ enum err shard_restore_session(struct shard *shard, const struct checkpoint_sess
     if (!err)
         err = restore_subscriptions(sess, from);
     if (!err)
-        err = owed_restore(sess, from->subscriptions);
+        err = scan_restore(sess, from->subscriptions);
     if (err) {
         gauge_add(&shard->stats.sessions, -1);
         session_table_remove(&shard->sessions, sess);
@@ -137,21 +137,6 @@ void shard_restore_filters_done(struct shard *shard, uint64_t number)
     struct session *sess = session_table_find_number(&shard->sessions, number);
     if (sess)
         session_fold_filter(sess, shard->tree, shard->reader);
-}
-
-_Static_assert(SUBSCRIBER_RETAIN_HANDLING_MASK == RECORD_SUBSCRIPTION_RETAIN_HANDLING, "bits of SUBSCRIBE's options byte in both");
-
-struct subscriber shard_restore_subscriber(uint64_t number, actor_id home, uint64_t options)
-{
-    uint8_t byte = (uint8_t)options;
-    return (struct subscriber){
-        .number = number,
-        .subscription_id = (uint32_t)(options >> 8) & 0x0fffffffu,
-        .shard = home,
-        .qos = (byte & 3) > 2 ? 2 : byte & 3,
-        .options = (uint8_t)(SUBSCRIBER_PERSISTENT |
-                             (byte & (SUBSCRIBER_NO_LOCAL | SUBSCRIBER_RETAIN_AS_PUBLISHED | SUBSCRIBER_RETAIN_HANDLING_MASK))),
-    };
 }
 
 /* A message among those in flight, or older than one of them. In flight itself: nothing more to do. Of QoS 1: it was sent before something

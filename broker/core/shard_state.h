@@ -9,6 +9,7 @@
 #include "broker/core/owed.h"
 #include "broker/core/publish.h"
 #include "broker/core/refused_values.h"
+#include "broker/core/scan.h"
 #include "broker/core/session_log.h"
 #include "broker/core/shard_config.h"
 #include "broker/core/shard_log.h"
@@ -53,6 +54,7 @@ struct shard {
     uint32_t restored_count, restored_capacity;
     int64_t next_will_ns; /* of an earlier start: when the next one may be said */
     struct waiting waiting;
+    struct scans scans;
     struct owed owed;
     struct publish_scratch scratch;
     struct delivery *batches[ACTOR_SHARDS_MAX]; /* to be posted at the end of the turn */

@@ -84,7 +84,7 @@ enum client_step subscribe_on_subscribe(struct shard *shard, struct client *clie
         pending->filters[index] =
             (struct pending_filter){.subscription_id = filter->subscription_id, .qos = filter->qos, .options = filter->options};
     }
-    request->is_scan_later = !owed_admit_scan(shard, sess, pending);
+    request->is_scan_later = !scan_admit(shard, sess, pending);
     request_send(shard, sess, request, ROUTE_SUBSCRIBE, pending->id, packet->packet_id);
     return CLIENT_NEXT;
 }
@@ -220,31 +220,7 @@ void subscribe_on_reply(struct shard *shard, struct route_request *request)
         request_fold_if_away(shard, sess);
     }
     if (pending && request->is_scan_later)
-        owed_scan(shard, sess, pending, request);
+        scan_later(shard, sess, pending, request);
     else
         route_request_free(request);
-}
-
-bool subscribe_send_scan(struct shard *shard, struct session *sess, struct route_request *request)
-{
-    struct pending_request *pending = request_begin(shard, sess, request->filter_count, request->filter_count);
-    if (!pending)
-        return false;
-    for (uint32_t i = 0; i < request->filter_count; i++) {
-        const struct route_filter *filter = &request->filters[i];
-        pending->filters[i] =
-            (struct pending_filter){.subscription_id = filter->subscription_id, .qos = filter->qos, .options = filter->options};
-    }
-    owed_scan(shard, sess, pending, request);
-    return true;
-}
-
-void subscribe_begin_scan(struct shard *shard, struct session *sess, struct route_request *request, uint64_t id)
-{
-    for (uint32_t i = 0; i < request->filter_count; i++) {
-        struct route_filter *filter = &request->filters[i];
-        if (!subscription_list_has(sess->subscriptions, span_of(request->text + filter->offset, filter->size)))
-            filter->reason = MQTT_REASON_UNSPECIFIED_ERROR; /* unsubscribed meanwhile */
-    }
-    request_send(shard, sess, request, ROUTE_SCAN, id, 0);
 }

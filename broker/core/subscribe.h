@@ -13,10 +13,5 @@
 enum client_step subscribe_on_subscribe(struct shard *shard, struct client *client, const struct packet_subscribe *packet);
 enum client_step subscribe_on_unsubscribe(struct shard *shard, struct client *client, const struct packet_unsubscribe *packet);
 void subscribe_on_reply(struct shard *shard, struct route_request *request);
-/* Retained values of filters that it has subscribed to, again, when there is room for them. The request is taken. False: memory is short,
- * not taken. */
-bool subscribe_send_scan(struct shard *shard, struct session *sess, struct route_request *request);
-/* The same now, for the pending request `id`. The request is taken. */
-void subscribe_begin_scan(struct shard *shard, struct session *sess, struct route_request *request, uint64_t id);
 
 #endif

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "broker/core/msg.h"
+#include "broker/core/request.h"
 #include "broker/core/route_actor.h"
 #include "broker/core/shard.h"
 #include "broker/core/shard_restore.h"
@@ -232,7 +233,7 @@ static enum err load_subscriptions(struct load *load, const struct checkpoint_se
         struct record rec;
         if (record_decode(&rec, bytes) != ERR_OK)
             continue;
-        struct subscriber subscriber = shard_restore_subscriber(session->number, home, rec.options);
+        struct subscriber subscriber = request_subscriber(session->number, home, rec.options);
         enum err err = topic_tree_add(load->target->tree, NULL, rec.topic, &subscriber);
         if (err == ERR_NOMEM)
             return err;

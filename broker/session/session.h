@@ -54,7 +54,7 @@ struct pending_request {
     uint32_t taken_count;  /* retained values that came and were not yet told to the route actor, which paces itself by it */
     uint32_t coming_count; /* retained values that may come unasked, and are counted in owed.coming */
     uint64_t session;
-    struct list_node waiting;   /* in owed.waiting, for room to be parked */
+    struct list_node waiting;   /* in scans.waiting, for room to be parked */
     struct route_request *scan; /* one block, own: not begun; NULL = it is, or there is none */
     struct pending_filter filters[];
 };

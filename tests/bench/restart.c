@@ -19,6 +19,7 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
+#include "broker/core/request.h"
 #include "broker/core/route_actor.h"
 #include "broker/core/shard.h"
 #include "broker/core/shard_restore.h"
@@ -281,7 +282,7 @@ static enum err on_session(void *arg, const struct checkpoint_session *session)
         struct subscriber subscriber;
         err = record_decode(&rec, bytes);
         if (!err) {
-            subscriber = shard_restore_subscriber(session->number, 0, rec.options);
+            subscriber = request_subscriber(session->number, 0, rec.options);
             err = topic_tree_add(loader->tree, NULL, rec.topic, &subscriber);
         }
     }

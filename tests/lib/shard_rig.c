@@ -5,6 +5,7 @@
 
 #include "broker/core/deliver.h"
 #include "broker/core/msg.h"
+#include "broker/core/request.h"
 #include "broker/core/route_actor.h"
 #include "broker/core/shard_restore.h"
 #include "broker/durable/age_marks.h"
@@ -456,7 +457,7 @@ void rig_restore(struct rig *rig, const struct checkpoint_session *sessions, siz
         while (record_next(&bytes, &rest) == ERR_OK) {
             struct record rec;
             CHECK(record_decode(&rec, bytes) == ERR_OK);
-            struct subscriber sub = shard_restore_subscriber(sessions[i].number, home, rec.options);
+            struct subscriber sub = request_subscriber(sessions[i].number, home, rec.options);
             CHECK(topic_tree_add(rig->tree, NULL, rec.topic, &sub) == ERR_OK);
         }
         shard_restore_filters_done(rig->shards[home], sessions[i].number);

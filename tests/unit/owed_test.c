@@ -431,9 +431,9 @@ static void what_is_parked_has_a_bound_in_bytes(void **state)
         snprintf(id, sizeof id, "car%d", i);
         cars[i] = rig_connect(rig, id, MQTT_V5, false);
         rig_subscribe(cars[i], 1, "a/+", 1);
-        assert_true(rig_stats(rig, 0)->parked_copies.bytes < OWED_PARKED_BYTES_MAX + VALUES * (SIZE + 1000));
+        assert_true(rig_stats(rig, 0)->parked_copies.bytes < SCAN_PARKED_BYTES_MAX + VALUES * (SIZE + 1000));
     }
-    assert_true(rig_stats(rig, 0)->parked_copies.bytes >= OWED_PARKED_BYTES_MAX);
+    assert_true(rig_stats(rig, 0)->parked_copies.bytes >= SCAN_PARKED_BYTES_MAX);
     rig_subscribe(clean, 1, "a/+", 1); /* who needs no record does not wait */
     for (int i = 0; i < VALUES; i++)
         rig_send_ack(clean, MQTT_PUBACK, expect_publish(clean, payload, 1, true));
@@ -455,7 +455,7 @@ static void what_is_parked_has_a_bound_in_bytes(void **state)
     assert_int_equal(copies_logged(rig, &rec), VALUES * (CARS - 2));
     assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), CARS - 1);
     assert_int_equal(rig_stats(rig, 0)->parked_copies.messages, 0);
-    assert_int_equal(rig_shard(rig, 0)->owed.coming, 0);
+    assert_int_equal(rig_shard(rig, 0)->scans.coming, 0);
     free(payload);
     rig_free(rig);
 }
@@ -464,7 +464,7 @@ static void what_is_parked_has_a_bound_in_bytes(void **state)
 static void what_is_parked_has_a_bound_in_values(void **state)
 {
     (void)state;
-    enum { VALUES = 30, CARS = OWED_VALUES_MAX / ROUTE_RETAINED_WINDOW + 100 };
+    enum { VALUES = 30, CARS = SCAN_VALUES_MAX / ROUTE_RETAINED_WINDOW + 100 };
     struct rig *rig = RIG(.limits.inflight_max = 100);
     struct record rec;
     uint64_t sequence;
@@ -483,7 +483,7 @@ static void what_is_parked_has_a_bound_in_values(void **state)
     for (int i = 0; i < CARS; i++)
         rig_send_subscribe(cars[i], 1, "a/+", 1, 0);
     rig_settle(rig);
-    assert_int_equal(rig_stats(rig, 0)->parked_copies.messages, OWED_VALUES_MAX);
+    assert_int_equal(rig_stats(rig, 0)->parked_copies.messages, SCAN_VALUES_MAX);
     rig_log_room(rig, true);
     rig_settle(rig);
     for (int i = 0; i < CARS; i++) {
@@ -496,7 +496,7 @@ static void what_is_parked_has_a_bound_in_values(void **state)
     assert_int_equal(copies_logged(rig, &rec), VALUES * CARS);
     assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), CARS);
     assert_int_equal(rig_stats(rig, 0)->parked_copies.messages, 0);
-    assert_int_equal(rig_shard(rig, 0)->owed.coming, 0);
+    assert_int_equal(rig_shard(rig, 0)->scans.coming, 0);
     free(cars);
     rig_free(rig);
 }
