@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "broker/core/deliver.h"
 #include "broker/core/shard_state.h"
 #include "broker/core/subscribe.h"
 #include "broker/guard/tier.h"

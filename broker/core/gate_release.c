@@ -2,6 +2,7 @@
 
 #include "broker/core/client.h"
 #include "broker/core/deliver.h"
+#include "broker/core/delivery.h"
 #include "broker/core/shard_state.h"
 #include "common/check.h"
 
@@ -54,7 +55,7 @@ uint64_t gate_release_item(void *arg, const struct gate_item *item, struct span 
     struct client *client = item->kind == GATE_DELIVERY ? NULL : client_find(shard, &item->client);
     switch ((enum gate_kind)item->kind) {
     case GATE_DELIVERY:
-        deliver_recipients(shard, item->msg, extra);
+        delivery_give(shard, item->msg, extra);
         msg_unref(item->msg);
         return 0;
     case GATE_PACKET:

@@ -2,6 +2,8 @@
 
 #include <stdlib.h>
 
+#include "broker/core/deliver.h"
+#include "broker/core/recipient.h"
 #include "broker/core/request.h"
 #include "broker/core/route_actor.h"
 #include "broker/core/scan.h"

@@ -2,6 +2,8 @@
 
 #include <stdlib.h>
 
+#include "broker/core/delivery.h"
+#include "broker/core/recipient.h"
 #include "broker/core/shard_state.h"
 #include "broker/guard/tier.h"
 #include "common/check.h"
@@ -364,7 +366,7 @@ static void give_held(struct shard *shard, struct msg *msg, struct span held, ui
     if (held_count == 0 && !is_name_wanted)
         return;
     if (wait_block == 0 && ack_gate_is_empty(&shard->gate)) {
-        deliver_recipients(shard, msg, held);
+        delivery_give(shard, msg, held);
         return;
     }
     if (wait_block == 0 && msg->qos == 0 && !ack_gate_has_room(&shard->gate, held.size + msg_cost(msg))) {
@@ -579,7 +581,7 @@ static enum publish_outcome publish(struct shard *shard, struct publish_in *in, 
         done->wait_retained = shard->retained_asked;
     }
     if (scratch->now_count > 0)
-        deliver_recipients(shard, msg, span_of(scratch->now.data, scratch->now.size));
+        delivery_give(shard, msg, span_of(scratch->now.data, scratch->now.size));
     if (!done->is_large)
         msg_unref(msg); /* a large one is the job's */
     if (!done->is_matched)

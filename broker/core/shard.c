@@ -3,6 +3,8 @@
 #include <stdlib.h>
 
 #include "broker/core/client.h"
+#include "broker/core/deliver.h"
+#include "broker/core/delivery.h"
 #include "broker/core/gate_release.h"
 #include "broker/core/route_actor.h"
 #include "broker/core/shard_state.h"
@@ -190,7 +192,7 @@ void shard_on_op(struct shard *shard, const struct op *op)
     CHECK(shard->in_turn);
     switch ((enum op_type)op->type) {
     case OP_DELIVER:
-        deliver_on_batch(shard, op->delivery);
+        delivery_on_batch(shard, op->delivery);
         return;
     case OP_ROUTE_REPLY:
         shard->is_room_news = true;
@@ -335,9 +337,9 @@ void shard_turn_end(struct shard *shard)
         shard->is_work_left = true;
     shard->is_room_news |= shard->gate.stats->messages < held_before;
     shard->is_work_left |= owed_may_go_on(shard);
-    deliver_post_batches(shard);
+    delivery_post_batches(shard);
     write_all(shard);
-    deliver_post_batches(shard); /* closing may have said wills */
+    delivery_post_batches(shard); /* closing may have said wills */
     refresh_gauges(shard);
     if ((!list_is_empty(&shard->ready) && !shard->is_draining) || shard->log.block)
         shard->is_work_left = true;

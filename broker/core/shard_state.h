@@ -4,7 +4,6 @@
 #define TIDEGATE_BROKER_CORE_SHARD_STATE_H
 
 #include "broker/core/client_state.h"
-#include "broker/core/deliver.h"
 #include "broker/core/op_backlog.h"
 #include "broker/core/owed.h"
 #include "broker/core/publish.h"

@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 
+#include "broker/core/deliver.h"
 #include "broker/core/request.h"
 #include "broker/core/route_actor.h"
 #include "broker/core/shard_state.h"

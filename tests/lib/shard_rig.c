@@ -3,8 +3,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "broker/core/deliver.h"
+#include "broker/core/delivery.h"
 #include "broker/core/msg.h"
+#include "broker/core/recipient.h"
 #include "broker/core/request.h"
 #include "broker/core/route_actor.h"
 #include "broker/core/shard_restore.h"

@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "broker/core/deliver.h"
+#include "broker/core/delivery.h"
 #include "broker/core/msg.h"
 #include "broker/core/shard_stats.h"
 #include "broker/route/topic_tree.h"
