@@ -333,6 +333,23 @@ void deliver_pump(struct shard *shard, struct client *client)
 
 /* --- the client's answers ----------------------------------------------------------------------------------------------------------- */
 
+void deliver_retry_stuck(struct shard *shard)
+{
+    struct number_list taken = shard->waiting.stuck;
+    if (taken.count == 0)
+        return;
+    shard->waiting.stuck = (struct number_list){0};
+    for (uint32_t i = 0; i < taken.count; i++) {
+        struct session *sess = session_table_find_number(&shard->sessions, taken.numbers[i]);
+        if (!sess)
+            continue;
+        sess->queue.is_stuck = false;
+        if (sess->client)
+            deliver_pump(shard, sess->client);
+    }
+    free(taken.numbers);
+}
+
 static enum client_step block_for_log(struct shard *shard, struct client *client)
 {
     client_set_block(shard, client, BLOCK_ROOM);

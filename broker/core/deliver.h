@@ -29,6 +29,9 @@ void deliver_to_session(struct shard *shard, struct session *sess, struct msg *m
  * CONNACK yet. */
 void deliver_pump(struct shard *shard, struct client *client);
 
+/* Blocks came back: those for whose next message there was no room in the log. */
+void deliver_retry_stuck(struct shard *shard);
+
 /* The client's answers to what was sent. CLIENT_BLOCKED: the log has no room for what they mean, nothing happened. */
 enum client_step deliver_on_puback(struct shard *shard, struct client *client, uint16_t packet_id);
 enum client_step deliver_on_pubrec(struct shard *shard, struct client *client, uint16_t packet_id, enum mqtt_reason reason);

@@ -6,6 +6,7 @@
 #include "broker/core/deliver.h"
 #include "broker/core/delivery.h"
 #include "broker/core/gate_release.h"
+#include "broker/core/read_back.h"
 #include "broker/core/route_actor.h"
 #include "broker/core/shard_state.h"
 #include "broker/core/subscribe.h"
@@ -215,7 +216,7 @@ void shard_on_op(struct shard *shard, const struct op *op)
     case OP_LOG_DURABLE:
         shard->is_room_news = true;
         shard_log_on_durable(shard, op);
-        waiting_retry_stuck(shard);
+        deliver_retry_stuck(shard);
         return;
     case OP_LOG_FAILED:
         shard->is_room_news = shard->log.is_failed = true;
@@ -228,7 +229,7 @@ void shard_on_op(struct shard *shard, const struct op *op)
         waiting_on_checkpoint(shard, op->checkpoint.sequence, op->checkpoint.aged);
         return;
     case OP_STORE_READ_DONE:
-        waiting_on_read(shard, op->read);
+        read_back_on_answer(shard, op->read);
         return;
     case OP_STORE_ROOM:
         shard->has_store_room = op->flag;

@@ -30,6 +30,13 @@
 #define WAITING_AGE_SHARE 32       /* looks at all sessions within max_queued_age; a second apart at least */
 #define WAITING_AGE_DROPS 8192     /* notes of drops that are not in the log yet: then it waits */
 
+/* What a read is for: store_read.ticket. */
+enum waiting_ticket {
+    WAITING_READ_QUEUE,
+    WAITING_READ_INFLIGHT,
+    WAITING_READ_AGED, /* WAITING_READ_QUEUE of a session that is away, because the oldest may be too old */
+};
+
 struct shard;
 
 struct number_list {
@@ -71,8 +78,13 @@ void waiting_add(struct shard *shard, struct session *sess, struct msg *msg, uin
 struct queue_item waiting_take(struct shard *shard, struct session *sess);
 /* Ask for what is to be sent next and not in memory. Cheap when there is nothing. */
 void waiting_read(struct shard *shard, struct session *sess);
-/* The answer; taken. */
-void waiting_on_read(struct shard *shard, struct store_read *read);
+/* What was read for the queue, into it; a message that is kept is taken from its item. Returns the run that was consumed, 0 = none.
+ * lost_out: messages that the run should have had. */
+uint64_t waiting_put_back(struct shard *shard, struct session *sess, struct store_read *read, const uint32_t *metas, uint32_t *lost_out);
+/* With drop_oldest: the oldest go until the session is within its bounds, those on disk when they have been read. */
+void waiting_keep_bounds(struct shard *shard, struct session *sess);
+/* A read is over, and what it brought was sent if a client is there. */
+void waiting_after_read(struct shard *shard, struct session *sess);
 /* Everything below `sequence` can be read from the store; everything below `aged` is over max_queued_age. */
 void waiting_on_checkpoint(struct shard *shard, uint64_t sequence, uint64_t aged);
 /* Whether it waited longer than max_queued_age. */
@@ -81,9 +93,8 @@ bool waiting_is_too_old(const struct shard *shard, const struct queue_item *item
 int64_t waiting_next_look_ns(const struct shard *shard);
 /* The client has gone, the session stays: it holds as little as the checkpoint allows. */
 void waiting_on_away(struct shard *shard, struct session *sess);
-/* Its next message needs a record, and there is no room: it is tried again when blocks come back. */
+/* Its next message needs a record, and there is no room: it is tried again when blocks come back (deliver_retry_stuck). */
 void waiting_on_stuck(struct shard *shard, struct session *sess);
-void waiting_retry_stuck(struct shard *shard);
 /* The session will not get this message (0: it has no name, nothing is said). The caller counts. */
 void waiting_log_drop(struct shard *shard, uint64_t session, uint64_t sequence, enum shard_drop reason);
 /* Before the turn's log is sealed: a slice of the walk, and DROP records. True: there is more to do at once. */
