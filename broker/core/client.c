@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "broker/core/deliver.h"
+#include "broker/core/session_life.h"
 #include "broker/core/shard_state.h"
 #include "broker/core/subscribe.h"
 #include "broker/guard/tier.h"

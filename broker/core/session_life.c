@@ -1,8 +1,5 @@
-/* A session between its connections, and its end: expiry, will delay, and what others must be told.
- *
- *   connected --close--> away      [session_on_disconnected]  will at once, after its delay, or not at all
- *   away --CONNECT--> connected    [client.c, attach]         will forgotten, expiry stopped
- *   away --expiry, clean start--> gone  [session_end]         a will that still waits goes out now [MQTT-3.1.2-8] */
+#include "broker/core/session_life.h"
+
 #include <stdlib.h>
 
 #include "broker/core/request.h"
@@ -51,7 +48,8 @@ static size_t bytes_of(const struct will *will)
 
 bool session_wills_are_full(const struct shard *shard) { return shard->stats.wills_due.bytes > SESSION_WILLS_DUE_MAX; }
 
-void session_publish_will(struct shard *shard, const struct session *sess, struct will *will)
+/* Publish a will, now or when there is room; takes it. sess: the session, if it goes on; NULL: it has ended. */
+static void publish_or_keep(struct shard *shard, const struct session *sess, struct will *will)
 {
     /* Behind those that wait already. */
     if (!shard->is_restoring && !shard->wills_first && try_will(shard, will)) {
@@ -97,7 +95,7 @@ static void begin_will(struct shard *shard, struct session *sess)
 {
     const struct will *will = sess->rare->will;
     if (will->delay_s == 0 && sess->expiry_interval_s > 0)
-        session_publish_will(shard, sess, take_will(sess));
+        publish_or_keep(shard, sess, take_will(sess));
     else
         sess->rare->will_at_ms = shard->now_ms + (int64_t)will->delay_s * 1000; /* or the session's end, which is now [MQTT-3.1.2-8] */
 }
@@ -152,8 +150,8 @@ void session_on_timer(struct shard *shard, struct session *sess)
         }
         if (!is_expired) {
             if (sess->rare->will->is_restored)
-                shard_restore_note_away(shard, sess);
-            session_publish_will(shard, sess, take_will(sess));
+                session_log_away_later(shard, sess);
+            publish_or_keep(shard, sess, take_will(sess));
         }
     }
     if (is_expired) {
@@ -187,5 +185,5 @@ void session_end(struct shard *shard, struct session *sess)
     gauge_add(&shard->stats.sessions, -1);
     session_table_remove(&shard->sessions, sess);
     if (will)
-        session_publish_will(shard, NULL, will);
+        publish_or_keep(shard, NULL, will);
 }

@@ -202,6 +202,35 @@ void session_log_over(struct shard *shard, const struct will *will)
                    .type = RECORD_SESSION, .session = will->publisher, .client_id = will->client_id, .received_ns = shard->now_steady_ns});
 }
 
+void session_log_away_later(struct shard *shard, const struct session *sess)
+{
+    if (shard->restored_count == shard->restored_capacity) {
+        uint32_t capacity = shard->restored_capacity ? shard->restored_capacity * 2 : 64;
+        uint64_t *grown = realloc(shard->restored, capacity * sizeof *grown);
+        if (!grown)
+            return; /* it stays as connected in the log: another start begins its clock anew */
+        shard->restored = grown;
+        shard->restored_capacity = capacity;
+    }
+    shard->restored[shard->restored_count++] = sess->number;
+}
+
+/* A few each turn: a million of them take the log some seconds, beside everything else. */
+void session_log_away_step(struct shard *shard)
+{
+    for (uint32_t i = 0;
+         i < SHARD_RESTORED_PER_TURN && shard->restored_count > 0 && !shard->session_log.first && shard->waiting.drop_count == 0; i++) {
+        const struct session *sess = session_table_find_number(&shard->sessions, shard->restored[--shard->restored_count]);
+        if (sess && sess->connection == 0) /* otherwise the log knows better */
+            session_log_state(shard, sess, 0);
+    }
+    if (shard->restored_count > 0)
+        return;
+    free(shard->restored);
+    shard->restored = NULL;
+    shard->restored_capacity = 0;
+}
+
 /* Positions of a session that ends, a record full at a time. */
 struct drop_slice {
     struct shard *shard;

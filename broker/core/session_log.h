@@ -58,6 +58,10 @@ void session_log_end(struct shard *shard, const struct session *sess, bool is_ov
 void session_log_delete(struct shard *shard, uint64_t number);
 /* SESSION: it has ended, and the log knows it only until its will, which has to wait, is said: nobody will find it again. */
 void session_log_over(struct shard *shard, const struct will *will);
+/* The session was connected when the broker stopped, and nothing speaks against logging it as away: session_log_away_step() will, a few
+ * each turn. */
+void session_log_away_later(struct shard *shard, const struct session *sess);
+void session_log_away_step(struct shard *shard);
 /* options: the byte of SUBSCRIBE. is_owed: retained values are to follow. */
 void session_log_subscription(struct shard *shard, uint64_t number, struct span filter, uint8_t options, uint32_t subscription_id,
                               bool is_owed);

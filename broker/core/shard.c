@@ -1,4 +1,5 @@
 #include "broker/core/shard.h"
+#include "broker/core/session_life.h"
 
 #include <stdlib.h>
 
@@ -328,7 +329,7 @@ void shard_turn_end(struct shard *shard)
     session_retry_wills(shard);
 
     session_log_flush(shard);
-    shard_restore_step(shard);
+    session_log_away_step(shard);
     shard->is_work_left |= waiting_turn_end(shard);
     struct publish_job *logged = shard_log_turn_end(shard);
     if (logged)

@@ -1,4 +1,5 @@
 #include "broker/core/shard_restore.h"
+#include "broker/core/session_life.h"
 
 #include <stdlib.h>
 
@@ -83,19 +84,6 @@ static void restore_expiry(struct shard *shard, struct session *sess, const stru
     sess->expiry_at_ms = shard->now_ms + (left_ms > grace_ms ? left_ms : grace_ms);
 }
 
-void shard_restore_note_away(struct shard *shard, const struct session *sess)
-{
-    if (shard->restored_count == shard->restored_capacity) {
-        uint32_t capacity = shard->restored_capacity ? shard->restored_capacity * 2 : 64;
-        uint64_t *grown = realloc(shard->restored, capacity * sizeof *grown);
-        if (!grown)
-            return; /* it stays as connected in the log: another start begins its clock anew */
-        shard->restored = grown;
-        shard->restored_capacity = capacity;
-    }
-    shard->restored[shard->restored_count++] = sess->number;
-}
-
 enum err shard_restore_session(struct shard *shard, const struct checkpoint_session *from)
 {
     CHECK(shard->in_turn);
@@ -127,7 +115,7 @@ enum err shard_restore_session(struct shard *shard, const struct checkpoint_sess
     restore_expiry(shard, sess, from);
     restore_sent(shard, sess, from);
     if (from->was_connected && !(sess->rare && sess->rare->will))
-        shard_restore_note_away(shard, sess);
+        session_log_away_later(shard, sess);
     session_arm_timer(shard, sess);
     return ERR_OK;
 }
@@ -183,20 +171,4 @@ void shard_restore_copy(struct shard *shard, uint64_t number)
 void shard_restore_unwanted(struct shard *shard, uint64_t number, uint64_t sequence)
 {
     waiting_log_drop(shard, number, sequence, SHARD_dropped_offline);
-}
-
-/* A few each turn: a million of them take the log some seconds, beside everything else. */
-void shard_restore_step(struct shard *shard)
-{
-    for (uint32_t i = 0;
-         i < SHARD_RESTORED_PER_TURN && shard->restored_count > 0 && !shard->session_log.first && shard->waiting.drop_count == 0; i++) {
-        const struct session *sess = session_table_find_number(&shard->sessions, shard->restored[--shard->restored_count]);
-        if (sess && sess->connection == 0) /* otherwise the log knows better */
-            session_log_state(shard, sess, 0);
-    }
-    if (shard->restored_count > 0)
-        return;
-    free(shard->restored);
-    shard->restored = NULL;
-    shard->restored_capacity = 0;
 }

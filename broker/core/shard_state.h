@@ -96,27 +96,4 @@ int64_t shard_receive_time(struct shard *shard);
 /* Whether a PUBLISH (of QoS > 0) may be handled at all now. */
 bool shard_has_room(const struct shard *shard);
 
-/* session_life.c */
-/* The connection of a session has gone. say_will: its will is to go out (after its delay). protocol: that it spoke, 3..5. */
-void session_on_disconnected(struct shard *shard, struct session *sess, bool say_will, uint8_t protocol);
-/* The client is back, or said goodbye: a will that waits is not said [MQTT-3.1.3-9]. */
-void session_forget_will(struct shard *shard, struct session *sess);
-void session_on_timer(struct shard *shard, struct session *sess);
-/* End it: its will goes out now if one is waiting, its subscriptions and its queue are forgotten. It is away. */
-void session_end(struct shard *shard, struct session *sess);
-/* Set its timer by expiry and will. */
-void session_arm_timer(struct shard *shard, struct session *sess);
-/* Publish a will, now or when there is room; takes it. sess: the session, if it goes on; NULL: it has ended. */
-void session_publish_will(struct shard *shard, const struct session *sess, struct will *will);
-/* Those that found no room. */
-void session_retry_wills(struct shard *shard);
-/* So many wills wait for room that no CONNECT with another is taken. Beyond it come only those of clients that are connected or away. */
-#define SESSION_WILLS_DUE_MAX ((uint64_t)64 << 20) /* bytes */
-bool session_wills_are_full(const struct shard *shard);
-
-/* shard_restore.c: sessions that were connected at the stop, into the log as away. Each turn. */
-void shard_restore_step(struct shard *shard);
-/* It was connected at the stop, and nothing speaks against logging it as away. */
-void shard_restore_note_away(struct shard *shard, const struct session *sess);
-
 #endif

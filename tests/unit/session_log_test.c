@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "broker/core/session_life.h"
 #include "broker/core/session_log.h"
 #include "broker/core/shard_state.h"
 #include "common/clock.h"
