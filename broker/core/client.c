@@ -4,7 +4,11 @@
 #include <stdlib.h>
 
 #include "broker/core/deliver.h"
+#include "broker/core/publish.h"
+#include "broker/core/scan.h"
 #include "broker/core/session_life.h"
+#include "broker/core/session_log.h"
+#include "broker/core/shard_log.h"
 #include "broker/core/shard_state.h"
 #include "broker/core/subscribe.h"
 #include "broker/guard/tier.h"

@@ -1,5 +1,6 @@
 #include "broker/core/client_state.h"
 
+#include "broker/core/shard_log.h"
 #include "broker/core/shard_state.h"
 #include "broker/guard/tier.h"
 #include "common/check.h"

@@ -37,12 +37,6 @@ enum client_step {
     CLIENT_GONE,    /* the client has been freed */
 };
 
-/* Why a connection is to be closed. */
-struct client_over {
-    enum mqtt_reason reason; /* SUCCESS: nothing is said */
-    struct counter *cell;
-};
-
 struct client_partial; /* bytes not handled yet */
 
 struct client_alias {

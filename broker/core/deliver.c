@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "broker/core/scan.h"
+#include "broker/core/shard_log.h"
 #include "broker/core/shard_state.h"
 #include "broker/core/waiting.h"
 #include "common/check.h"

@@ -1,6 +1,7 @@
 #include "broker/core/gate_release.h"
 
 #include "broker/core/client.h"
+#include "broker/core/client_state.h"
 #include "broker/core/deliver.h"
 #include "broker/core/delivery.h"
 #include "broker/core/shard_state.h"

@@ -32,16 +32,13 @@
 #define OWED_TAKE_PER_TURN 64 /* parked ones that are tried before publishers are */
 
 struct msg;
+struct owed;
 struct pending_request;
 struct recipient;
 struct route_request;
 struct session;
 struct shard;
 struct store_read_item;
-
-struct owed {
-    struct owed_item *first, *last; /* what is parked, of all sessions, in order */
-};
 
 void owed_init(struct owed *owed);
 void owed_deinit(struct owed *owed);

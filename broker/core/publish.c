@@ -4,8 +4,11 @@
 
 #include "broker/core/delivery.h"
 #include "broker/core/recipient.h"
+#include "broker/core/session_log.h"
+#include "broker/core/shard_log.h"
 #include "broker/core/shard_state.h"
 #include "broker/guard/tier.h"
+#include "broker/telemetry/rule.h"
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/hash.h"
@@ -14,35 +17,6 @@
 #define COPIES_PER_PUBLISH 16   /* so many copies of a message count as one more message of the turn's allowance */
 #define WAIT_UNKNOWN UINT64_MAX /* the large record of an open QoS 2 identifier is not complete */
 #define NOT_FIRST 0x80000000u   /* in next_same: the match belongs to a session seen before */
-
-/* --- working memory ----------------------------------------------------------------------------------------------------------------- */
-
-static uint8_t *bytes_reserve(struct publish_bytes *bytes, size_t size)
-{
-    if (bytes->capacity - bytes->size < size) {
-        size_t capacity = bytes->capacity ? bytes->capacity : 1024;
-        while (capacity - bytes->size < size)
-            capacity *= 2;
-        uint8_t *grown = realloc(bytes->data, capacity);
-        if (!grown)
-            return NULL;
-        bytes->data = grown;
-        bytes->capacity = capacity;
-    }
-    return bytes->data + bytes->size;
-}
-
-void publish_scratch_deinit(struct publish_scratch *scratch)
-{
-    match_list_deinit(&scratch->list);
-    free(scratch->cells);
-    free(scratch->next_same);
-    free(scratch->now.data);
-    free(scratch->held.data);
-    free(scratch->record_recipients.data);
-    free(scratch->properties.data);
-    *scratch = (struct publish_scratch){0};
-}
 
 /* --- recipients --------------------------------------------------------------------------------------------------------------------- */
 
@@ -128,7 +102,8 @@ static bool merge(struct publish_scratch *scratch)
 /* LOG 1: the record names who gets it from the durable side. False: memory is short. */
 static bool put_record_recipient(struct publish_scratch *scratch, const struct recipient *recipient, uint8_t options)
 {
-    uint8_t *at = bytes_reserve(&scratch->record_recipients, RECORD_RECIPIENT_SIZE_MAX + 2 * (size_t)recipient->id_count * VARINT_SIZE_MAX);
+    uint8_t *at =
+        publish_bytes_reserve(&scratch->record_recipients, RECORD_RECIPIENT_SIZE_MAX + 2 * (size_t)recipient->id_count * VARINT_SIZE_MAX);
     if (!at)
         return false;
     uint8_t *ids = at + RECORD_RECIPIENT_SIZE_MAX + (size_t)recipient->id_count * VARINT_SIZE_MAX;
@@ -182,7 +157,7 @@ static bool put_recipient(struct shard *shard, const struct publish_in *in, uint
     bool is_held = shard->log.pool && (is_persistent || in->source.qos == 2 || in->is_will);
     struct publish_bytes *bytes = is_held ? &scratch->held : &scratch->now;
     size_t size = recipient_size(id_count);
-    struct recipient *recipient = (struct recipient *)(void *)bytes_reserve(bytes, size);
+    struct recipient *recipient = (struct recipient *)(void *)publish_bytes_reserve(bytes, size);
     if (!recipient)
         return false;
     *recipient = (struct recipient){
@@ -788,7 +763,7 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
 
     uint8_t stack[1024];
     size_t properties_size = properties_forwardable_size(packet->properties.raw);
-    uint8_t *properties = properties_size <= sizeof stack ? stack : bytes_reserve(&shard->scratch.properties, properties_size);
+    uint8_t *properties = properties_size <= sizeof stack ? stack : publish_bytes_reserve(&shard->scratch.properties, properties_size);
     struct publish_in in;
     struct publish_done done;
     struct publish_refusal refusal = {MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.publish_refused_quota};

@@ -24,28 +24,7 @@
 
 #include "broker/core/client_state.h"
 #include "broker/core/publish_job.h"
-#include "broker/route/topic_tree.h"
 #include "broker/session/will.h"
-#include "broker/telemetry/rule.h"
-#include "common/record.h"
-
-/* Working memory of matching, used again for each message. */
-struct publish_scratch {
-    struct match_list list;
-    uint32_t *cells;      /* merge: hash of session -> first match + 1 */
-    size_t cell_capacity; /* power of two */
-    uint32_t *next_same;  /* merge: match -> next match of the same session + 1 */
-    size_t next_capacity;
-    struct publish_bytes now, held; /* recipients by when they get it */
-    uint32_t now_count, held_count;
-    uint32_t refused_count;                 /* copies for sessions that are full and refuse */
-    bool is_refused;                        /* one of them is owed the message: the PUBLISH is refused */
-    struct publish_bytes record_recipients; /* persistent ones as the record has them */
-    struct publish_bytes properties;        /* forwardable ones of a packet that has more than a few */
-    struct record record;                   /* of the message */
-};
-
-void publish_scratch_deinit(struct publish_scratch *scratch);
 
 enum client_step publish_on_packet(struct shard *shard, struct client *client, const struct packet_publish *packet, size_t packet_size);
 enum client_step publish_on_pubrel(struct shard *shard, struct client *client, uint16_t packet_id);

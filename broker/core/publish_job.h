@@ -7,15 +7,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "broker/core/publish_scratch.h"
 #include "broker/durable/ack_gate.h"
 
 struct msg;
-
-/* Bytes that grow and are used again. */
-struct publish_bytes {
-    uint8_t *data;
-    size_t size, capacity;
-};
 
 /* A publish that was logged, or is on its way into the log: what is to be done when its wait is known. One for each large record. */
 struct publish_job {

@@ -1,7 +1,9 @@
 #include "broker/core/scan.h"
 
+#include "broker/core/client_state.h"
 #include "broker/core/request.h"
 #include "broker/core/shard_state.h"
+#include "broker/core/waiting.h"
 #include "common/check.h"
 
 void scans_init(struct scans *scans)

@@ -18,7 +18,6 @@
 #include "broker/core/ops.h"
 #include "common/bytes.h"
 #include "common/err.h"
-#include "common/list.h"
 
 #define SCAN_HELD_MAX 256                          /* copies of one session on their way to the disk, from which its scans pause */
 #define SCAN_VALUES_MAX 16384                      /* of a shard: values that are parked or may come, in windows of ROUTE_RETAINED_WINDOW */
@@ -26,13 +25,9 @@
 
 struct pending_request;
 struct route_request;
+struct scans;
 struct session;
 struct shard;
-
-struct scans {
-    struct list_node waiting; /* of pending_request.waiting: values are to be asked for when there is room to park them */
-    uint64_t coming;          /* values that were asked for and have not come; of sessions that are logged */
-};
 
 void scans_init(struct scans *scans);
 /* A SUBSCRIBE is sent. False: its scan has to wait, scan_later() follows with the reply. */

@@ -2,8 +2,12 @@
 
 #include <stdlib.h>
 
+#include "broker/core/publish.h"
 #include "broker/core/request.h"
+#include "broker/core/scan.h"
+#include "broker/core/session_log.h"
 #include "broker/core/shard_state.h"
+#include "broker/core/waiting.h"
 #include "common/check.h"
 
 void session_arm_timer(struct shard *shard, struct session *sess)

@@ -2,6 +2,8 @@
 
 #include <stdlib.h>
 
+#include "broker/core/publish_job.h"
+#include "broker/core/shard_log.h"
 #include "broker/core/shard_state.h"
 #include "common/check.h"
 #include "common/clock.h"

@@ -19,16 +19,10 @@
 
 #define SESSION_LOG_LATE_MAX ((uint64_t)16 << 20)
 
-struct late_item;
 struct session;
+struct session_log;
 struct shard;
 struct will;
-
-/* Zero-initialised is empty. */
-struct session_log {
-    struct late_item *first, *last;
-    uint64_t end_block; /* own block that last said of some session that it has ended; 0 = there was none */
-};
 
 void session_log_deinit(struct session_log *log);
 

@@ -1,4 +1,8 @@
 #include "broker/core/shard.h"
+#include "broker/core/owed.h"
+#include "broker/core/publish.h"
+#include "broker/core/publish_job.h"
+#include "broker/core/scan.h"
 #include "broker/core/session_life.h"
 
 #include <stdlib.h>
@@ -9,8 +13,12 @@
 #include "broker/core/gate_release.h"
 #include "broker/core/read_back.h"
 #include "broker/core/route_actor.h"
+#include "broker/core/session_log.h"
+#include "broker/core/shard_log.h"
 #include "broker/core/shard_state.h"
 #include "broker/core/subscribe.h"
+#include "broker/core/waiting.h"
+#include "broker/telemetry/rule.h"
 #include "common/check.h"
 #include "common/hash.h"
 
@@ -50,7 +58,7 @@ struct shard *shard_new(const struct shard_config *config, struct topic_tree *tr
     op_backlog_init(&shard->backlog);
     scans_init(&shard->scans);
     owed_init(&shard->owed);
-    match_list_init(&shard->scratch.list);
+    publish_scratch_init(&shard->scratch);
     list_init(&shard->connecting);
     list_init(&shard->idle);
     list_init(&shard->ready);

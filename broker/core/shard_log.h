@@ -12,25 +12,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "broker/core/ops.h"
+#include "broker/core/shard_state.h"
 #include "common/err.h"
 #include "common/log_block.h"
-
-struct publish_job;
-struct shard;
-
-struct shard_log {
-    struct log_block_pool *pool; /* NULL without persistence */
-    struct log_block *block;     /* being filled, NULL = none */
-    uint64_t durable_blocks;
-    bool has_room; /* the log takes PUBLISH records */
-    bool is_failed;
-    uint64_t session_last;     /* of the newest record in `block` */
-    uint32_t connection_count; /* runs of one session's records in `block`: 1 = one client waits alone for its commit */
-    struct publish_job *large; /* being logged, NULL = none */
-    uint8_t *large_head;
-    struct log_block_group group;
-};
 
 void shard_log_init(struct shard_log *log, struct log_block_pool *pool);
 void shard_log_deinit(struct shard_log *log);

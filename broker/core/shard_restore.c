@@ -1,9 +1,12 @@
 #include "broker/core/shard_restore.h"
+#include "broker/core/scan.h"
 #include "broker/core/session_life.h"
 
 #include <stdlib.h>
 
+#include "broker/core/session_log.h"
 #include "broker/core/shard_state.h"
+#include "broker/core/waiting.h"
 #include "common/check.h"
 #include "common/clock.h"
 

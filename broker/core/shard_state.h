@@ -1,25 +1,22 @@
-/* The inside of a shard, shared by the files that make it up (shard.c, client.c, publish.c, deliver.c, subscribe.c, session_life.c,
- * shard_log.c) and by nobody else. */
+/* The inside of a shard: what each of the files that make it up keeps, and what they all use. Only they include it.
+ *
+ * They stand in layers above it, each calling only those below; docs/ARCHITECTURE.md has the picture. */
 #ifndef TIDEGATE_BROKER_CORE_SHARD_STATE_H
 #define TIDEGATE_BROKER_CORE_SHARD_STATE_H
 
-#include "broker/core/client_state.h"
 #include "broker/core/op_backlog.h"
-#include "broker/core/owed.h"
-#include "broker/core/publish.h"
+#include "broker/core/ops.h"
+#include "broker/core/publish_scratch.h"
 #include "broker/core/refused_values.h"
-#include "broker/core/scan.h"
-#include "broker/core/session_log.h"
 #include "broker/core/shard_config.h"
-#include "broker/core/shard_log.h"
 #include "broker/core/shard_stats.h"
-#include "broker/core/waiting.h"
 #include "broker/durable/ack_gate.h"
 #include "broker/route/topic_tree.h"
 #include "broker/session/outbox.h"
 #include "broker/session/session_table.h"
 #include "broker/session/timer_wheel.h"
 #include "common/list.h"
+#include "common/log_block.h"
 
 #define SHARD_RESTORED_PER_TURN 256   /* sessions logged as away after a start */
 #define SHARD_TIMERS_PER_TURN 1024    /* fired or moved; the rest in the next turn */
@@ -28,6 +25,73 @@
 #define SHARD_RETRY_NS 10000000       /* 10 ms: what waits for a full ring is tried again */
 #define SHARD_ROOM_RETRY_NS 100000000 /* 100 ms: blocked clients try again though nobody said that there is room */
 #define SHARD_CLOSE_LINGER_MS 1000    /* for the last bytes (DISCONNECT, CONNACK) to leave */
+
+struct late_item;
+struct owed_item;
+struct publish_job;
+
+/* core/shard_log.h */
+struct shard_log {
+    struct log_block_pool *pool; /* NULL without persistence */
+    struct log_block *block;     /* being filled, NULL = none */
+    uint64_t durable_blocks;
+    bool has_room; /* the log takes PUBLISH records */
+    bool is_failed;
+    uint64_t session_last;     /* of the newest record in `block` */
+    uint32_t connection_count; /* runs of one session's records in `block`: 1 = one client waits alone for its commit */
+    struct publish_job *large; /* being logged, NULL = none */
+    uint8_t *large_head;
+    struct log_block_group group;
+};
+
+/* core/session_log.h. Zero-initialised is empty. */
+struct session_log {
+    struct late_item *first, *last;
+    uint64_t end_block; /* own block that last said of some session that it has ended; 0 = there was none */
+};
+
+struct number_list {
+    uint64_t *numbers;
+    uint32_t count, capacity;
+};
+
+/* core/waiting.h */
+struct waiting {
+    struct queue_shared shared;
+    uint64_t restored_last;                /* the newest message that an earlier start left; 0 = none */
+    struct number_list listed;             /* sessions that hold messages for the checkpoint (queue.is_listed); gone ones are passed over */
+    struct number_list stuck;              /* sessions whose next message needs a record for which there was no room */
+    uint32_t walk_at, walk_keep, walk_end; /* the round: [0, keep) stay, [at, end) are to be looked at */
+    uint64_t walk_checkpoint;              /* the round's; 0 = none under way */
+    struct waiting_age {
+        uint64_t sequence; /* every message below it is over max_queued_age */
+        int64_t next_ns;   /* mono: of the next look at all sessions */
+        uint32_t at;       /* bucket of the session table; 0 = no look is under way */
+        uint32_t reads;    /* under way for its sake */
+    } age;
+    struct waiting_drop {
+        uint64_t session, sequence;
+        uint8_t reason; /* enum shard_drop */
+    } * drops;
+    uint32_t drop_count, drop_capacity;
+};
+
+/* core/scan.h */
+struct scans {
+    struct list_node waiting; /* of pending_request.waiting: values are to be asked for when there is room to park them */
+    uint64_t coming;          /* values that were asked for and have not come; of sessions that are logged */
+};
+
+/* core/owed.h */
+struct owed {
+    struct owed_item *first, *last; /* what is parked, of all sessions, in order */
+};
+
+/* Why a connection is to be closed. */
+struct client_over {
+    enum mqtt_reason reason; /* SUCCESS: nothing is said */
+    struct counter *cell;
+};
 
 struct shard {
     struct shard_config config;

@@ -2,7 +2,10 @@
 
 #include <stdlib.h>
 
+#include "broker/core/owed.h"
 #include "broker/core/request.h"
+#include "broker/core/scan.h"
+#include "broker/core/session_log.h"
 #include "broker/core/shard_state.h"
 #include "common/check.h"
 

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "broker/core/request.h"
+#include "broker/core/shard_log.h"
 #include "broker/core/shard_state.h"
 #include "common/check.h"
 #include "common/clock.h"

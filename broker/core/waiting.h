@@ -38,31 +38,7 @@ enum waiting_ticket {
 };
 
 struct shard;
-
-struct number_list {
-    uint64_t *numbers;
-    uint32_t count, capacity;
-};
-
-struct waiting {
-    struct queue_shared shared;
-    uint64_t restored_last;                /* the newest message that an earlier start left; 0 = none */
-    struct number_list listed;             /* sessions that hold messages for the checkpoint (queue.is_listed); gone ones are passed over */
-    struct number_list stuck;              /* sessions whose next message needs a record for which there was no room */
-    uint32_t walk_at, walk_keep, walk_end; /* the round: [0, keep) stay, [at, end) are to be looked at */
-    uint64_t walk_checkpoint;              /* the round's; 0 = none under way */
-    struct waiting_age {
-        uint64_t sequence; /* every message below it is over max_queued_age */
-        int64_t next_ns;   /* mono: of the next look at all sessions */
-        uint32_t at;       /* bucket of the session table; 0 = no look is under way */
-        uint32_t reads;    /* under way for its sake */
-    } age;
-    struct waiting_drop {
-        uint64_t session, sequence;
-        uint8_t reason; /* enum shard_drop */
-    } * drops;
-    uint32_t drop_count, drop_capacity;
-};
+struct waiting;
 
 void waiting_init(struct shard *shard);
 void waiting_deinit(struct waiting *waiting);

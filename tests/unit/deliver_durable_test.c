@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "broker/core/shard_state.h"
+#include "broker/core/waiting.h"
 #include "common/check.h"
 #include "common/position_list.h"
 #include "tests/lib/check_random.h"

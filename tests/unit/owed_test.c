@@ -11,6 +11,7 @@
 
 #include "broker/core/owed.h"
 #include "broker/core/route_actor.h"
+#include "broker/core/scan.h"
 #include "broker/core/shard_restore.h"
 #include "broker/core/shard_state.h"
 #include "broker/session/session.h"
