@@ -627,6 +627,7 @@ static enum err make_loops(struct broker *broker, struct errmsg *msg)
                                     ? &broker->queue_totals
                                     : NULL,
                 .retained_counter = &broker->retained_counter,
+                .retained = route_actor_retained(route_thread_actor(broker->route)),
                 .steady_offset_ns = broker->steady_offset_ns,
                 .epoch = broker->durable.writer ? log_writer_epoch(broker->durable.writer) : 0,
                 .persistence = config->persistence,

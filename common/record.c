@@ -377,7 +377,6 @@ const char *record_type_name(uint8_t type)
         [RECORD_RELEASED] = "released",
         [RECORD_BEGUN] = "begun",
         [RECORD_DEVICE] = "device",
-        [RECORD_RETAINED_REFUSED] = "retained_refused",
         [RECORD_RETAINED_GIVEN] = "retained_given",
     };
     return type < sizeof names / sizeof *names && names[type] ? names[type] : "unknown";

@@ -47,9 +47,7 @@ enum record_type {
     RECORD_RELEASED = 13,   /* PUBREL of an incoming QoS 2: packet_id */
     RECORD_BEGUN = 14,      /* a shared group's message belongs to a member from here on: session, shared_groups, subject */
     RECORD_DEVICE = 15,     /* device registry: device, session */
-    RECORD_RETAINED_REFUSED = 16, /* the message `retained_number` of `topic` is not retained after all: there was no room for its topic;
-                                     packet_id: of incoming QoS 2, refused with it, as released */
-    RECORD_RETAINED_GIVEN = 17,   /* all retained values that the session's subscriptions so far are owed have records of their own */
+    RECORD_RETAINED_GIVEN = 17, /* all retained values that the session's subscriptions so far are owed have records of their own */
     RECORD_TYPE_MUST_UNDERSTAND = 128,
 };
 

@@ -87,10 +87,13 @@ static void check_retained(const struct lines *filters, const struct lines *topi
 {
     int refs = 0;
     struct retained *store = retained_new(1, &(struct retained_limits){.messages_max = LINES_MAX, .bytes_max = LINES_MAX},
-                                          &(struct retained_callbacks){.ref = count_up, .unref = count_down});
+                                          &(struct retained_callbacks){.ref = count_up, .unref = count_down}, NULL);
     CHECK(store != NULL);
-    for (size_t i = 0; i < topics->count; i++)
-        CHECK(retained_put(store, topics->texts[i], i + 1, &refs, 1, RETAINED_NO_EXPIRY) == RETAINED_STORED);
+    for (size_t i = 0; i < topics->count; i++) {
+        struct retained_reservation reserved;
+        CHECK(retained_reserve(store, &reserved, topics->texts[i], 1));
+        CHECK(retained_put(store, topics->texts[i], i + 1, &refs, 1, RETAINED_NO_EXPIRY, &reserved) == RETAINED_STORED);
+    }
     for (size_t i = 0; i < filters->count; i++) {
         uint32_t found = 0, expected = 0;
         struct retained_scan *scan = retained_scan_begin(store, filters->texts[i]);

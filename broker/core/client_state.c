@@ -79,8 +79,7 @@ void client_send_answer(struct shard *shard, struct client *client, const struct
 void client_answer(struct shard *shard, struct client *client, struct gate_item *item)
 {
     /* Behind what this connection has in the gate already, even if it waits for nothing itself [MQTT-4.6.0-2]. */
-    bool is_refused = item->wait_retained != 0 && refused_values_has(&shard->refused_values, item->wait_retained);
-    if (client->gate_held == 0 && !is_refused && ack_gate_is_open(&shard->gate, item->wait_block, item->wait_retained)) {
+    if (client->gate_held == 0 && ack_gate_is_open(&shard->gate, item->wait_block, item->wait_retained)) {
         client_send_answer(shard, client, item);
         return;
     }

@@ -7,7 +7,7 @@
 #include "broker/durable/ack_gate.h"
 #include "common/bytes.h"
 
-/* For ack_gate_release(): the gate lets an item out. Returns 0, or the block that it has to wait for all the same. */
-uint64_t gate_release_item(void *shard, const struct gate_item *item, struct span extra);
+/* For ack_gate_release(): the gate lets an item out. */
+void gate_release_item(void *shard, const struct gate_item *item, struct span extra);
 
 #endif

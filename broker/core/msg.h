@@ -60,6 +60,11 @@ static inline struct span msg_payload(const struct msg *msg)
 {
     return span_of(msg->bytes + msg->topic_size + msg->properties_size, msg->payload_size);
 }
+/* What msg_new() makes of it will count for. */
+static inline size_t msg_source_cost(const struct msg_source *source)
+{
+    return sizeof(struct msg) + source->topic.size + source->properties.size + source->payload.size;
+}
 /* Its name in the checkpoint, 0 = none. */
 static inline uint64_t msg_sequence(const struct msg *msg) { return atomic_load_explicit(&msg->sequence, memory_order_relaxed); }
 /* What it counts for against every bound in bytes. */

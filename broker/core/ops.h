@@ -33,7 +33,7 @@ enum op_type {
     OP_DELIVER,          /* publisher's shard -> session's home: a message and its recipients there                 */
     OP_ROUTE_REQUEST,    /* shard -> route: SUBSCRIBE, UNSUBSCRIBE, or all subscriptions of a session away          */
     OP_ROUTE_REPLY,      /* route -> shard: reason codes; the tree holds them now                                    */
-    OP_ROUTE_RETAIN,     /* publisher's shard -> route: set or clear a retained value                               */
+    OP_ROUTE_RETAIN,     /* publisher's shard -> route: set or clear a retained value; `flag`, `count`: reserved for it (retained.h) */
     OP_ROUTE_RETAINED,   /* route -> publisher's shard: the value of that number is in (or superseded)              */
     OP_RETAINED_VALUE,   /* route -> session's home: one retained message for filter `count` of the request        */
     OP_RETAINED_END,     /* route -> session's home: no more for this request                                       */
@@ -85,8 +85,7 @@ struct op {
         struct {
             struct msg *msg; /* shared (ref); payload of 0 bytes clears; NULL: a number was drawn for nothing */
             uint64_t hold;   /* the shard's own ticket, comes back in OP_ROUTE_RETAINED */
-        } retain;            /* OP_ROUTE_RETAIN, OP_ROUTE_RETAINED (flag: refused, the store of retained values is full: msg comes back;
-                                else NULL) */
+        } retain;            /* OP_ROUTE_RETAIN, OP_ROUTE_RETAINED (msg NULL) */
         struct {
             struct msg *msg; /* shared (ref), NULL in OP_RETAINED_END */
             uint64_t request_id;

@@ -8,6 +8,7 @@
 #include "broker/core/shard_log.h"
 #include "broker/core/shard_state.h"
 #include "broker/guard/tier.h"
+#include "broker/route/retained.h"
 #include "broker/telemetry/rule.h"
 #include "common/check.h"
 #include "common/clock.h"
@@ -35,6 +36,8 @@ struct publish_in {
     struct span device;
     bool is_logged_telemetry;
     bool is_state; /* the checkpoint needs its record */
+    bool is_kept;  /* it sets or removes its topic's retained value */
+    struct retained_reservation reserved;
     uint64_t retained_number;
     uint8_t correlation[RECORD_CORRELATION_SIZE];
 };
@@ -291,10 +294,37 @@ static enum publish_outcome admit_state(struct shard *shard, struct publish_in *
     return PUBLISH_REFUSED;
 }
 
+/* Is there room for its retained value? Asked before anything is done, so that who is refused can try again without anybody getting it
+ * twice. A PUBLISH that cannot be refused (QoS 0, a will, an older client, which could only be closed, each time) goes to its subscribers
+ * and is not kept. A removal waits until it can be remembered. DONE: go on; what is reserved ends with the value or by give_back(). */
+static enum publish_outcome judge_retained(struct shard *shard, struct publish_in *in, struct publish_refusal *refusal_out)
+{
+    struct retained *retained = shard->config.retained;
+    const struct msg_source *source = &in->source;
+    in->reserved = (struct retained_reservation){0};
+    in->is_kept = source->retain;
+    if (!source->retain)
+        return PUBLISH_DONE;
+    if (source->payload.size == 0)
+        return retained_may_remove(retained, source->topic) ? PUBLISH_DONE : PUBLISH_NO_ROOM;
+    in->is_kept = retained_reserve(retained, &in->reserved, source->topic, (uint32_t)msg_source_cost(source));
+    if (in->is_kept || source->qos == 0 || !in->client || in->client->version < MQTT_V5)
+        return PUBLISH_DONE;
+    *refusal_out = (struct publish_refusal){MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.publish_refused_retained_full};
+    return PUBLISH_REFUSED;
+}
+
+/* It does not come to its value after all. */
+static void give_back(struct shard *shard, struct publish_in *in)
+{
+    if (in->is_kept)
+        retained_unreserve(shard->config.retained, &in->reserved);
+}
+
 /* Whether it is state by itself, whoever gets it. */
 static bool is_state_anyway(const struct shard *shard, const struct publish_in *in)
 {
-    return shard->log.pool && (in->source.retain || in->is_will || (in->source.qos == 2 && session_is_persistent(in->client->session)));
+    return shard->log.pool && (in->is_kept || in->is_will || (in->source.qos == 2 && session_is_persistent(in->client->session)));
 }
 
 /* Its record, in the scratch: what a PUBLISH never has stays zero there. */
@@ -374,12 +404,15 @@ static void post_retain_void(struct shard *shard)
     shard_post(shard, ACTOR_ROUTE, &(struct op){.type = OP_ROUTE_RETAIN, .from = shard->config.index});
 }
 
-static void post_retain(struct shard *shard, struct msg *msg)
+static void post_retain(struct shard *shard, struct msg *msg, const struct retained_reservation *reserved)
 {
     shard->retained_asked++;
-    shard_post(
-        shard, ACTOR_ROUTE,
-        &(struct op){.type = OP_ROUTE_RETAIN, .from = shard->config.index, .retain = {.msg = msg_ref(msg), .hold = shard->retained_asked}});
+    shard_post(shard, ACTOR_ROUTE,
+               &(struct op){.type = OP_ROUTE_RETAIN,
+                            .flag = reserved->is_message,
+                            .from = shard->config.index,
+                            .count = reserved->bytes,
+                            .retain = {.msg = msg_ref(msg), .hold = shard->retained_asked}});
 }
 
 /* A job that outlives the packet: a large record goes into blocks turn by turn. Takes the scratch's held recipients. NULL: no memory. */
@@ -477,7 +510,7 @@ static struct msg *copy_of(const struct publish_in *in)
 /* Somebody gets it, or a large record takes its payload block by block. */
 static bool is_copy_wanted(const struct shard *shard, const struct publish_in *in)
 {
-    return shard->scratch.now_count + shard->scratch.held_count > 0 || in->source.retain ||
+    return shard->scratch.now_count + shard->scratch.held_count > 0 || in->is_kept ||
            (wants_record(in) && shard_log_is_large(&shard->log, record_size_about(shard, in)));
 }
 
@@ -522,23 +555,28 @@ static enum publish_outcome publish(struct shard *shard, struct publish_in *in, 
     struct publish_scratch *scratch = &shard->scratch;
     scratch->record_recipients.size = 0;
     in->is_state = false;
-    enum publish_outcome outcome = judge_telemetry(shard, in, refusal_out);
+    enum publish_outcome outcome = judge_retained(shard, in, refusal_out);
+    if (outcome == PUBLISH_DONE)
+        outcome = judge_telemetry(shard, in, refusal_out);
     if (outcome == PUBLISH_DONE && is_state_anyway(shard, in)) {
         outcome = admit_state(shard, in, refusal_out);
         if (outcome == PUBLISH_REFUSED && in->is_logged_telemetry)
             count_telemetry(shard, &shard->stats.telemetry_refused_log_full);
     }
-    if (outcome != PUBLISH_DONE)
+    if (outcome != PUBLISH_DONE) {
+        give_back(shard, in);
         return outcome;
+    }
     in->source.receive_wall_ns = shard_receive_time(shard);
     in->source.receive_steady_s = (uint32_t)(shard->now_steady_ns / NS_PER_S);
-    in->retained_number = in->source.retain ? draw_retained_number(shard) : 0;
+    in->retained_number = in->is_kept ? draw_retained_number(shard) : 0;
     struct msg *msg = NULL;
     *done = (struct publish_done){.durability = DURABILITY_NONE};
     outcome = route(shard, in, refusal_out);
     if (outcome == PUBLISH_DONE)
         outcome = keep(shard, in, &msg, done, refusal_out);
     if (outcome != PUBLISH_DONE) {
+        give_back(shard, in);
         if (in->retained_number)
             post_retain_void(shard);
         return outcome;
@@ -551,8 +589,8 @@ static enum publish_outcome publish(struct shard *shard, struct publish_in *in, 
     struct span held = span_of(scratch->held.data, scratch->held.size);
     if (msg && !done->is_large)
         give_held(shard, msg, held, scratch->held_count, done->wait_block, done->record_index);
-    if (in->source.retain) {
-        post_retain(shard, msg);
+    if (in->is_kept) {
+        post_retain(shard, msg, &in->reserved);
         done->wait_retained = shard->retained_asked;
     }
     if (scratch->now_count > 0)
@@ -788,38 +826,6 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
     return CLIENT_NEXT;
 }
 
-/* The value is not kept. A QoS 2 message is refused with it: its identifier (packet_id, 0 = it has none) is free again, by the same record,
- * and what comes under it next is another attempt. */
-static void log_value_refused(struct shard *shard, const struct msg *msg, uint16_t packet_id)
-{
-    struct session *sess = packet_id != 0 && msg->qos == 2 ? session_table_find_number(&shard->sessions, msg->publisher) : NULL;
-    session_log_retained_refused(shard, msg, sess && session_is_persistent(sess) ? packet_id : 0);
-    if (sess)
-        close_inbound(sess, packet_id);
-}
-
-void publish_on_value_refused(struct shard *shard, const struct msg *msg, uint64_t ticket)
-{
-    struct publish_job *large = shard->log.large;
-    bool is_large = large && large->msg == msg;
-    if (msg->qos > 0) {
-        struct refused_value value = {
-            .ticket = ticket,
-            .number = msg->retained_number,
-            .wait_block = shard->log.pool ? REFUSED_VALUE_LATE : 0,
-            .last_put_ns = is_large && !large->is_will ? REFUSED_VALUE_UNANSWERED : shard->now_mono_ns,
-        };
-        refused_values_add(&shard->refused_values, &value);
-    }
-    if (is_large) {
-        large->is_value_refused = true;
-        return;
-    }
-    const struct session *sess = msg->qos == 2 ? session_table_find_number(&shard->sessions, msg->publisher) : NULL;
-    const struct inbound_id *id = sess && sess->rare ? inbound_ids_find_retained(&sess->rare->inbound, ticket) : NULL;
-    log_value_refused(shard, msg, id ? id->packet_id : 0);
-}
-
 void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wait_block)
 {
     if (job->is_telemetry)
@@ -834,13 +840,9 @@ void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wa
         if (id && id->wait_block == WAIT_UNKNOWN)
             keep_waits(id, &item);
     }
-    if (job->is_value_refused)
-        log_value_refused(shard, job->msg, job->is_will ? 0 : job->packet_id);
     struct client *client = job->is_will ? NULL : client_find(shard, &job->client);
     if (client && job->qos > 0)
         client_answer(shard, client, &item);
-    if (job->is_value_refused)
-        refused_values_on_answered(&shard->refused_values, job->wait_retained, shard->now_mono_ns);
     if (client)
         client_wake(shard, client);
     publish_job_free(job);

@@ -1,7 +1,8 @@
 /* The way of a PUBLISH: judged, matched once, logged as one record, given to its recipients, answered.
  *
  *   judge     version and listener limits, alias, receive maximum; a QoS 2 identifier that is open is answered again and that is all
- *   admit     telemetry rule; room in gate, rings, log and checkpoint, or the packet stays unprocessed (nothing has happened yet)
+ *   admit     room for a retained value; telemetry rule; room in gate, rings, log and checkpoint, or the packet stays unprocessed (nothing
+ *             has happened yet)
  *   match     the topic tree once; overlapping subscriptions of a session become one recipient (highest QoS, all identifiers)
  *   copy      one struct msg
  *   log       one record with all that is durable about it, if anything is
@@ -33,9 +34,6 @@ bool publish_will(struct shard *shard, const struct will *will);
 
 /* The record of a large publish is complete: its last block is `wait_block`. The job is taken. */
 void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wait_block);
-/* The route actor had no room for the retained message of this ticket: said in the log, behind the message's own record, then to the
- * publisher. */
-void publish_on_value_refused(struct shard *shard, const struct msg *msg, uint64_t ticket);
 /* All retained PUBLISHes of this shard below `number` are logged, or on their way as the large record: say so to the store (LOG 12). */
 void publish_say_passed(struct shard *shard, uint64_t number);
 

@@ -24,7 +24,6 @@ struct publish_job {
     uint8_t durability; /* enum durability, likewise */
     bool is_will;
     bool is_telemetry;
-    bool is_value_refused; /* it is retained, and the route actor had no room for it */
     uint64_t wait_retained;
 };
 

@@ -148,7 +148,7 @@ struct route_actor *route_actor_new(struct topic_tree *tree, _Atomic uint64_t *r
                                      .cache_bytes_max = limits->retained_cache_bytes_max};
     struct retained_callbacks callbacks = {
         .ref = retained_ref, .unref = retained_unref, .sequence = limits->retained_on_disk ? retained_sequence : NULL};
-    actor->retained = retained_new(hash_key, &bounds, &callbacks);
+    actor->retained = retained_new(hash_key, &bounds, &callbacks, topic_tree_epoch(tree)); /* who asks the tree asks it, too */
     if (!actor->retained) {
         free(actor);
         return NULL;
@@ -345,6 +345,8 @@ enum err route_actor_restore_retained(struct route_actor *actor, struct span top
 }
 
 void route_actor_set_time(struct route_actor *actor, int64_t now_mono_ns) { actor->now_mono_ns = now_mono_ns; }
+
+struct retained *route_actor_retained(struct route_actor *actor) { return actor->retained; }
 
 struct route_stats *route_actor_stats(struct route_actor *actor) { return &actor->stats; }
 
@@ -574,20 +576,17 @@ static void on_retain(struct route_actor *actor, const struct op *op)
     actor->retained_arrived++;
     if (!msg)
         return;
+    struct retained_reservation reserved = {.is_message = op->flag, .bytes = op->count};
     enum retained_result result =
-        msg->payload_size == 0
-            ? retained_remove(actor->retained, msg_topic(msg), msg->retained_number) /* [MQTT-3.3.1-6], [MQTT-3.3.1-7] */
-            : retained_put(actor->retained, msg_topic(msg), msg->retained_number, msg, (uint32_t)msg_cost(msg), msg->expiry_wall_ns);
-    bool refused = result == RETAINED_FULL || result == RETAINED_NOMEM;
+        msg->payload_size == 0 ? retained_remove(actor->retained, msg_topic(msg), msg->retained_number) /* [MQTT-3.3.1-6], [MQTT-3.3.1-7] */
+                               : retained_put(actor->retained, msg_topic(msg), msg->retained_number, msg, (uint32_t)msg_cost(msg),
+                                              msg->expiry_wall_ns, &reserved);
+    CHECK_MSG(result != RETAINED_NOMEM, "out of memory for a retained message"); /* it was logged, and given to its subscribers */
     counter_add(&actor->stats.retained_set, result == RETAINED_STORED);
     counter_add(&actor->stats.retained_removed, result == RETAINED_REMOVED);
     counter_add(&actor->stats.retained_superseded, result == RETAINED_SUPERSEDED);
-    counter_add(&actor->stats.retained_refused, refused);
-    struct op reply = {
-        .type = OP_ROUTE_RETAINED, .flag = refused, .from = ACTOR_ROUTE, .retain = {.msg = refused ? msg : NULL, .hold = op->retain.hold}};
+    struct op reply = {.type = OP_ROUTE_RETAINED, .from = ACTOR_ROUTE, .retain = {.hold = op->retain.hold}};
     op_backlog_post(&actor->backlog, post, actor, op->from, &reply);
-    if (refused)
-        return;
     if (result == RETAINED_STORED)
         give_to_jobs(actor, msg, op->from);
     msg_unref(msg);
@@ -789,6 +788,7 @@ static void stats_refresh(struct route_actor *actor, const struct retained_stats
 {
     struct topic_tree_stats tree;
     topic_tree_get_stats(actor->tree, &tree);
+    counter_add(&actor->stats.retained_refused, retained->refused - counter_get(&actor->stats.retained_refused));
     gauge_set(&actor->stats.retained_messages, (int64_t)retained->messages);
     gauge_set(&actor->stats.retained_bytes, (int64_t)retained->bytes);
     gauge_set(&actor->stats.retained_index_bytes, (int64_t)retained->index_bytes);

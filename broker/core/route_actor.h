@@ -22,6 +22,7 @@
 #include "common/bytes.h"
 #include "common/err.h"
 
+struct retained;
 struct topic_tree;
 
 enum route_kind {
@@ -102,6 +103,8 @@ void route_actor_free(struct route_actor *actor);
  * that no broker writes: nothing changed). */
 enum err route_actor_restore_retained(struct route_actor *actor, struct span topic, uint64_t number, uint64_t sequence, uint32_t bytes,
                                       int64_t expiry_wall_ns) must_check;
+/* For its functions that any thread may call, in sections of the tree's epoch. Borrowed. */
+struct retained *route_actor_retained(struct route_actor *actor);
 struct route_stats *route_actor_stats(struct route_actor *actor);
 /* The present time (mono), for the age of the scans in the statistics; before the ops of a step. */
 void route_actor_set_time(struct route_actor *actor, int64_t now_mono_ns);

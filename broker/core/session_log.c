@@ -64,8 +64,6 @@ static void log_now(struct shard *shard, const struct record *rec)
     uint64_t block = shard_log_control(shard, rec);
     if (is_end(rec))
         shard->session_log.end_block = block;
-    else if (rec->type == RECORD_RETAINED_REFUSED)
-        refused_values_on_logged(&shard->refused_values, rec->retained_number, block);
 }
 
 bool session_log_is_ending(const struct shard *shard)
@@ -283,13 +281,4 @@ void session_log_subscription(struct shard *shard, uint64_t number, struct span 
 void session_log_unsubscribe(struct shard *shard, uint64_t number, struct span filter)
 {
     session_log_put(shard, &(struct record){.type = RECORD_UNSUBSCRIBE, .session = number, .topic = filter});
-}
-
-void session_log_retained_refused(struct shard *shard, const struct msg *msg, uint16_t packet_id)
-{
-    session_log_put(shard, &(struct record){.type = RECORD_RETAINED_REFUSED,
-                                            .topic = msg_topic(msg),
-                                            .retained_number = msg->retained_number,
-                                            .session = packet_id ? msg->publisher : 0,
-                                            .packet_id = packet_id});
 }

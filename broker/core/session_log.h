@@ -60,8 +60,5 @@ void session_log_away_step(struct shard *shard);
 void session_log_subscription(struct shard *shard, uint64_t number, struct span filter, uint8_t options, uint32_t subscription_id,
                               bool is_owed);
 void session_log_unsubscribe(struct shard *shard, uint64_t number, struct span filter);
-/* The message's record says that it is retained, and there was no room for its topic. packet_id: the identifier of its publisher that is
- * free with that, 0 = none is. */
-void session_log_retained_refused(struct shard *shard, const struct msg *msg, uint16_t packet_id);
 
 #endif

@@ -38,6 +38,7 @@ struct shard *shard_new(const struct shard_config *config, struct topic_tree *tr
     CHECK(config->index < config->shard_count);
     CHECK(config->shard_count <= ACTOR_SHARDS_MAX);
     CHECK(config->retained_counter);
+    CHECK(config->retained);
     CHECK(config->persistence == (pool != NULL));
     CHECK(config->epoch <= SESSION_NUMBER_EPOCH_MAX);
     struct shard *shard = calloc(1, sizeof *shard);
@@ -123,7 +124,6 @@ void shard_free(struct shard *shard)
     publish_scratch_deinit(&shard->scratch);
     outbox_pool_deinit(&shard->outboxes);
     epoch_reader_unregister(shard->reader);
-    refused_values_deinit(&shard->refused_values);
     free(shard);
 }
 
@@ -181,10 +181,6 @@ void shard_on_closed(struct shard *shard, struct client *client, const char *rea
 static void on_retained(struct shard *shard, const struct op *op)
 {
     CHECK(op->retain.hold == shard->gate.retained_answered + 1);
-    if (op->flag) {
-        publish_on_value_refused(shard, op->retain.msg, op->retain.hold);
-        msg_unref(op->retain.msg);
-    }
     ack_gate_set_retained(&shard->gate, op->retain.hold);
 }
 

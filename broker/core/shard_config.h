@@ -13,6 +13,7 @@
 #include "common/bytes.h"
 
 struct queue_totals;
+struct retained;   /* broker/route/retained.h */
 struct rule_table; /* broker/telemetry/rule.h, read only */
 struct tier_table; /* broker/guard/tier.h, read only */
 
@@ -83,6 +84,7 @@ struct shard_config {
     const struct tier_table *tiers;     /* borrowed for life; NULL = tier log for all */
     struct queue_totals *queue_totals;  /* of the process, session/queue.h; NULL = no bound on all queues together */
     _Atomic uint64_t *retained_counter; /* process-wide: numbers retained PUBLISHes, the first is 1; shared by all shards */
+    struct retained *retained;          /* the route actor's: room is reserved here; borrowed for life */
     int64_t steady_offset_ns; /* the broker's own time less mono: deadlines are in it, so a step of the wall clock does not touch them */
     uint32_t epoch;           /* the log's of this start, at most SESSION_NUMBER_EPOCH_MAX; 0 without persistence */
     bool persistence;         /* false: nothing is logged, everything is acknowledged at once */

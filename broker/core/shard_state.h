@@ -7,7 +7,6 @@
 #include "broker/core/op_backlog.h"
 #include "broker/core/ops.h"
 #include "broker/core/publish_scratch.h"
-#include "broker/core/refused_values.h"
 #include "broker/core/shard_config.h"
 #include "broker/core/shard_stats.h"
 #include "broker/durable/ack_gate.h"
@@ -131,8 +130,7 @@ struct shard {
     bool is_room_news; /* something happened that may have made room: blocked clients try again. With a full log they may be thousands. */
     int64_t room_tried_ns;
 
-    uint64_t retained_asked; /* own retained PUBLISHes posted; answers come in order */
-    struct refused_values refused_values;
+    uint64_t retained_asked;               /* own retained PUBLISHes posted; answers come in order */
     uint64_t request_id;                   /* of route requests */
     uint64_t session_counter;              /* of the newest session's number; 0 before the first */
     struct will *wills_first, *wills_last; /* that found no room */

@@ -107,7 +107,7 @@
     X(publish_refused_quota, SHARD_PUBLISH_REFUSED, "reason", "quota")                                                                     \
     X(publish_refused_no_device, SHARD_PUBLISH_REFUSED, "reason", "no_device")                                                             \
     X(publish_refused_qos, SHARD_PUBLISH_REFUSED, "reason", "qos")                                                                         \
-    X(publish_refused_retain, SHARD_PUBLISH_REFUSED, "reason", "retain")                                                                   \
+    X(publish_refused_retained_full, SHARD_PUBLISH_REFUSED, "reason", "retained_full")                                                     \
     X(publish_refused_too_large, SHARD_PUBLISH_REFUSED, "reason", "too_large")                                                             \
     X(publish_refused_log_failed, SHARD_PUBLISH_REFUSED, "reason", "log_failed")                                                           \
     X(publish_refused_log_full, SHARD_PUBLISH_REFUSED, "reason", "log_full_qos0")                                                          \

@@ -189,13 +189,8 @@ bool ack_gate_release(struct ack_gate *gate, size_t budget, gate_release_fn rele
         if (item->kind == GATE_DELIVERY && item->wait_block)
             name_message(gate, item);
         uint32_t copies = item->copy_count;
-        uint64_t stay_block = release(arg, item, span_of(item + 1, item->extra_size));
+        release(arg, item, span_of(item + 1, item->extra_size));
         CHECK(gate->stats->messages >= puts_before); /* what left may have put something, behind all */
-        if (stay_block > gate->durable_blocks) {
-            CHECK(item->kind == GATE_ACK);
-            item->wait_block = stay_block;
-            return false;
-        }
         chunk->start += size;
         gate->copies -= copies;
         if (chunk->start == chunk->end) {

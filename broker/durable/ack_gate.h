@@ -89,9 +89,8 @@ struct ack_gate {
 };
 
 /* What an item becomes. extra: the recipients' bytes. Borrowed until return; item->msg is the callee's to release. What it puts
- * into the gate goes behind all. Returns 0, or, of an answer alone, an own block that it has to wait for after all: it stays at the head
- * until that is durable and is then asked again. */
-typedef uint64_t (*gate_release_fn)(void *arg, const struct gate_item *item, struct span extra);
+ * into the gate goes behind all. */
+typedef void (*gate_release_fn)(void *arg, const struct gate_item *item, struct span extra);
 
 void ack_gate_init(struct ack_gate *gate, struct queue_stats *stats);
 /* Drops what is held, messages included. */

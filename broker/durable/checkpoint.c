@@ -224,7 +224,6 @@ static enum err change_session(struct stored_session *session, const struct reco
     case RECORD_DROP:
     case RECORD_BEGUN:
     case RECORD_DEVICE:
-    case RECORD_RETAINED_REFUSED:
     case RECORD_TYPE_MUST_UNDERSTAND:
         break;
     }
@@ -445,13 +444,6 @@ static enum err end_retained(struct checkpoint *checkpoint, struct span topic, u
     return ERR_OK;
 }
 
-/* It came too late for the index. */
-static enum err apply_retained_refused(struct checkpoint *checkpoint, const struct record *rec)
-{
-    bool is_removed;
-    return end_retained(checkpoint, rec->topic, rec->retained_number, &is_removed);
-}
-
 static enum err apply_publish(struct checkpoint *checkpoint, const struct record *rec, uint64_t sequence)
 {
     uint32_t want_count;
@@ -513,8 +505,6 @@ static bool is_valid(const struct record *rec)
     case RECORD_DEVICE:
     case RECORD_TYPE_MUST_UNDERSTAND:
         return true;
-    case RECORD_RETAINED_REFUSED:
-        return rec->retained_number != 0 && rec->topic.size > 0 && rec->topic.size <= UINT16_MAX;
     }
     return true;
 }
@@ -547,11 +537,6 @@ static enum err apply(struct checkpoint *checkpoint, const struct record *rec, u
         return err ? err : end_wants(checkpoint, rec);
     case RECORD_DROP:
         return end_wants(checkpoint, rec);
-    case RECORD_RETAINED_REFUSED:
-        err = apply_retained_refused(checkpoint, rec);
-        if (!err && rec->session != 0 && rec->packet_id != 0)
-            err = apply_session(checkpoint, rec->session, &(struct record){.type = RECORD_RELEASED, .packet_id = rec->packet_id});
-        return err;
     case RECORD_PARTITIONS:
     case RECORD_BEGUN:
     case RECORD_DEVICE:

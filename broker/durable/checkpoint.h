@@ -16,7 +16,6 @@
  *   SESSION: created, resumed or disconnected: the newest says all; a resumed one has no will until WILL says so
  *   SESSION_DELETE: the session, its runs and what they name (the home named what is in no run by DROP before)
  *   SUBSCRIPTION, UNSUBSCRIBE, WILL, WILL_DELETE, RELEASED, RETAINED_GIVEN: change the session
- *   RETAINED_REFUSED: the value of that number is none after all; with packet id: that inbound identifier is not open any more
  *   SENT, RECEIVED: outgoing QoS 2, (sequence, packet id); RECEIVED also ends the want of the body
  *   ACK, DROP: end what the session wants of one or more messages; ACK with packet id ends an outgoing QoS 2
  * Messages are named by subject_sequence, by positions, or both. Types that are not listed change nothing. A record that names a session or

@@ -422,7 +422,9 @@ static const struct option_spec specs[] = {
      .min = 0,
      .max = INT64_C(10000000000),
      .unit = "messages",
-     .doc = "Retained messages of the whole broker; more are refused with 0x97 (MQTT 3: the connection is closed)."},
+     .doc = "Retained messages of the whole broker. A value for one topic more is refused with 0x97, and nobody gets it (MQTT 5 at QoS 1 "
+            "and 2), or goes to its subscribers like a message without RETAIN (MQTT 3, QoS 0, wills): tidegate_retained_updates_total "
+            "counts both. New values of topics that have one are taken."},
     {.name = "max_retained_bytes",
      .type = OPTION_SIZE,
      .flags = OPTION_MAY_BE_UNLIMITED,
@@ -430,7 +432,8 @@ static const struct option_spec specs[] = {
      .text = "1GiB",
      .min = 0,
      .max = 1024 * TIB,
-     .doc = "The same in bytes. With persistence they are on disk, and memory holds their topics; without, all of it."},
+     .doc = "The same in bytes; a value no larger than the one it replaces is taken. With persistence they are on disk, and memory holds "
+            "their topics; without, all of it."},
     {.name = "max_subscription_bytes",
      .type = OPTION_SIZE,
      .offset = OFF(max_subscription_bytes),

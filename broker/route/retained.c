@@ -16,15 +16,20 @@
  * Rejected: a trie with iterators (every removal would have to find and repair the iterators that stand on it); a snapshot per scan. */
 #include "broker/route/retained.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #include "broker/mqtt/topic.h"
 #include "common/check.h"
+#include "common/epoch.h"
 #include "common/hash.h"
 #include "common/list.h"
 #include "common/set.h"
 
 #define BLOCK_ENTRIES_MAX 128u
+/* Nearer to a bound than this, a reservation asks whether its topic has a value: more than are ever on their way for topics that have. */
+#define NEAR_MESSAGES 65536u
+#define NEAR_BYTES ((uint64_t)256 << 20)
 
 /* What an entry holds:
  *
@@ -51,7 +56,7 @@ struct entry {
         } live;
         struct list_node tombstone; /* in store->tombstones, ordered by number */
     };
-    uint32_t bytes;
+    _Atomic uint32_t bytes; /* 0 in a tombstone; other threads read it */
     uint16_t size;
     uint8_t state; /* enum entry_state */
     uint8_t topic[];
@@ -93,7 +98,11 @@ struct retained {
     struct retained_limits limits;
     struct retained_callbacks callbacks;
     uint64_t hash_key;
-    uint64_t messages, bytes, tombstone_count, entry_bytes, expired, refused;
+    uint64_t messages, bytes, entry_bytes, expired;
+    _Atomic uint64_t tombstone_count;
+    _Atomic uint64_t taken_messages, taken_bytes; /* of the live messages, and reserved */
+    _Atomic uint64_t refused;
+    struct epoch *epoch;
     size_t scans_open;
 };
 
@@ -109,6 +118,11 @@ struct retained_scan {
 static size_t entry_size(size_t topic_size) { return offsetof(struct entry, topic) + topic_size; }
 static struct span entry_topic(const struct entry *entry) { return span_of(entry->topic, entry->size); }
 static bool entry_is_live(const struct entry *entry) { return entry->state != TOMBSTONE; }
+static uint32_t entry_bytes(const struct entry *entry)
+{
+    return atomic_load_explicit(&((struct entry *)(uintptr_t)entry)->bytes, memory_order_relaxed);
+}
+static void entry_set_bytes(struct entry *entry, uint32_t bytes) { atomic_store_explicit(&entry->bytes, bytes, memory_order_relaxed); }
 
 /* ---- the ordered index ---- */
 
@@ -246,12 +260,13 @@ static void retained_index_remove(struct retained *store, struct entry *entry)
 
 /* ---- values ---- */
 
-struct retained *retained_new(uint64_t hash_key, const struct retained_limits *limits, const struct retained_callbacks *callbacks)
+struct retained *retained_new(uint64_t hash_key, const struct retained_limits *limits, const struct retained_callbacks *callbacks,
+                              struct epoch *epoch)
 {
     struct retained *store = calloc(1, sizeof *store);
     if (store == NULL)
         return NULL;
-    if (set_init(&store->topics, NULL) != ERR_OK) {
+    if (set_init(&store->topics, epoch) != ERR_OK) {
         free(store);
         return NULL;
     }
@@ -261,6 +276,7 @@ struct retained *retained_new(uint64_t hash_key, const struct retained_limits *l
     store->hash_key = hash_key;
     store->limits = *limits;
     store->callbacks = *callbacks;
+    store->epoch = epoch;
     return store;
 }
 
@@ -269,14 +285,14 @@ static void held_list_push(struct held_list *list, struct held *held)
     list_node_init(&held->node);
     list_push_back(&list->head, &held->node);
     list->messages++;
-    list->bytes += held->entry->bytes;
+    list->bytes += entry_bytes(held->entry);
 }
 
 static void held_list_remove(struct held_list *list, struct held *held)
 {
     list_remove(&held->node);
     list->messages--;
-    list->bytes -= held->entry->bytes;
+    list->bytes -= entry_bytes(held->entry);
 }
 
 /* Drop what a live entry holds. Its state and bytes are the caller's to set. */
@@ -319,8 +335,6 @@ void retained_free(struct retained *store)
     free(store);
 }
 
-void retained_set_limits(struct retained *store, const struct retained_limits *limits) { store->limits = *limits; }
-
 static bool entry_equal(const struct set_entry *set_entry, const void *key)
 {
     return span_equal(entry_topic((const struct entry *)set_entry), *(const struct span *)key);
@@ -339,7 +353,7 @@ static struct entry *retained_new_entry(struct retained *store, struct span topi
         return NULL;
     entry->set_entry.hash = hash_span(topic, store->hash_key);
     entry->number = number;
-    entry->bytes = 0;
+    entry_set_bytes(entry, 0);
     entry->size = (uint16_t)topic.size;
     entry->state = TOMBSTONE;
     list_node_init(&entry->tombstone);
@@ -356,7 +370,10 @@ static void retained_drop_entry(struct retained *store, struct entry *entry)
 {
     store->entry_bytes -= entry_size(entry->size);
     set_remove(&store->topics, &entry->set_entry);
-    free(entry);
+    if (store->epoch)
+        epoch_defer_free(store->epoch, entry);
+    else
+        free(entry);
 }
 
 /* Into the list of tombstones, which is ordered by number; numbers come nearly in order, so the place is near the end. */
@@ -376,23 +393,80 @@ static void retained_unbury(struct retained *store, struct entry *entry)
     store->tombstone_count--;
 }
 
+/* ---- the bounds ---- */
+
+static void take(struct retained *store, int64_t messages, int64_t bytes)
+{
+    atomic_fetch_add_explicit(&store->taken_messages, (uint64_t)messages, memory_order_relaxed);
+    atomic_fetch_add_explicit(&store->taken_bytes, (uint64_t)bytes, memory_order_relaxed);
+}
+
+/* Up to `max`, or not at all. */
+static bool try_take(_Atomic uint64_t *taken, uint64_t amount, uint64_t max)
+{
+    if (amount == 0)
+        return true;
+    uint64_t before = atomic_fetch_add_explicit(taken, amount, memory_order_relaxed);
+    if (before < max && amount <= max - before)
+        return true;
+    atomic_fetch_sub_explicit(taken, amount, memory_order_relaxed);
+    return false;
+}
+
+static bool is_near(_Atomic uint64_t *taken, uint64_t amount, uint64_t max, uint64_t distance)
+{
+    uint64_t now = atomic_load_explicit(taken, memory_order_relaxed);
+    return now > max || amount > max - now || max - now - amount < distance;
+}
+
+bool retained_reserve(struct retained *store, struct retained_reservation *reserved_out, struct span topic, uint32_t bytes)
+{
+    const struct retained_limits *limits = &store->limits;
+    struct retained_reservation reserved = {.is_message = true, .bytes = bytes};
+    if (is_near(&store->taken_messages, 1, limits->messages_max, NEAR_MESSAGES) ||
+        is_near(&store->taken_bytes, bytes, limits->bytes_max, NEAR_BYTES)) {
+        const struct entry *entry = retained_lookup(store, topic);
+        uint32_t replaced = entry ? entry_bytes(entry) : 0;
+        reserved.is_message = replaced == 0;
+        reserved.bytes = bytes > replaced ? bytes - replaced : 0;
+    }
+    if (try_take(&store->taken_messages, reserved.is_message, limits->messages_max)) {
+        if (try_take(&store->taken_bytes, reserved.bytes, limits->bytes_max)) {
+            *reserved_out = reserved;
+            return true;
+        }
+        take(store, -(int64_t)reserved.is_message, 0);
+    }
+    atomic_fetch_add_explicit(&store->refused, 1, memory_order_relaxed);
+    return false;
+}
+
+void retained_unreserve(struct retained *store, const struct retained_reservation *reserved)
+{
+    take(store, -(int64_t)reserved->is_message, -(int64_t)reserved->bytes);
+}
+
+bool retained_may_remove(const struct retained *store, struct span topic)
+{
+    uint64_t max = store->limits.messages_max > RETAINED_TOMBSTONES_MIN ? store->limits.messages_max : RETAINED_TOMBSTONES_MIN;
+    return atomic_load_explicit(&((struct retained *)(uintptr_t)store)->tombstone_count, memory_order_relaxed) < max ||
+           retained_lookup(store, topic) != NULL;
+}
+
+/* ---- what a topic holds ---- */
+
 /* A live entry becomes a tombstone. */
 static void retained_kill(struct retained *store, struct entry *entry, uint64_t number)
 {
     retained_index_remove(store, entry);
     entry_drop_value(store, entry);
     store->messages--;
-    store->bytes -= entry->bytes;
+    store->bytes -= entry_bytes(entry);
+    take(store, -1, -(int64_t)entry_bytes(entry));
     entry->state = TOMBSTONE;
-    entry->bytes = 0;
+    entry_set_bytes(entry, 0);
     entry->number = number;
     retained_bury(store, entry);
-}
-
-static enum retained_result retained_refuse(struct retained *store)
-{
-    store->refused++;
-    return RETAINED_FULL;
 }
 
 /* An entry for a new value: live, holding nothing; `entry` is what the topic has now, NULL = nothing. NULL when memory is short: nothing
@@ -402,7 +476,7 @@ static struct entry *retained_claim(struct retained *store, struct entry *entry,
 {
     if (entry != NULL && entry_is_live(entry)) {
         entry_drop_value(store, entry);
-        store->bytes -= entry->bytes;
+        store->bytes -= entry_bytes(entry);
     } else {
         bool is_new = entry == NULL;
         if (is_new)
@@ -419,26 +493,14 @@ static struct entry *retained_claim(struct retained *store, struct entry *entry,
         store->messages++;
     }
     entry->number = number;
-    entry->bytes = bytes;
+    entry_set_bytes(entry, bytes);
     entry->live.expiry_wall_ns = expiry_wall_ns;
     store->bytes += bytes;
     return entry;
 }
 
-static bool retained_has_room(const struct retained *store, const struct entry *entry, uint32_t bytes)
-{
-    bool is_replaced = entry != NULL && entry_is_live(entry);
-    /* What has a record replaces the value before it in the checkpoint, whatever is said here. */
-    if (is_replaced && store->callbacks.sequence != NULL)
-        return true;
-    if (!is_replaced && store->messages >= store->limits.messages_max)
-        return false;
-    uint64_t bytes_others = store->bytes - (is_replaced ? entry->bytes : 0);
-    return bytes <= store->limits.bytes_max && bytes_others <= store->limits.bytes_max - bytes;
-}
-
-enum retained_result retained_put(struct retained *store, struct span topic, uint64_t number, void *msg, uint32_t bytes,
-                                  int64_t expiry_wall_ns)
+static enum retained_result retained_set(struct retained *store, struct span topic, uint64_t number, void *msg, uint32_t bytes,
+                                         int64_t expiry_wall_ns)
 {
     CHECK(topic.size > 0);
     CHECK(topic.size <= TOPIC_SIZE_MAX);
@@ -446,8 +508,6 @@ enum retained_result retained_put(struct retained *store, struct span topic, uin
     struct entry *entry = retained_lookup(store, topic);
     if (entry != NULL && number <= entry->number)
         return RETAINED_SUPERSEDED;
-    if (!retained_has_room(store, entry, bytes))
-        return retained_refuse(store);
     struct held *held = NULL;
     if (store->callbacks.sequence != NULL && (held = malloc(sizeof *held)) == NULL)
         return RETAINED_NOMEM;
@@ -469,6 +529,17 @@ enum retained_result retained_put(struct retained *store, struct span topic, uin
     return RETAINED_STORED;
 }
 
+enum retained_result retained_put(struct retained *store, struct span topic, uint64_t number, void *msg, uint32_t bytes,
+                                  int64_t expiry_wall_ns, const struct retained_reservation *reserved)
+{
+    uint64_t messages_before = store->messages, bytes_before = store->bytes;
+    enum retained_result result = retained_set(store, topic, number, msg, bytes, expiry_wall_ns);
+    /* In one step: what others see is never less than what is there, nor more than that and what is reserved. */
+    take(store, (int64_t)(store->messages - messages_before) - reserved->is_message,
+         (int64_t)(store->bytes - bytes_before) - (int64_t)reserved->bytes);
+    return result;
+}
+
 enum retained_result retained_restore(struct retained *store, struct span topic, uint64_t number, uint64_t sequence, uint32_t bytes,
                                       int64_t expiry_wall_ns)
 {
@@ -480,9 +551,11 @@ enum retained_result retained_restore(struct retained *store, struct span topic,
     struct entry *entry = retained_lookup(store, topic);
     if (entry != NULL && number <= entry->number)
         return RETAINED_SUPERSEDED;
+    uint64_t messages_before = store->messages, bytes_before = store->bytes;
     entry = retained_claim(store, entry, topic, number, bytes, expiry_wall_ns);
     if (entry == NULL)
         return RETAINED_NOMEM;
+    take(store, (int64_t)(store->messages - messages_before), (int64_t)(store->bytes - bytes_before));
     entry->live.sequence = sequence;
     entry->state = ON_DISK;
     return RETAINED_STORED;
@@ -503,8 +576,6 @@ enum retained_result retained_remove(struct retained *store, struct span topic, 
         retained_unbury(store, entry);
         entry->number = number;
     } else {
-        if (store->tombstone_count >= store->limits.messages_max)
-            return retained_refuse(store);
         entry = retained_new_entry(store, topic, number);
         if (entry == NULL)
             return RETAINED_NOMEM;
@@ -567,12 +638,12 @@ void retained_offer(struct retained *store, struct span topic, uint64_t number, 
     struct entry *entry = retained_lookup(store, topic);
     if (entry == NULL || entry->number != number || entry->state != ON_DISK)
         return;
-    if (entry->bytes > store->limits.cache_bytes_max || store->callbacks.sequence(msg) != entry->live.sequence)
+    if (entry_bytes(entry) > store->limits.cache_bytes_max || store->callbacks.sequence(msg) != entry->live.sequence)
         return;
     struct held *held = malloc(sizeof *held);
     if (held == NULL)
         return;
-    while (store->cache.bytes > store->limits.cache_bytes_max - entry->bytes)
+    while (store->cache.bytes > store->limits.cache_bytes_max - entry_bytes(entry))
         entry_let_go(store, LIST_ENTRY(list_first(&store->cache.head), struct held, node)->entry);
     store->callbacks.ref(msg);
     *held = (struct held){.msg = msg, .entry = entry};
@@ -597,7 +668,7 @@ static struct retained_value entry_value(const struct entry *entry)
                                    .sequence = entry->state == ON_DISK ? entry->live.sequence : 0,
                                    .number = entry->number,
                                    .expiry_wall_ns = entry->live.expiry_wall_ns,
-                                   .bytes = entry->bytes};
+                                   .bytes = entry_bytes(entry)};
 }
 
 static bool entry_is_expired(const struct entry *entry, int64_t now_wall_ns)

@@ -14,13 +14,20 @@
  * of arrival, so nothing is searched. What a scan had to read may be given back by retained_offer(): the newest such messages stay, up to
  * cache_bytes_max, so that equal scans soon after read nothing.
  *
- * Messages are opaque: the store holds one reference to each, through the callbacks given at creation. Bounds are on messages and on bytes
- * (as the caller counts a message's bytes, wherever they are); tombstones count against the same bound on messages.
+ * Messages are opaque: the store holds one reference to each, through the callbacks given at creation.
+ *
+ * Bounds are on messages and on bytes (as the caller counts a message's bytes, wherever they are), and are kept by reservations: who
+ * publishes reserves room before anything is done about the message, and hands the reservation over with it; so a value that arrives here
+ * is never refused. A reservation is for a new topic, or for what a value is larger than the one it replaces; far from the bounds, where
+ * nobody is to be refused, the topic is not looked up and everything is reserved as for a new one. What was reserved too much is free again
+ * when the value is in. The bounds hold exactly, but for values of topics whose value goes or
+ * shrinks while they are on their way.
  *
  * Memory, measured with jemalloc over a million topics of 33 bytes in random order (tests/bench/retained_bench.c): 84 bytes and the topic
  * for a value, on disk or not, and 33 bytes more while a message waits to be let go or is kept after a read.
  *
- * Pure; one thread (the route thread). Callbacks may not call back into the store. */
+ * Pure; one writer (the route thread). What is said to be for any thread may be called inside a section of the epoch given at creation.
+ * Callbacks may not call back into the store. */
 #ifndef TIDEGATE_BROKER_ROUTE_RETAINED_H
 #define TIDEGATE_BROKER_ROUTE_RETAINED_H
 
@@ -32,13 +39,22 @@
 
 #define RETAINED_NO_EXPIRY INT64_MAX
 
+struct epoch;
 struct retained;
 struct retained_scan;
 
 struct retained_limits {
-    uint64_t messages_max;    /* live messages; and as many tombstones */
+    uint64_t messages_max;    /* live messages; and as many tombstones, or RETAINED_TOMBSTONES_MIN */
     uint64_t bytes_max;       /* sum of `bytes` of the live messages, in memory or on disk */
     uint64_t cache_bytes_max; /* of messages that were read from disk and are kept for the next scan */
+};
+
+#define RETAINED_TOMBSTONES_MIN 1024 /* they go within seconds: removals need not wait for each other when few messages are allowed */
+
+/* Room for one value. */
+struct retained_reservation {
+    bool is_message; /* for a topic without a value */
+    uint32_t bytes;
 };
 
 struct retained_callbacks {
@@ -52,7 +68,6 @@ enum retained_result {
     RETAINED_STORED,     /* it is the topic's value now */
     RETAINED_REMOVED,    /* the topic has no value now (tombstone kept) */
     RETAINED_SUPERSEDED, /* a greater number was there: nothing changed; for the publisher this is success */
-    RETAINED_FULL,       /* a bound would be exceeded, nothing changed: refuse with 0x97 */
     RETAINED_NOMEM,      /* memory is short, nothing changed */
 };
 
@@ -66,19 +81,26 @@ struct retained_value {
     uint32_t bytes;
 };
 
-/* hash_key: 64 random bits. limits and callbacks are copied. Returned; NULL when memory is short. */
-struct retained *retained_new(uint64_t hash_key, const struct retained_limits *limits, const struct retained_callbacks *callbacks);
+/* hash_key: 64 random bits. limits and callbacks are copied. epoch: borrowed for life; NULL: nobody but this thread asks. Returned; NULL
+ * when memory is short. */
+struct retained *retained_new(uint64_t hash_key, const struct retained_limits *limits, const struct retained_callbacks *callbacks,
+                              struct epoch *epoch);
 /* Drops every reference. No scan may be open. NULL is fine. */
 void retained_free(struct retained *store);
-/* New bounds; what is already there stays. */
-void retained_set_limits(struct retained *store, const struct retained_limits *limits);
+/* Room for a value of this topic that counts for `bytes`. False: a bound would be exceeded; nothing is reserved, and it is counted as
+ * refused. A value that is no larger than the one it replaces always finds room. Thread: any. */
+bool retained_reserve(struct retained *store, struct retained_reservation *reserved_out, struct span topic, uint32_t bytes);
+/* The value does not come after all. Thread: any. */
+void retained_unreserve(struct retained *store, const struct retained_reservation *reserved);
+/* Whether a removal of this topic may come: one of an unknown topic has to wait while tombstones are at their bound, until shards have
+ * answered (a second or two). Thread: any. */
+bool retained_may_remove(const struct retained *store, struct span topic);
 
 /* Set the topic's value. msg: shared (ref), the store takes a reference of its own. topic 1..65535 bytes. number > 0.
- * bytes: what the message counts for. */
+ * bytes: what the message counts for. reserved: ends here, whatever comes of it. */
 enum retained_result retained_put(struct retained *store, struct span topic, uint64_t number, void *msg, uint32_t bytes,
-                                  int64_t expiry_wall_ns);
-/* Remove the topic's value, and remember the number. RETAINED_FULL only when the topic is unknown and tombstones are at their bound:
- * try again after retained_forget_before(). */
+                                  int64_t expiry_wall_ns, const struct retained_reservation *reserved);
+/* Remove the topic's value, and remember the number. */
 enum retained_result retained_remove(struct retained *store, struct span topic, uint64_t number);
 /* At start: a value that is on disk. Bounds are not asked: what was accepted once stays. Returns RETAINED_STORED, RETAINED_SUPERSEDED or
  * RETAINED_NOMEM. */
@@ -125,7 +147,7 @@ struct retained_stats {
     uint64_t cache_messages; /* on disk, and kept */
     uint64_t cache_bytes;
     uint64_t expired; /* counters since creation */
-    uint64_t refused; /* RETAINED_FULL */
+    uint64_t refused; /* reservations */
 };
 void retained_get_stats(const struct retained *store, struct retained_stats *stats_out);
 

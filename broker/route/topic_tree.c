@@ -208,6 +208,8 @@ void topic_tree_free(struct topic_tree *tree)
     free(tree);
 }
 
+struct epoch *topic_tree_epoch(struct topic_tree *tree) { return tree->epoch; }
+
 struct epoch_reader *topic_tree_reader_register(struct topic_tree *tree) { return epoch_reader_register(tree->epoch); }
 
 bool topic_tree_poll(struct topic_tree *tree)

@@ -80,6 +80,8 @@ struct topic_tree *topic_tree_new(uint64_t hash_key);
 void topic_tree_free(struct topic_tree *tree);
 
 /* A reader of the calling thread, to be given to topic_tree_match; given back by epoch_reader_unregister(). NULL when memory is short. */
+/* Of its readers, for what else they look at in the same sections. Borrowed. */
+struct epoch *topic_tree_epoch(struct topic_tree *tree);
 struct epoch_reader *topic_tree_reader_register(struct topic_tree *tree);
 
 /* Add a subscriber to a filter, or replace its qos, options and identifier when it is there.

@@ -30,15 +30,6 @@ struct inbound_id *inbound_ids_find(const struct inbound_ids *ids, uint16_t pack
     }
 }
 
-struct inbound_id *inbound_ids_find_retained(const struct inbound_ids *ids, uint64_t wait_retained)
-{
-    CHECK(wait_retained != 0);
-    for (uint32_t at = 0; at < ids->capacity; at++)
-        if (ids->cells[at].packet_id != 0 && ids->cells[at].wait_retained == wait_retained)
-            return &ids->cells[at];
-    return NULL;
-}
-
 static void put(struct inbound_ids *ids, struct inbound_id id)
 {
     uint32_t at = home_of(ids, id.packet_id);

@@ -34,8 +34,6 @@ struct inbound_ids {
 void inbound_ids_deinit(struct inbound_ids *ids);
 /* Borrowed until the next change; NULL when unknown. */
 struct inbound_id *inbound_ids_find(const struct inbound_ids *ids, uint16_t packet_id);
-/* The one whose retained PUBLISH has this ticket (not 0), likewise. O(capacity). */
-struct inbound_id *inbound_ids_find_retained(const struct inbound_ids *ids, uint64_t wait_retained);
 /* packet_id is not 0 and not in the set. ERR_NOMEM leaves the set as it was. */
 enum err inbound_ids_add(struct inbound_ids *ids, uint16_t packet_id, uint64_t wait_block) must_check;
 /* Fine when it is not there. Frees the table with its last identifier. */

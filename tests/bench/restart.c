@@ -25,6 +25,7 @@
 #include "broker/core/shard_restore.h"
 #include "broker/durable/kv_lmdb.h"
 #include "broker/durable/recovery.h"
+#include "broker/route/retained.h"
 #include "broker/route/topic_tree.h"
 #include "broker/session/session.h"
 #include "common/check.h"
@@ -343,6 +344,8 @@ static struct shard *make_shard(struct topic_tree *tree, struct log_block_pool *
     static const struct shard_io io = {.write = io_write, .read_pause = io_pause, .close = io_close, .post = io_post, .random = io_random};
     static const struct shard_listener listener = {.allow_anonymous = true, .max_packet_size = 1u << 20, .receive_maximum = 100};
     static _Atomic uint64_t retained_counter;
+    struct retained_limits retained_limits = {.messages_max = UINT64_MAX, .bytes_max = UINT64_MAX};
+    struct retained_callbacks retained_callbacks = {0};
     struct shard_config config = {
         .shard_count = 1,
         .hash_key = KEY,
@@ -363,6 +366,7 @@ static struct shard *make_shard(struct topic_tree *tree, struct log_block_pool *
         .listeners = &listener,
         .listener_count = 1,
         .retained_counter = &retained_counter,
+        .retained = retained_new(KEY, &retained_limits, &retained_callbacks, topic_tree_epoch(tree)),
         .epoch = epoch,
         .persistence = true,
     };

@@ -44,16 +44,17 @@ static bool visit(void *arg, const struct retained_value *value)
 static struct retained *fill(uint64_t count, bool on_disk, uint64_t *msg)
 {
     const struct retained_limits limits = {.messages_max = count, .bytes_max = UINT64_MAX};
+    const struct retained_reservation nothing = {0};
     const struct retained_callbacks callbacks = {.ref = ref, .unref = unref, .sequence = sequence};
     char text[64];
     uint64_t before = bench_process_anonymous(getpid());
     double begin = now_ns();
-    struct retained *store = retained_new(1, &limits, &callbacks);
+    struct retained *store = retained_new(1, &limits, &callbacks, NULL);
     CHECK(store);
     for (uint64_t i = 0; i < count; i++) {
         struct span topic = topic_at(text, i, count);
         enum retained_result result = on_disk ? retained_restore(store, topic, i + 1, i + 1, 200, RETAINED_NO_EXPIRY)
-                                              : retained_put(store, topic, i + 1, msg, 200, RETAINED_NO_EXPIRY);
+                                              : retained_put(store, topic, i + 1, msg, 200, RETAINED_NO_EXPIRY, &nothing);
         CHECK(result == RETAINED_STORED);
     }
     double spent = now_ns() - begin;

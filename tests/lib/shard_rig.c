@@ -281,6 +281,7 @@ static void start(struct rig *rig)
                                       .tiers = &rig->tiers,
                                       .queue_totals = rig->options.queue_totals,
                                       .retained_counter = &rig->retained_counter,
+                                      .retained = route_actor_retained(rig->route),
                                       .steady_offset_ns = rig->steady_offset_ns,
                                       .epoch = rig->options.no_persistence ? 0 : rig->epoch,
                                       .persistence = !rig->options.no_persistence};

@@ -167,6 +167,7 @@ static void set_config(struct sim *sim, struct sim_broker *broker, struct shard_
         .tiers = &broker->tiers,
         .queue_totals = &broker->totals,
         .retained_counter = &broker->retained_counter,
+        .retained = route_actor_retained(broker->route),
         .steady_offset_ns = broker->steady_offset_ns,
         .epoch = drawn->persistence ? log_writer_epoch(broker->writer) : 0,
         .persistence = drawn->persistence,

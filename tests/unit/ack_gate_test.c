@@ -22,7 +22,7 @@ struct seen {
 
 static uint64_t waits[20000], waits_retained[20000];
 
-static uint64_t on_release(void *arg, const struct gate_item *item, struct span extra)
+static void on_release(void *arg, const struct gate_item *item, struct span extra)
 {
     struct seen *seen = arg;
     assert_int_equal(item->client.number, seen->next);
@@ -36,7 +36,6 @@ static uint64_t on_release(void *arg, const struct gate_item *item, struct span 
     seen->next++;
     seen->copies += item->copy_count;
     msg_unref(item->msg);
-    return 0;
 }
 
 static void leaves_in_order_when_both_conditions_hold(void **state)
@@ -121,7 +120,7 @@ static void put_answer(struct answers *answers, struct gate_item item, uint64_t 
     ack_gate_put(answers->gate, &item, (struct span){0, 0}, filling);
 }
 
-static uint64_t on_release_run(void *arg, const struct gate_item *item, struct span extra)
+static void on_release_run(void *arg, const struct gate_item *item, struct span extra)
 {
     struct answers *answers = arg;
     assert_int_equal(extra.size, 0);
@@ -129,7 +128,7 @@ static uint64_t on_release_run(void *arg, const struct gate_item *item, struct s
         assert_int_equal(item->record_index, answers->delivered++);
         assert_true(item->wait_block <= answers->durable);
         msg_unref(item->msg);
-        return 0;
+        return;
     }
     answers->items++;
     for (uint32_t i = 0; i <= item->more_count; i++, answers->seen++) {
@@ -152,7 +151,6 @@ static uint64_t on_release_run(void *arg, const struct gate_item *item, struct s
         next.packet_id++;
         put_answer(answers, next, next.wait_block);
     }
-    return 0;
 }
 
 static void a_run_of_answers_leaves_as_if_one_by_one(void **state)

@@ -766,23 +766,6 @@ static void the_greater_number_is_retained_whatever_comes_first(void **state)
     }
 }
 
-static void a_value_refused_after_its_record_is_no_value(void **state)
-{
-    struct bench *b = (struct bench *)*state;
-    for (int committed = 0; committed < 2; committed++) {
-        uint64_t number = 10 * (unsigned)committed + 5;
-        retain(b, "t", "refused", number);
-        if (committed)
-            commit(b);
-        apply(b, (struct record){.type = RECORD_RETAINED_REFUSED, .topic = span_of_string("t"), .retained_number = number - 1});
-        apply(b, (struct record){.type = RECORD_RETAINED_REFUSED, .topic = span_of_string("t"), .retained_number = number});
-        retain(b, "t", "older", number - 2);
-        commit(b);
-        assert_int_equal(entries(b, KV_BODIES), 0);
-        assert_loads(b, NULL, "");
-    }
-}
-
 static void a_will_that_is_owed_goes_to_a_session_of_its_own(void **state)
 {
     struct bench *b = (struct bench *)*state;
@@ -829,22 +812,6 @@ static void an_expired_value_is_removed(void **state)
     assert_int_equal(entries(b, KV_BODIES), 1);
     assert_int_equal(entries(b, KV_RETAINED), 1);
     assert_loads(b, NULL, "retained u number 6 of 2 cost 5 expiry 0\n");
-}
-
-static void a_refused_value_frees_the_identifier_of_its_publisher(void **state)
-{
-    struct bench *b = (struct bench *)*state;
-    session(b, 7, true);
-    for (uint64_t number = 1; number <= 3; number++) { /* not the newest, and of another session */
-        struct record rec = {.type = RECORD_PUBLISH, .qos = 2, .session = 7, .topic = S("t"), .payload = S("p")};
-        rec.packet_id = (uint16_t)number;
-        rec.retained_number = number;
-        apply(b, rec);
-    }
-    apply(b, (struct record){.type = RECORD_RETAINED_REFUSED, .session = 7, .packet_id = 2, .topic = S("t"), .retained_number = 2});
-    apply(b, (struct record){.type = RECORD_RETAINED_REFUSED, .session = 7, .packet_id = 3, .topic = S("t"), .retained_number = 3});
-    apply(b, (struct record){.type = RECORD_RETAINED_REFUSED, .session = 8, .packet_id = 1, .topic = S("t"), .retained_number = 3});
-    assert_loads(b, NULL, "session 7 client expiry 60 connected 5000 v5 in 1\n");
 }
 
 static void a_removal_is_remembered_until_nothing_older_can_come(void **state)
@@ -2122,9 +2089,7 @@ int main(void)
         CASE(a_session_that_ended_takes_its_runs_along),
         CASE(a_long_queue_goes_over_several_commits_or_with_the_load),
         CASE(the_greater_number_is_retained_whatever_comes_first),
-        CASE(a_value_refused_after_its_record_is_no_value),
         CASE(an_expired_value_is_removed),
-        CASE(a_refused_value_frees_the_identifier_of_its_publisher),
         CASE(a_will_that_is_owed_goes_to_a_session_of_its_own),
         CASE(a_removal_is_remembered_until_nothing_older_can_come),
         CASE(a_message_that_is_queued_and_retained_has_two_holders),

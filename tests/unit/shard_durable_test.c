@@ -406,177 +406,201 @@ static void pubcomp_waits_until_the_identifier_is_closed(void **state) /* LOG 8 
     rig_free(rig);
 }
 
-static void refused_value_frees_the_identifier_durably_first(void **state)
-{
-    struct rig *rig = RIG(.retained_max = 1);
-    struct rig_client *pub = v5_stay(rig, "pub");
-    rig_publish_retained(pub, "x", "v", 1, 1);
-    rig_settle(rig);
-    expect_ack(pub, MQTT_PUBACK, 1, MQTT_REASON_NO_MATCHING_SUBSCRIBERS);
-    rig_route_hold(rig, true);
-    rig_publish_retained(pub, "y", "v", 2, 2);
-    rig_publish(pub, "z", "v", 1, 3);
-    rig_settle(rig);
-    rig_log_hold(rig, true);
-    rig_route_hold(rig, false);
-    rig_settle(rig);
-    expect_nothing(pub);
-    struct record rec, published;
-    rig_published(rig, &published, 1);
-    assert_int_equal(records_of(rig, &rec, RECORD_RETAINED_REFUSED), 1); /* or the next start would have it */
-    assert_true(span_equal(rec.topic, span_of_string("y")));
-    assert_int_equal(rec.retained_number, 2);
-    assert_int_equal(rec.packet_id, 2); /* in one record: a resend is another attempt if and only if the value is not kept */
-    assert_true(rec.session == published.session);
-    rig_log_hold(rig, false);
-    rig_settle(rig);
-    expect_ack(pub, MQTT_PUBREC, 2, MQTT_REASON_QUOTA_EXCEEDED);
-    expect_ack(pub, MQTT_PUBACK, 3, MQTT_REASON_NO_MATCHING_SUBSCRIBERS); /* in order */
-    assert_int_equal(records_of(rig, &rec, RECORD_RELEASED), 0);
-    rig_publish_retained(pub, "x", "v", 2, 2); /* another message */
-    rig_settle(rig);
-    expect_ack(pub, MQTT_PUBREC, 2, MQTT_REASON_NO_MATCHING_SUBSCRIBERS);
-    rig_free(rig);
-}
+/* === retained values that find no room ============================================================================================== */
 
-/* Its publisher was told that it is not kept: a crash must not leave it kept. at_tier_memory: the message's own record is not waited for,
- * this one is. */
-static void refusal(void **state, enum mqtt_version version, bool is_late, bool at_tier_memory)
+/* MQTT 5 is told, and nothing has happened: nobody got it, it is not in the log, the identifier is free. So it may come again as often as
+ * it likes, and when it is taken it comes once. */
+static void refused_value_reaches_nobody(void **state)
 {
-    struct rig *rig = RIG(.retained_max = 1, .body_max = 1024, .block_count = 4, .tiers = at_tier_memory ? "# memory" : NULL);
-    struct rig_client *pub = rig_connect(rig, "pub", version, false), *other = v5(rig, "other");
-    char large[20000];
-    memset(large, 'x', sizeof large - 1);
-    large[sizeof large - 1] = '\0';
-    rig_publish_retained(pub, "x", "v", 0, 0);
-    rig_settle(rig);
-    rig_route_hold(rig, true);
-    rig_publish_retained(pub, "y", "v", 1, 1);
-    rig_settle(rig);
-    expect_nothing(pub);
-    rig_log_hold(rig, true);
-    if (is_late) {
-        rig_publish(other, "t/dev/1", large, 1, 1); /* takes all blocks */
-        rig_settle(rig);
-    }
-    rig_route_hold(rig, false);
-    rig_settle(rig);
-    struct record rec;
-    expect_nothing(pub);
-    assert_false(rig_is_closed(pub));
-    rig_log_hold(rig, false);
-    rig_settle(rig);
-    assert_int_equal(records_of(rig, &rec, RECORD_RETAINED_REFUSED), 1);
-    assert_int_equal(rec.packet_id, 0);
-    if (version == MQTT_V5)
-        expect_ack(pub, MQTT_PUBACK, 1, MQTT_REASON_QUOTA_EXCEEDED);
-    expect_nothing(pub);
-    assert_int_equal(rig_is_closed(pub), version != MQTT_V5);
-    assert_int_equal(RIG_COUNTER(rig, closed_refused_publish), version != MQTT_V5);
-    rig_free(rig);
-}
-
-static void refusal_of_a_value_waits_for_its_record(void **state)
-{
-    for (int i = 0; i < 4; i++)
-        refusal(state, MQTT_V5, i & 1, i & 2);
-}
-
-/* It cannot be told that the value is not kept; an acknowledgement would say that it is [MQTT-3.3.5-2 of 3.1.1]. */
-static void older_client_is_closed_when_its_value_is_refused(void **state)
-{
-    for (int i = 0; i < 4; i++)
-        refusal(state, i & 2 ? MQTT_V311 : MQTT_V31, i & 1, false);
-}
-
-/* The publisher of a refused QoS 2 value has gone meanwhile, and comes again with it: it is another attempt, not a repeated message that
- * was taken. */
-static void refused_value_is_not_taken_when_it_comes_again(void **state)
-{
-    for (int is_large = 0; is_large < 2; is_large++) {
-        struct rig *rig = RIG(.retained_max = 1, .body_max = 1024, .block_count = 4);
-        struct rig_client *pub = v5_stay(rig, "pub");
-        char payload[20000];
-        memset(payload, 'x', sizeof payload - 1);
-        payload[is_large ? sizeof payload - 1 : 5] = '\0';
+    for (uint8_t qos = 1; qos <= 2; qos++) {
+        struct rig *rig = RIG(.retained_max = 1);
+        struct rig_client *pub = v5_stay(rig, "pub"), *sub = subscriber(rig, "sub", false, "#", 2);
+        enum mqtt_packet_type answer = qos == 1 ? MQTT_PUBACK : MQTT_PUBREC;
         rig_publish_retained(pub, "x", "v", 1, 9);
         rig_settle(rig);
         expect(pub, MQTT_PUBACK);
-        rig_log_hold(rig, true);
-        rig_publish_retained(pub, "y", payload, 2, 1);
+        expect_publish(sub, "v", 1);
+        size_t records = rig_record_count(rig);
+        for (int i = 0; i < 3; i++) {
+            struct packet packet = {.type = MQTT_PUBLISH,
+                                    .publish = {.topic = span_of_string("y"),
+                                                .payload = span_of_string("w"),
+                                                .qos = qos,
+                                                .retain = true,
+                                                .dup = i > 0,
+                                                .packet_id = 1}};
+            rig_send(pub, &packet);
+            rig_settle(rig);
+            expect_ack(pub, answer, 1, MQTT_REASON_QUOTA_EXCEEDED);
+            if (i == 1) { /* also when it comes with the session on another connection */
+                rig_break(pub);
+                rig_settle(rig);
+                pub = come_back(rig, "pub");
+                expect(pub, MQTT_CONNACK);
+                records = rig_record_count(rig);
+            }
+        }
+        expect_nothing(sub);
+        assert_int_equal(rig_record_count(rig), records);
+        assert_int_equal(RIG_COUNTER(rig, publish_refused_retained_full), 3);
+        rig_publish_retained(pub, "x", "", 1, 2);
         rig_settle(rig);
-        rig_break(pub);
+        expect_ack(pub, MQTT_PUBACK, 2, 0);
+        expect_publish(sub, "", 1);
+        rig_publish_retained(pub, "y", "w", qos, 1);
         rig_settle(rig);
-        rig_log_hold(rig, false);
-        rig_settle(rig);
-        pub = come_back(rig, "pub");
-        expect(pub, MQTT_CONNACK);
-        rig_publish_retained(pub, "y", payload, 2, 1);
-        rig_settle(rig);
-        expect_ack(pub, MQTT_PUBREC, 1, MQTT_REASON_QUOTA_EXCEEDED);
-        assert_int_equal(rig_published_count(rig), 3);
+        expect_ack(pub, answer, 1, 0);
+        expect_publish(sub, "w", qos);
+        expect_nothing(sub);
         rig_free(rig);
     }
 }
 
-/* Whoever asks for the answer again, behind that of a later refused value, is told the same. */
-static void repeated_answer_of_a_refused_value_is_a_refusal(void **state)
+/* Who cannot be told is not closed, which would be for ever: its message is taken like one without RETAIN, once. */
+static void value_of_who_cannot_be_told_is_delivered_and_not_kept(void **state)
+{
+    for (uint8_t qos = 0; qos <= 2; qos++) {
+        struct rig *rig = RIG(.retained_max = 1);
+        struct rig_client *pub = rig_connect(rig, "pub", qos == 0 ? MQTT_V5 : qos == 1 ? MQTT_V31 : MQTT_V311, false);
+        struct rig_client *sub = subscriber(rig, "sub", true, "#", 2);
+        rig_publish_retained(pub, "x", "v", 0, 0);
+        rig_settle(rig);
+        expect_publish(sub, "v", 0);
+        rig_publish_retained(pub, "y", "w", qos, qos);
+        if (qos == 2)
+            rig_publish_retained(pub, "y", "w", qos, qos); /* repeated: not given again */
+        rig_settle(rig);
+        expect_publish(sub, "w", qos);
+        expect_nothing(sub);
+        if (qos > 0)
+            expect(pub, qos == 1 ? MQTT_PUBACK : MQTT_PUBREC);
+        if (qos == 2)
+            expect(pub, MQTT_PUBREC);
+        assert_false(rig_is_closed(pub));
+        struct record rec;
+        for (size_t i = 1; i < rig_published_count(rig); i++) { /* no start would set it */
+            rig_published(rig, &rec, i);
+            assert_int_equal(rec.retained_number, 0);
+        }
+        rig_subscribe(sub, 2, "y", 2);
+        rig_settle(rig);
+        expect_nothing(sub);
+        rig_free(rig);
+    }
+}
+
+static void full_index_takes_new_values_of_topics_that_have_one(void **state)
 {
     struct rig *rig = RIG(.retained_max = 1);
-    struct rig_client *pub = v5_stay(rig, "pub");
-    rig_publish_retained(pub, "x", "v", 1, 9);
+    struct rig_client *pub = v5(rig, "pub");
+    rig_publish_retained(pub, "x", "0", 1, 1);
     rig_settle(rig);
     expect(pub, MQTT_PUBACK);
+    rig_publish_retained(pub, "x", "1", 1, 1);
+    rig_publish_retained(pub, "x", "2", 2, 2);
+    rig_publish_retained(pub, "x", "3", 0, 0);
+    rig_settle(rig);
+    expect_ack(pub, MQTT_PUBACK, 1, MQTT_REASON_NO_MATCHING_SUBSCRIBERS);
+    expect_ack(pub, MQTT_PUBREC, 2, MQTT_REASON_NO_MATCHING_SUBSCRIBERS);
+    struct rig_client *sub = subscriber(rig, "sub", false, "#", 2);
+    rig_settle(rig);
+    expect_publish(sub, "3", 0);
+    rig_free(rig);
+}
+
+static void will_that_finds_no_room_is_said_and_not_kept(void **state)
+{
+    struct rig *rig = RIG(.retained_max = 1);
+    struct rig_client *pub = v5(rig, "pub"), *sub = subscriber(rig, "sub", false, "#", 1);
+    rig_publish_retained(pub, "x", "v", 1, 1);
+    rig_settle(rig);
+    expect_publish(sub, "v", 1);
+    for (int is_known = 0; is_known < 2; is_known++) {
+        struct packet connect = rig_connect_packet("w", MQTT_V5, true);
+        connect.connect.has_will = true;
+        connect.connect.will_retain = true;
+        connect.connect.will_qos = 1;
+        connect.connect.will_topic = span_of_string(is_known ? "x" : "y");
+        connect.connect.will_payload = span_of_string("gone");
+        struct rig_client *client = rig_connect_with(rig, &connect);
+        rig_settle(rig);
+        expect(client, MQTT_CONNACK);
+        rig_break(client);
+        rig_settle(rig);
+        expect_publish(sub, "gone", 1);
+        struct rig_client *late = subscriber(rig, is_known ? "l1" : "l0", false, "#", 1);
+        rig_settle(rig);
+        expect_publish(late, is_known ? "gone" : "v", 1);
+        expect_nothing(late);
+    }
+    rig_free(rig);
+}
+
+/* However many come at once, over all shards. */
+static void bound_of_retained_messages_is_exact(void **state)
+{
+    struct rig *rig = RIG(.retained_max = 5);
+    struct rig_client *pubs[20], *sub = subscriber(rig, "sub", false, "#", 1);
+    char text[8];
     rig_route_hold(rig, true);
-    for (int i = 0; i < 4; i++)
-        rig_publish_retained(pub, i % 2 ? "z" : "y", "v", 2, (uint16_t)(1 + i % 2));
+    for (int i = 0; i < 20; i++) {
+        snprintf(text, sizeof text, "p%d", i);
+        pubs[i] = v5(rig, text);
+        rig_publish_retained(pubs[i], text, "v", 1, 1);
+    }
     rig_settle(rig);
     rig_route_hold(rig, false);
     rig_settle(rig);
-    for (int i = 0; i < 4; i++)
-        expect_ack(pub, MQTT_PUBREC, (uint16_t)(1 + i % 2), MQTT_REASON_QUOTA_EXCEEDED);
-    expect_nothing(pub);
+    int taken = 0;
+    for (int i = 0; i < 20; i++)
+        taken += expect(pubs[i], MQTT_PUBACK)->ack.reason < MQTT_REASON_UNSPECIFIED_ERROR;
+    assert_int_equal(taken, 5);
+    for (int i = 0; i < 5; i++)
+        expect_publish(sub, "v", 1);
+    expect_nothing(sub);
+    struct rig_client *late = subscriber(rig, "late", false, "#", 1);
+    rig_settle(rig);
+    for (int i = 0; i < 5; i++)
+        expect_publish(late, "v", 1);
+    expect_nothing(late);
     rig_free(rig);
 }
 
-/* The answer of a large one comes when its record is complete, behind that of a later refused value. */
-static void late_answer_of_a_refused_large_value_is_a_refusal(void **state)
+/* What is reserved for a message that is then not taken, for want of room in the log, is not lost. */
+static void room_of_a_value_that_waits_is_given_back(void **state)
 {
-    struct rig *rig = RIG(.retained_max = 1, .body_max = 1024, .block_count = 8, .tiers = "y log\n# memory");
+    struct rig *rig = RIG(.retained_max = 1);
     struct rig_client *pub = v5(rig, "pub"), *other = v5(rig, "other");
-    char large[60001];
-    memset(large, 'x', sizeof large - 1);
-    large[sizeof large - 1] = '\0';
-    rig_publish_retained(pub, "x", "v", 0, 0);
+    rig_log_room(rig, false);
+    rig_publish_retained(pub, "x", "v", 1, 1);
+    rig_publish_retained(other, "y", "v", 0, 0); /* dropped */
     rig_settle(rig);
-    rig_publish_retained(pub, "y", large, 1, 1);
-    rig_step(rig);
+    expect_nothing(pub);
+    rig_break(pub);
+    rig_settle(rig);
+    rig_log_room(rig, true);
+    rig_advance(rig, 200);
     rig_publish_retained(other, "z", "v", 1, 2);
     rig_settle(rig);
-    expect_ack(other, MQTT_PUBACK, 2, MQTT_REASON_QUOTA_EXCEEDED);
-    expect_ack(pub, MQTT_PUBACK, 1, MQTT_REASON_QUOTA_EXCEEDED);
+    expect_ack(other, MQTT_PUBACK, 2, MQTT_REASON_NO_MATCHING_SUBSCRIBERS);
     rig_free(rig);
 }
 
-/* Its record comes first, though the route actor says no before it is complete. */
-static void refused_large_value_is_said_behind_its_record(void **state)
+/* Removals of topics without a value wait, when too many are remembered, until the shards have answered. */
+static void removals_wait_until_they_can_be_remembered(void **state)
 {
-    struct rig *rig = RIG(.retained_max = 1, .body_max = 1024, .block_count = 4);
+    struct rig *rig = RIG(.retained_max = 1);
     struct rig_client *pub = v5(rig, "pub");
-    char large[20000];
-    memset(large, 'x', sizeof large - 1);
-    large[sizeof large - 1] = '\0';
-    rig_publish_retained(pub, "x", "v", 0, 0);
-    rig_log_hold(rig, true);
-    rig_publish_retained(pub, "y", large, 0, 0);
+    char topic[16];
+    for (int i = 0; i < 3000; i++) {
+        snprintf(topic, sizeof topic, "t/%d", i);
+        rig_publish_retained(pub, topic, "", 0, 0);
+    }
+    rig_publish_retained(pub, "last", "", 1, 1);
     rig_settle(rig);
-    struct record rec;
-    assert_int_equal(records_of(rig, &rec, RECORD_RETAINED_REFUSED), 0);
-    rig_log_hold(rig, false);
-    rig_settle(rig);
-    rig_record(rig, &rec, rig_record_count(rig) - 1);
-    assert_int_equal(rec.type, RECORD_RETAINED_REFUSED);
-    assert_int_equal(rec.retained_number, 2);
+    expect_nothing(pub);
+    rig_advance(rig, 10000);
+    expect_ack(pub, MQTT_PUBACK, 1, MQTT_REASON_NO_MATCHING_SUBSCRIBERS);
     rig_free(rig);
 }
 
@@ -943,13 +967,13 @@ int main(void)
         CASE(repeated_pubrec_waits_for_both_too),
         CASE(pubrel_before_pubrec_waits_for_both_too),
         CASE(pubcomp_waits_until_the_identifier_is_closed),
-        CASE(refused_value_frees_the_identifier_durably_first),
-        CASE(repeated_answer_of_a_refused_value_is_a_refusal),
-        CASE(late_answer_of_a_refused_large_value_is_a_refusal),
-        CASE(refused_large_value_is_said_behind_its_record),
-        CASE(refusal_of_a_value_waits_for_its_record),
-        CASE(older_client_is_closed_when_its_value_is_refused),
-        CASE(refused_value_is_not_taken_when_it_comes_again),
+        CASE(refused_value_reaches_nobody),
+        CASE(value_of_who_cannot_be_told_is_delivered_and_not_kept),
+        CASE(full_index_takes_new_values_of_topics_that_have_one),
+        CASE(will_that_finds_no_room_is_said_and_not_kept),
+        CASE(bound_of_retained_messages_is_exact),
+        CASE(room_of_a_value_that_waits_is_given_back),
+        CASE(removals_wait_until_they_can_be_remembered),
         CASE(sequence_of_small_records_in_one_block),
         CASE(sequence_of_records_in_many_blocks),
         CASE(sequence_of_records_in_compressed_blocks),
