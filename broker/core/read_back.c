@@ -78,6 +78,8 @@ static void on_read_queue(struct shard *shard, struct session *sess, struct stor
         struct store_read_item *item = &read->items[i];
         if (read->kind == STORE_READ_RUN && is_sent_of_run(sess, item->sequence))
             item->state = STORE_ITEM_KNOWN;
+        else if (item->state == STORE_ITEM_FOUND && read->costs_only)
+            continue;
         else if (item->state == STORE_ITEM_FOUND && owed_judge_restored(shard, sess, item)) {
             item->state = STORE_ITEM_GONE;
             counter_inc(&shard->stats.dropped_stale_retained);
@@ -100,7 +102,6 @@ static void on_read_queue(struct shard *shard, struct session *sess, struct stor
         shard_post(
             shard, ACTOR_STORE,
             &(struct op){.type = OP_STORE_RUN_DROP, .from = shard->config.index, .run = {.session_number = sess->number, .first = run}});
-    waiting_keep_bounds(shard, sess);
 }
 
 void read_back_on_answer(struct shard *shard, struct store_read *read)
@@ -120,6 +121,7 @@ void read_back_on_answer(struct shard *shard, struct store_read *read)
     else
         on_read_queue(shard, sess, read);
     store_read_free(read);
+    waiting_keep_bounds(shard, sess);
     if (sess->client)
         deliver_pump(shard, sess->client);
     waiting_after_read(shard, sess);

@@ -254,6 +254,8 @@ static void batch_on_item(struct route_actor *actor, struct batch_item *item, st
     switch ((enum store_item_state)answer->state) {
     case STORE_ITEM_ASKED:
     case STORE_ITEM_KNOWN:
+    case STORE_ITEM_OVER_MESSAGES:
+    case STORE_ITEM_OVER_BYTES:
         return;
     case STORE_ITEM_FOUND:
         CHECK(answer->msg);

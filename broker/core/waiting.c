@@ -114,6 +114,8 @@ static void log_drops(struct shard *shard)
 
 /* --- in and out --------------------------------------------------------------------------------------------------------------------- */
 
+static void read_for(struct shard *shard, struct session *sess, uint8_t ticket);
+
 static void list_session(struct shard *shard, struct session *sess)
 {
     if (!sess->queue.is_listed && waiting_is_logged(shard, sess))
@@ -157,40 +159,28 @@ static enum shard_drop full_reason(enum queue_verdict verdict)
     return verdict == QUEUE_FULL_BYTES ? SHARD_dropped_queue_bytes : SHARD_dropped_queue_full;
 }
 
-/* Drop the oldest that are in memory until one more of `cost` fits. */
-static enum queue_verdict shed(struct shard *shard, struct session *sess, size_t cost)
+static void drop_over(struct shard *shard, const struct session *sess, uint64_t sequence, enum queue_verdict verdict)
 {
-    struct queue_limits limits = limits_of(shard);
-    enum queue_verdict verdict;
-    while ((verdict = queue_judge(&sess->queue, cost, &limits)) != QUEUE_HAS_ROOM && queue_first(&sess->queue)) {
-        struct queue_item item = waiting_take(shard, sess);
-        counter_inc(full_cell(shard, verdict));
-        waiting_log_drop(shard, sess->number, item.is_wanted ? msg_sequence(item.msg) : 0, full_reason(verdict));
-        msg_unref(item.msg);
-    }
-    return verdict;
+    counter_inc(full_cell(shard, verdict));
+    waiting_log_drop(shard, sess->number, sequence, full_reason(verdict));
 }
 
-void waiting_keep_bounds(struct shard *shard, struct session *sess)
+bool waiting_keep_bounds(struct shard *shard, struct session *sess)
 {
-    if (shard->config.limits.queue_policy == QUEUE_DROP_OLDEST && shed(shard, sess, 0) != QUEUE_HAS_ROOM)
-        waiting_read(shard, sess); /* the rest is on disk */
-}
-
-/* The oldest are on disk and not here yet: those go that wait longest of the ones that are. Whether one more of `cost` may come then. */
-static bool shed_window(struct shard *shard, struct session *sess, size_t cost, enum queue_verdict verdict)
-{
+    if (shard->config.limits.queue_policy != QUEUE_DROP_OLDEST)
+        return true;
     struct queue_limits limits = limits_of(shard);
     struct queue_before was = before(sess);
-    struct queue_item item;
-    bool has_room;
-    while (!(has_room = queue_may_overshoot(&sess->queue, cost, &limits)) && queue_pop_window(&sess->queue, shared_of(shard), &item)) {
-        counter_inc(full_cell(shard, verdict));
-        waiting_log_drop(shard, sess->number, item.is_wanted ? msg_sequence(item.msg) : 0, full_reason(verdict));
+    enum queue_verdict verdict;
+    for (struct queue_item item; queue_pop_over(&sess->queue, shared_of(shard), &limits, &item, &verdict);) {
+        drop_over(shard, sess, item.is_wanted ? msg_sequence(item.msg) : 0, verdict);
         msg_unref(item.msg);
     }
     note_change(shard, sess, was);
-    return has_room;
+    if (verdict == QUEUE_HAS_ROOM)
+        return true;
+    read_for(shard, sess, WAITING_READ_COSTS);
+    return false;
 }
 
 /* The process's own bounds: whatever the policy, the newest is dropped. */
@@ -219,14 +209,8 @@ static struct counter *admit(struct shard *shard, struct session *sess, size_t c
     enum queue_policy policy = (enum queue_policy)shard->config.limits.queue_policy;
     if (policy == QUEUE_REFUSE && queue_count(&sess->queue) > 0) /* else it is too large by itself, and nothing will leave that says so */
         set_full(shard, sess, true);
-    if (policy == QUEUE_DROP_OLDEST && cost <= limits.bytes_max) {
-        verdict = shed(shard, sess, cost);
-        if (verdict == QUEUE_HAS_ROOM)
-            return NULL;
-        waiting_read(shard, sess); /* the oldest is on disk */
-        if (shed_window(shard, sess, cost, verdict))
-            return NULL;
-    }
+    if (policy == QUEUE_DROP_OLDEST && cost <= limits.bytes_max)
+        return NULL; /* others go for it */
     if (policy == QUEUE_REFUSE && queue_may_overshoot(&sess->queue, cost, &limits))
         return NULL;
     *reason_out = full_reason(verdict);
@@ -252,10 +236,10 @@ void waiting_add(struct shard *shard, struct session *sess, struct msg *msg, uin
     note_change(shard, sess, was);
     if (is_wanted)
         list_session(shard, sess);
+    waiting_keep_bounds(shard, sess);
 }
 
 static bool let_go(struct shard *shard, struct session *sess);
-static void read_for(struct shard *shard, struct session *sess, uint8_t ticket);
 
 /* --- what is too old ---------------------------------------------------------------------------------------------------------------- */
 
@@ -364,8 +348,11 @@ static void read_for(struct shard *shard, struct session *sess, uint8_t ticket)
             read->items[i] = (struct store_read_item){.sequence = sequences[i], .state = STORE_ITEM_ASKED};
         sess->queue.is_reading = true;
     } else {
-        bool is_there = queue_next_read(&sess->queue, read, STORE_READ_MAX);
+        struct queue_limits limits = limits_of(shard);
+        uint32_t over = ticket == WAITING_READ_COSTS ? queue_over(&sess->queue, &limits) : STORE_READ_MAX;
+        bool is_there = queue_next_read(&sess->queue, read, over < STORE_READ_MAX ? over : STORE_READ_MAX);
         CHECK(is_there);
+        read->costs_only = ticket == WAITING_READ_COSTS;
     }
     read->session = sess->number;
     read->ticket = is_inflight ? WAITING_READ_INFLIGHT : ticket;
@@ -378,8 +365,14 @@ void waiting_read(struct shard *shard, struct session *sess) { read_for(shard, s
 uint64_t waiting_put_back(struct shard *shard, struct session *sess, struct store_read *read, const uint32_t *metas, uint32_t *lost_out)
 {
     struct queue_before was = before(sess);
-    uint64_t run = queue_on_read(&sess->queue, shared_of(shard), read, metas, lost_out);
+    struct queue_limits limits = limits_of(shard);
+    uint64_t run = read->costs_only ? queue_on_costs(&sess->queue, shared_of(shard), read, &limits, lost_out)
+                                    : queue_on_read(&sess->queue, shared_of(shard), read, metas, lost_out);
     note_change(shard, sess, was);
+    for (uint32_t i = 0; i < read->count; i++)
+        if (read->items[i].state == STORE_ITEM_OVER_MESSAGES || read->items[i].state == STORE_ITEM_OVER_BYTES)
+            drop_over(shard, sess, read->items[i].sequence,
+                      read->items[i].state == STORE_ITEM_OVER_BYTES ? QUEUE_FULL_BYTES : QUEUE_FULL_MESSAGES);
     check_full(shard, sess);
     return run;
 }
@@ -416,14 +409,15 @@ static bool let_go(struct shard *shard, struct session *sess)
 {
     bool is_online = sess->client != NULL;
     sess->queue.is_run_late = false;
-    bool is_left = queue_settle(&sess->queue, shared_of(shard), is_online);
+    /* While it is over its bounds what came last stays in memory: so there is never more than twice as much as they say, and what has to
+     * go is written down as little as can be. */
+    bool is_left = !waiting_keep_bounds(shard, sess) || queue_settle(&sess->queue, shared_of(shard), is_online);
     if (!is_online) {
         is_left |= inflight_let_go(&sess->inflight, shard->waiting.shared.checkpoint);
         if (!sess->queue.is_reading)
             inflight_pack(&sess->inflight);
     }
     post_runs(shard, sess);
-    waiting_keep_bounds(shard, sess);
     if (is_online)
         waiting_read(shard, sess);
     return is_left;

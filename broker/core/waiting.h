@@ -34,7 +34,8 @@
 enum waiting_ticket {
     WAITING_READ_QUEUE,
     WAITING_READ_INFLIGHT,
-    WAITING_READ_AGED, /* WAITING_READ_QUEUE of a session that is away, because the oldest may be too old */
+    WAITING_READ_AGED,  /* WAITING_READ_QUEUE of a session that is away, because the oldest may be too old */
+    WAITING_READ_COSTS, /* WAITING_READ_QUEUE of costs alone, because the oldest have to go */
 };
 
 struct shard;
@@ -57,8 +58,9 @@ void waiting_read(struct shard *shard, struct session *sess);
 /* What was read for the queue, into it; a message that is kept is taken from its item. Returns the run that was consumed, 0 = none.
  * lost_out: messages that the run should have had. */
 uint64_t waiting_put_back(struct shard *shard, struct session *sess, struct store_read *read, const uint32_t *metas, uint32_t *lost_out);
-/* With drop_oldest: the oldest go until the session is within its bounds, those on disk when they have been read. */
-void waiting_keep_bounds(struct shard *shard, struct session *sess);
+/* With drop_oldest: the oldest go until the session is within its bounds. Those on disk are asked for what they cost; until the answer what
+ * came since stays, so that the newest are left, and only they. Returns whether it is within its bounds. */
+bool waiting_keep_bounds(struct shard *shard, struct session *sess);
 /* A read is over, and what it brought was sent if a client is there. */
 void waiting_after_read(struct shard *shard, struct session *sess);
 /* Everything below `sequence` can be read from the store; everything below `aged` is over max_queued_age. */

@@ -118,6 +118,7 @@ struct checkpoint_stats *checkpoint_get_stats(struct checkpoint *checkpoint);
 /* One message as a session wants it. */
 struct checkpoint_want {
     uint8_t qos, options; /* struct record_recipient */
+    uint32_t cost;        /* bytes the message counts for (msg_cost) */
     struct span ids;      /* subscription identifiers, borrowed from the transaction */
 };
 

@@ -528,7 +528,7 @@ static enum err finish_message(struct load *load)
 
 static enum err call_on_want(struct load *load, uint64_t sequence, const struct record_recipient *recipient, uint32_t cost)
 {
-    struct checkpoint_want want = {recipient->qos, recipient->options, recipient->ids};
+    struct checkpoint_want want = {.qos = recipient->qos, .options = recipient->options, .cost = cost, .ids = recipient->ids};
     bool is_run;
     enum err err = is_in_run(load, recipient->session, sequence, &is_run);
     if (!err)

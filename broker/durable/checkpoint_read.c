@@ -33,7 +33,8 @@ enum err checkpoint_find_want(struct kv_txn *txn, struct checkpoint_want *want_o
         return ERR_NOTFOUND;
     if (err)
         return err;
-    *want_out = (struct checkpoint_want){recipient.qos, recipient.options, recipient.ids};
+    *want_out = (struct checkpoint_want){
+        .qos = recipient.qos, .options = recipient.options, .cost = checkpoint_cost(wants.content_bytes), .ids = recipient.ids};
     return ERR_OK;
 }
 

@@ -120,7 +120,7 @@ static enum err read_ids(struct store_read_item *item, struct span ids)
 }
 
 /* What the session makes of the message. ERR_NOTFOUND: it does not want it. */
-static enum err read_want(struct store_reader *reader, struct kv_txn *txn, struct store_read_item *item, uint64_t session)
+static enum err read_want(struct store_reader *reader, struct kv_txn *txn, struct store_read_item *item, uint64_t session, bool costs_only)
 {
     struct checkpoint_want want;
     uint8_t key[16];
@@ -128,7 +128,8 @@ static enum err read_want(struct store_reader *reader, struct kv_txn *txn, struc
     if (err == ERR_OK) {
         item->qos = want.qos;
         item->options = want.options;
-        err = read_ids(item, want.ids);
+        item->cost = want.cost;
+        err = costs_only ? ERR_OK : read_ids(item, want.ids);
     }
     if (err == ERR_CORRUPT)
         on_corrupt(reader, KV_RECIPIENTS, kv_key_u64_u64(key, item->sequence, session));
@@ -164,8 +165,8 @@ static enum err read_item(struct store_reader *reader, struct kv_txn *txn, const
                           size_t *bytes)
 {
     bool is_wanted = read->kind != STORE_READ_BODIES;
-    enum err err = is_wanted ? read_want(reader, txn, item, read->session) : ERR_OK;
-    if (!err)
+    enum err err = is_wanted ? read_want(reader, txn, item, read->session, read->costs_only) : ERR_OK;
+    if (!err && !read->costs_only)
         err = read_body(reader, txn, item, is_wanted, bytes);
     if (!err) {
         item->state = STORE_ITEM_FOUND;

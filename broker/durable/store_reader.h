@@ -24,10 +24,13 @@ enum store_read_kind {
 
 enum store_item_state {
     STORE_ITEM_ASKED,   /* not looked at: STORE_READ_BYTES was used up, ask again */
-    STORE_ITEM_FOUND,   /* msg is set */
+    STORE_ITEM_FOUND,   /* msg is set, unless only the cost was asked for */
     STORE_ITEM_GONE,    /* nobody wants it any more, or it was never there */
     STORE_ITEM_CORRUPT, /* damaged: counted and reported with its key */
-    STORE_ITEM_KNOWN,   /* never an answer; set by the asker: it has or had the message elsewhere */
+    /* Never an answer; set by the asker: */
+    STORE_ITEM_KNOWN,         /* it has or had the message elsewhere */
+    STORE_ITEM_OVER_MESSAGES, /* it has to go, */
+    STORE_ITEM_OVER_BYTES,    /* by that bound of the session's queue */
 };
 
 struct store_read_item {
@@ -38,6 +41,7 @@ struct store_read_item {
     uint8_t qos;     /* as the session wants it */
     uint8_t options; /* struct record_recipient */
     uint8_t state;   /* enum store_item_state */
+    uint32_t cost;   /* msg_cost() of what is found; likewise of what is damaged, 0 where that is not known. Not of STORE_READ_BODIES */
 };
 
 /* Allocated and freed by the asker. */
@@ -47,6 +51,7 @@ struct store_read {
     uint64_t run;     /* STORE_READ_RUN: from here; out: where the run found begins, 0 = there is none */
     uint32_t count;   /* items; of STORE_READ_RUN out */
     uint8_t kind;     /* enum store_read_kind */
+    bool costs_only;  /* no messages: the asker lets them go */
     struct store_read_item items[STORE_READ_MAX];
 };
 

@@ -19,6 +19,7 @@ struct item_ring {
 struct item_rings {
     struct item_ring *head, *window;
     struct late_list *late; /* came too late for the runs that there are */
+    uint64_t window_bytes;
 };
 
 struct queue_body {
@@ -89,6 +90,13 @@ static struct queue_item ring_take(struct item_ring **place)
         free(ring);
         *place = NULL;
     }
+    return item;
+}
+
+static struct queue_item window_take(struct item_rings *rings)
+{
+    struct queue_item item = ring_take(&rings->window);
+    rings->window_bytes -= msg_cost(item.msg);
     return item;
 }
 
@@ -177,6 +185,7 @@ bool queue_push(struct queue *queue, struct queue_shared *shared, const struct q
     }
     queue->count++;
     queue->bytes += msg_cost(item->msg);
+    body->rings->window_bytes += msg_cost(item->msg);
     queue_stats_push(shared->window, msg_cost(item->msg), shared->now_ns);
     return true;
 }
@@ -201,23 +210,62 @@ struct queue_item queue_pop(struct queue *queue, struct queue_shared *shared)
 {
     struct queue_body *body = queue->body;
     CHECK(queue_first(queue));
-    struct queue_item item = ring_take(body->rings->head ? &body->rings->head : &body->rings->window);
+    struct queue_item item = body->rings->head ? ring_take(&body->rings->head) : window_take(body->rings);
     rings_trim(body);
     queue_stats_pop(shared->window, msg_cost(item.msg), shared->window->oldest_ns);
     leave(queue, 1, msg_cost(item.msg));
     return item;
 }
 
-bool queue_pop_window(struct queue *queue, struct queue_shared *shared, struct queue_item *item_out)
+static bool is_window_over(const struct queue_body *body, const struct queue_limits *limits)
 {
-    struct queue_body *body = queue->body;
-    if (!body || !window_of(body))
+    return window_of(body) && (window_of(body)->count > limits->messages_max || body->rings->window_bytes > limits->bytes_max);
+}
+
+static uint32_t count_before_window(const struct queue *queue)
+{
+    return queue->count - (queue->body ? ring_count(window_of(queue->body)) : 0);
+}
+
+/* Whether the oldest has to go. The window is not let go while it has. */
+static enum queue_verdict judge_oldest(const struct queue *queue, const struct queue_limits *limits)
+{
+    enum queue_verdict verdict = queue_judge(queue, 0, limits);
+    return verdict == QUEUE_HAS_ROOM && queue->is_old_over ? QUEUE_FULL_BYTES : verdict;
+}
+
+bool queue_pop_over(struct queue *queue, struct queue_shared *shared, const struct queue_limits *limits, struct queue_item *item_out,
+                    enum queue_verdict *verdict_out)
+{
+    if (count_before_window(queue) == 0)
+        queue->is_old_over = false;
+    *verdict_out = judge_oldest(queue, limits);
+    if (*verdict_out == QUEUE_HAS_ROOM)
         return false;
-    *item_out = ring_take(&body->rings->window);
-    rings_trim(body);
+    if (queue_first(queue)) {
+        *item_out = queue_pop(queue, shared);
+        return true;
+    }
+    if (!is_window_over(queue->body, limits))
+        return false;
+    queue->is_old_over = true;
+    *item_out = window_take(queue->body->rings);
+    rings_trim(queue->body);
     queue_stats_pop(shared->window, msg_cost(item_out->msg), shared->window->oldest_ns);
     leave(queue, 1, msg_cost(item_out->msg));
     return true;
+}
+
+uint32_t queue_over(const struct queue *queue, const struct queue_limits *limits)
+{
+    uint32_t over = queue->count > limits->messages_max ? queue->count - limits->messages_max : 0;
+    if (queue->bytes > limits->bytes_max) { /* as if all cost the same */
+        uint64_t each = queue->bytes / queue->count + 1, by_bytes = (queue->bytes - limits->bytes_max) / each + 1;
+        over = by_bytes > over ? (uint32_t)by_bytes : over;
+    }
+    if (queue->is_old_over && over < count_before_window(queue))
+        over = count_before_window(queue);
+    return over;
 }
 
 /* --- letting go --------------------------------------------------------------------------------------------------------------------- */
@@ -247,9 +295,8 @@ static bool list_append(struct position_list **place, const uint64_t *sequences,
     return position_list_push_all(place, sequences, count) == ERR_OK;
 }
 
-static void let_go(struct item_ring **place, struct queue_shared *shared)
+static void let_go(struct queue_item item, struct queue_shared *shared)
 {
-    struct queue_item item = ring_take(place);
     queue_stats_pop(shared->window, msg_cost(item.msg), shared->window->oldest_ns);
     msg_unref(item.msg);
 }
@@ -269,7 +316,7 @@ static void let_head_go(struct queue_body *body, struct queue_shared *shared)
     if (!list_prepend(&body->front, sequences, count))
         return; /* with the next checkpoint */
     for (uint32_t i = 0; i < count; i++)
-        let_go(&body->rings->head, shared);
+        let_go(ring_take(&body->rings->head), shared);
 }
 
 bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_online)
@@ -287,12 +334,12 @@ bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_onli
             return true;
         if (!ring_put(&rings->head, ring_at(rings->window, 0)))
             return true;
-        ring_take(&rings->window);
+        window_take(rings);
     }
     while (rings->window && is_stored(ring_at(rings->window, 0), shared)) {
         if (position_list_push(&body->tail, sequence_of(ring_at(rings->window, 0))) != ERR_OK)
             return true;
-        let_go(&rings->window, shared);
+        let_go(window_take(rings), shared);
     }
     bool is_left = rings->window || (rings->head && !is_online);
     rings_trim(body);
@@ -516,7 +563,21 @@ static bool on_run(struct queue *queue, const struct store_read *read, uint32_t 
     return false;
 }
 
-uint64_t queue_on_read(struct queue *queue, struct queue_shared *shared, struct store_read *read, const uint32_t *metas, uint32_t *lost_out)
+/* Of the oldest that was asked for: whether it has to go, with so many of so many bytes that leave before it. */
+static enum store_item_state judge_read(const struct queue *queue, uint32_t gone, uint64_t gone_bytes, const struct queue_limits *limits)
+{
+    struct queue left = *queue;
+    left.count -= gone;
+    left.bytes -= queue->bytes > gone_bytes ? gone_bytes : queue->bytes;
+    enum queue_verdict verdict = judge_oldest(&left, limits);
+    if (verdict == QUEUE_HAS_ROOM)
+        return STORE_ITEM_ASKED;
+    return verdict == QUEUE_FULL_MESSAGES ? STORE_ITEM_OVER_MESSAGES : STORE_ITEM_OVER_BYTES;
+}
+
+/* limits: only costs were asked for. */
+static uint64_t on_answer(struct queue *queue, struct queue_shared *shared, struct store_read *read, const uint32_t *metas,
+                          const struct queue_limits *limits, uint32_t *lost_out)
 {
     struct queue_body *body = queue->body;
     CHECK(queue->is_reading);
@@ -532,15 +593,21 @@ uint64_t queue_on_read(struct queue *queue, struct queue_shared *shared, struct 
     bool is_behind_late = is_run && late_to_front(body, read->run, true);
     uint64_t unread[STORE_READ_MAX];
     uint32_t unread_count = 0, gone = 0;
+    uint64_t gone_bytes = 0;
     for (uint32_t i = 0; i < read->count; i++) {
         struct store_read_item *item = &read->items[i];
         if (item->state == STORE_ITEM_KNOWN)
             continue;
-        if (item->state == STORE_ITEM_GONE || item->state == STORE_ITEM_CORRUPT) {
+        if (limits && item->state == STORE_ITEM_FOUND) {
+            bool is_oldest = unread_count == 0 && !is_behind_late;
+            item->state = (uint8_t)(is_oldest ? judge_read(queue, gone, gone_bytes, limits) : STORE_ITEM_ASKED);
+        }
+        if (item->state != STORE_ITEM_FOUND && item->state != STORE_ITEM_ASKED) {
             gone++;
+            gone_bytes += item->cost;
             continue;
         }
-        struct queue_item found = {.msg = item->msg, .meta = metas[i], .is_wanted = true};
+        struct queue_item found = {.msg = item->msg, .meta = metas ? metas[i] : 0, .is_wanted = true};
         if (item->state == STORE_ITEM_ASKED || unread_count > 0 || is_behind_late || !rings_get(body) ||
             !ring_put(&body->rings->head, &found)) {
             unread[unread_count++] = item->sequence;
@@ -557,8 +624,19 @@ uint64_t queue_on_read(struct queue *queue, struct queue_shared *shared, struct 
         late_to_front(body, UINT64_MAX, false);
     rings_trim(body);
     if (gone > 0 || queue->count == 0)
-        leave(queue, gone, 0);
+        leave(queue, gone, gone_bytes);
     return is_run ? read->run : 0;
+}
+
+uint64_t queue_on_read(struct queue *queue, struct queue_shared *shared, struct store_read *read, const uint32_t *metas, uint32_t *lost_out)
+{
+    return on_answer(queue, shared, read, metas, NULL, lost_out);
+}
+
+uint64_t queue_on_costs(struct queue *queue, struct queue_shared *shared, struct store_read *read, const struct queue_limits *limits,
+                        uint32_t *lost_out)
+{
+    return on_answer(queue, shared, read, NULL, limits, lost_out);
 }
 
 /* --- all of it ---------------------------------------------------------------------------------------------------------------------- */

@@ -64,10 +64,10 @@ struct queue_item {
 /* What to do when a message finds the session's queue at its bound. */
 enum queue_policy {
     QUEUE_DROP_NEWEST,
-    QUEUE_DROP_OLDEST, /* also when it must be read first: so many may be over the bound meanwhile; then the oldest in memory go */
+    QUEUE_DROP_OLDEST, /* also when it is on disk; until the store has said what it costs, twice the bound may be there */
     QUEUE_REFUSE,      /* publishers are refused; what was on its way may go over it */
 };
-#define QUEUE_OVERSHOOT_MAX 64 /* messages; in bytes no more than the bound itself */
+#define QUEUE_OVERSHOOT_MAX 64 /* messages that may go over it; in bytes no more than the bound itself */
 
 _Static_assert(QUEUE_RUN <= STORE_RUN_MAX && QUEUE_RUN <= QUEUE_TAIL_MAX, "a run is cut from the tail");
 
@@ -102,6 +102,7 @@ struct queue {
     bool is_full : 1;        /* publishers are refused */
     bool is_run_late : 1;    /* the next run was not found; the next checkpoint clears it */
     bool is_stuck : 1;       /* the shard tries again when the log has room for the record that the next message needs */
+    bool is_old_over : 1;    /* what is before the window has to go, though it may be small: newer ones went */
 };
 
 _Static_assert(sizeof(struct queue) <= 24, "in every session");
@@ -122,8 +123,13 @@ bool queue_push(struct queue *queue, struct queue_shared *shared, const struct q
 struct queue_item *queue_first(struct queue *queue);
 /* Take queue_first() out; its reference is the caller's. */
 struct queue_item queue_pop(struct queue *queue, struct queue_shared *shared);
-/* Take the oldest out that never left memory, whatever is before it; likewise. False: there is none. */
-bool queue_pop_window(struct queue *queue, struct queue_shared *shared, struct queue_item *item_out);
+/* QUEUE_DROP_OLDEST: take the next out that has to go, and say by which bound; likewise. That is the oldest; and when it must be read first
+ * the oldest of the window, as long as the window alone is over the bounds: nothing before the window is among the newest then. False: it is
+ * within its bounds (*verdict_out is QUEUE_HAS_ROOM), or what goes next must be read. */
+bool queue_pop_over(struct queue *queue, struct queue_shared *shared, const struct queue_limits *limits, struct queue_item *item_out,
+                    enum queue_verdict *verdict_out);
+/* How many of the oldest have to go, as far as can be said before their costs are known: at least 1, if any has to. */
+uint32_t queue_over(const struct queue *queue, const struct queue_limits *limits);
 
 /* Let go what is below the checkpoint: the window's to the tail, and of a client that is away the head's to the front. Returns whether
  * something is left that a later checkpoint lets go. */
@@ -147,6 +153,10 @@ bool queue_next_read(struct queue *queue, struct store_read *read, uint32_t max)
  * up. Clears is_reading. */
 uint64_t queue_on_read(struct queue *queue, struct queue_shared *shared, struct store_read *read, const uint32_t *metas,
                        uint32_t *lost_out);
+/* The answer to one for costs alone: as many of the oldest as are over the bounds leave, their state says by which; what is found besides
+ * goes to the front's beginning. */
+uint64_t queue_on_costs(struct queue *queue, struct queue_shared *shared, struct store_read *read, const struct queue_limits *limits,
+                        uint32_t *lost_out);
 
 /* Every sequence that is in no run and not in a request under way: wanted messages in memory too. */
 typedef void (*queue_position_fn)(void *arg, uint64_t sequence);

@@ -232,7 +232,7 @@ static const struct store_run *find_run(const struct memory_store *store, uint64
     return found;
 }
 
-static void read_item(const struct memory_store *store, struct store_read_item *item, uint64_t session)
+static void read_item(const struct memory_store *store, struct store_read_item *item, uint64_t session, bool costs_only)
 {
     CHECK(item->sequence < store->checkpoint);
     CHECK(item->sequence > 0);
@@ -242,8 +242,11 @@ static void read_item(const struct memory_store *store, struct store_read_item *
         const struct body *body = &store->bodies[i];
         if (body->sequence != item->sequence)
             continue;
-        item->state = body->is_damaged ? STORE_ITEM_CORRUPT : STORE_ITEM_FOUND;
-        if (body->is_damaged)
+        item->state = body->is_damaged && !costs_only ? STORE_ITEM_CORRUPT : STORE_ITEM_FOUND;
+        if (body->is_damaged && !costs_only)
+            return;
+        item->cost = (uint32_t)msg_cost(body->msg);
+        if (costs_only)
             return;
         item->msg = msg_ref(body->msg);
         item->qos = want->qos;
@@ -277,7 +280,7 @@ void memory_store_read(struct memory_store *store, struct store_read *read, uint
         read->run = run ? run->sequences[0] : 0;
     }
     for (uint32_t i = 0; i < read->count && (items_max == 0 || i < items_max); i++)
-        read_item(store, &read->items[i], read->session);
+        read_item(store, &read->items[i], read->session, read->costs_only);
 }
 
 bool memory_store_wants(const struct memory_store *store, uint64_t session, uint64_t sequence)

@@ -100,13 +100,12 @@ static struct rig_client *away_subscriber(struct rig *rig, const char *id, const
 }
 
 /* Take and acknowledge QoS 1 messages until none comes; each must be the next number. Returns the last. */
-static unsigned take_all_but(struct rig *rig, struct rig_client *sub, unsigned next, unsigned gap_first, unsigned gap_end)
+static unsigned take_all(struct rig *rig, struct rig_client *sub, unsigned next)
 {
     for (const struct packet *packet;; rig_settle(rig)) {
         bool is_any = false;
         while ((packet = rig_next(sub)) != NULL) {
             assert_int_equal(packet->type, MQTT_PUBLISH);
-            next = next == gap_first ? gap_end : next;
             assert_int_equal(number_of(packet), next);
             next++;
             is_any = true;
@@ -116,8 +115,6 @@ static unsigned take_all_but(struct rig *rig, struct rig_client *sub, unsigned n
             return next - 1;
     }
 }
-
-static unsigned take_all(struct rig *rig, struct rig_client *sub, unsigned next) { return take_all_but(rig, sub, next, 0, 0); }
 
 static void an_offline_queue_is_on_disk_and_comes_back_in_order(void **state)
 {
@@ -341,8 +338,8 @@ static void the_oldest_is_dropped_from_memory_and_from_disk(void **state)
     }
 }
 
-/* What the reader does not bring in time stays until it does; the newest are never those that go. */
-static void the_overshoot_of_drop_oldest_is_bounded(void **state)
+/* What the reader does not bring in time stays until it does; then the newest are left, and only they. */
+static void the_newest_are_left_of_a_flood(void **state)
 {
     (void)state;
     struct rig *rig = RIG(.limits = {.session_queue_messages_max = 100, .queue_policy = QUEUE_DROP_OLDEST});
@@ -352,15 +349,64 @@ static void the_overshoot_of_drop_oldest_is_bounded(void **state)
     rig_checkpoint(rig);
     rig_checkpoint(rig);
     rig_reader_hold(rig, true);
-    publish_range(rig, pub, "a/x", 101, 300);
-    assert_int_equal(queued(rig), 100 + QUEUE_OVERSHOOT_MAX);
+    for (unsigned i = 101; i <= 300; i += 50) {
+        publish_range(rig, pub, "a/x", i, i + 49);
+        rig_checkpoint(rig);
+    }
+    assert_int_equal(queued(rig), 200);
+    assert_int_equal(in_memory(rig), 100);
     rig_reader_hold(rig, false);
+    rig_settle(rig);
+    assert_int_equal(queued(rig), 100);
+    assert_int_equal(RIG_COUNTER(rig, dropped_queue_full), 200);
+    rig_checkpoint(rig);
+    rig_checkpoint(rig);
+    assert_int_equal(in_memory(rig), 0);
+    assert_int_equal(count_dropped(rig), 200);
+    assert_int_equal(memory_store_want_count(rig_store(rig), named_session(rig)), 100);
+    struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
+    assert_int_equal(take_all(rig, sub, 201), 300);
+    rig_free(rig);
+}
+
+/* As many of the newest as fit, whatever each costs, are left; and what they cost is known to the byte. */
+static void the_newest_bytes_are_left_of_a_flood(void **state)
+{
+    (void)state;
+    struct rig *rig =
+        RIG(.limits = {.session_queue_messages_max = 100000, .session_queue_bytes_max = 20000, .queue_policy = QUEUE_DROP_OLDEST});
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    away_subscriber(rig, "sub", "a/#", 1);
+    char topic[128] = "a/";
+    memset(topic + 2, 'x', sizeof topic - 3);
+    uint64_t costs[401] = {0};
+    for (unsigned i = 1; i <= 400; i++) {
+        uint64_t before = rig_stats(rig, 0)->queued.bytes;
+        topic[3 + i * 7 % 120] = 0;
+        publish_range(rig, pub, topic, i, i);
+        topic[3 + i * 7 % 120] = 'x';
+        costs[i] = sizeof(struct msg) + 3 + i * 7 % 120 + strlen("100") - (i < 100) - (i < 10);
+        if (i <= 20)
+            assert_int_equal(rig_stats(rig, 0)->queued.bytes, before + costs[i]);
+        rig_reader_hold(rig, i > 150 && i < 399);
+        if (i % 30 == 0)
+            rig_checkpoint(rig);
+        assert_true(rig_stats(rig, 0)->queued.bytes <= 2 * 20000);
+    }
     rig_settle(rig);
     rig_checkpoint(rig);
     rig_checkpoint(rig);
-    assert_int_equal(queued(rig), 100);
+    assert_int_equal(in_memory(rig), 0);
+    unsigned first = 401;
+    uint64_t bytes = 0;
+    while (bytes + costs[first - 1] <= 20000)
+        bytes += costs[--first];
+    assert_int_equal(rig_stats(rig, 0)->queued.bytes, bytes);
+    assert_int_equal(queued(rig), 401 - first);
+    assert_int_equal(RIG_COUNTER(rig, dropped_queue_bytes), first - 1);
     struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
-    assert_int_equal(take_all_but(rig, sub, 65, 101, 237), 300);
+    assert_int_equal(take_all(rig, sub, first), 400);
+    assert_int_equal(rig_stats(rig, 0)->queued.bytes, 0);
     rig_free(rig);
 }
 
@@ -807,7 +853,8 @@ int main(void)
         cmocka_unit_test(nothing_overtakes_a_qos2_that_waits),
         cmocka_unit_test(the_newest_is_dropped_and_said),
         cmocka_unit_test(the_oldest_is_dropped_from_memory_and_from_disk),
-        cmocka_unit_test(the_overshoot_of_drop_oldest_is_bounded),
+        cmocka_unit_test(the_newest_are_left_of_a_flood),
+        cmocka_unit_test(the_newest_bytes_are_left_of_a_flood),
         cmocka_unit_test(the_overshoot_is_bounded_in_bytes),
         cmocka_unit_test(refuse_says_so_to_publishers_and_takes_it_back),
         cmocka_unit_test(refuse_is_not_for_ever_when_one_message_is_larger_than_the_queue),

@@ -14,14 +14,16 @@
 
 #define COST (sizeof(struct msg) + 5)
 
-static struct msg *message(uint64_t sequence)
+static struct msg *message_of(uint64_t sequence, size_t payload_size)
 {
-    uint32_t number = (uint32_t)sequence;
-    struct msg *msg = msg_new(&(struct msg_source){.topic = SPAN_LITERAL("t"), .payload = span_of(&number, sizeof number), .qos = 1});
+    uint8_t payload[64] = {0};
+    struct msg *msg = msg_new(&(struct msg_source){.topic = SPAN_LITERAL("t"), .payload = span_of(payload, payload_size), .qos = 1});
     CHECK(msg);
+    CHECK(payload_size <= sizeof payload);
     atomic_store(&msg->sequence, sequence);
     return msg;
 }
+static struct msg *message(uint64_t sequence) { return message_of(sequence, 4); }
 
 /* Three publishers on three shards: what each logs arrives in its order, and as late as it likes. */
 #define PUBLISHERS 3
@@ -48,7 +50,32 @@ struct world {
     struct store_read read;
     bool is_reading, is_online;
     uint64_t reads, late, gone, crashes;
+    /* QUEUE_DROP_OLDEST, once messages_max is not 0: costs differ, and nothing is dropped behind the queue's back. */
+    struct queue_limits limits;
+    uint64_t bytes;          /* in the queue */
+    uint32_t restored_count; /* that an earlier life left over the bounds */
+    bool is_newer_dropped;
+    uint64_t dropped_in_memory, dropped_on_disk, dropped_behind, quiet;
 };
+
+static size_t payload_of(const struct world *w, uint64_t sequence) { return w->limits.messages_max ? sequence * 7 % 61 : 4; }
+static size_t cost_of(const struct world *w, uint64_t sequence) { return sizeof(struct msg) + 1 + payload_of(w, sequence); }
+
+/* By the bound it is said to go by, and not one more than has to. */
+static void drops(struct world *w, uint64_t sequence, enum queue_verdict verdict)
+{
+    assert_int_equal(verdict, w->count > w->limits.messages_max ? QUEUE_FULL_MESSAGES : QUEUE_FULL_BYTES);
+    if (w->count <= w->limits.messages_max && w->bytes <= w->limits.bytes_max) {
+        assert_true(w->is_newer_dropped); /* which made the room */
+        w->dropped_behind++;
+    }
+    assert_false(w->is_gone[sequence]);
+    w->is_gone[sequence] = true;
+    w->count--;
+    w->bytes -= cost_of(w, sequence);
+}
+
+static bool keeps_within(struct world *w);
 
 static void logs(struct world *w)
 {
@@ -65,9 +92,11 @@ static void arrives(struct world *w)
     if (w->arrived[p] == w->sent_count[p])
         return;
     uint64_t sequence = w->sent[p][w->arrived[p]++];
-    struct queue_item item = {.msg = message(sequence), .meta = (uint32_t)sequence, .is_wanted = true};
+    struct queue_item item = {.msg = message_of(sequence, payload_of(w, sequence)), .meta = (uint32_t)sequence, .is_wanted = true};
     assert_true(queue_push(&w->queue, &w->shared, &item));
     w->count++;
+    w->bytes += cost_of(w, sequence);
+    keeps_within(w);
 }
 
 static void takes(struct world *w)
@@ -79,6 +108,7 @@ static void takes(struct world *w)
     struct queue_item item = queue_pop(&w->queue, &w->shared);
     assert_int_equal(item.meta, sequence);
     w->count--;
+    w->bytes -= cost_of(w, sequence);
     size_t p = 0;
     for (bool is_found = false; !is_found; p += !is_found) {
         assert_true(p < PUBLISHERS);
@@ -129,7 +159,8 @@ static void settles(struct world *w, bool advances)
         w->shared.checkpoint = w->logged + 1 - check_random_below(&w->random, w->logged - w->shared.checkpoint + 2);
     w->committed = w->run_count;
     w->queue.is_run_late = false;
-    queue_settle(&w->queue, &w->shared, w->is_online);
+    if (keeps_within(w))
+        queue_settle(&w->queue, &w->shared, w->is_online);
     for (size_t i = 0; i < w->run_count; i++)
         w->is_dropped[i] = w->is_dropped[i] == DROPPED ? GONE : w->is_dropped[i];
     cuts_runs(w);
@@ -144,6 +175,57 @@ static void asks(struct world *w)
     w->read = (struct store_read){0};
     assert_true(queue_next_read(&w->queue, &w->read, 1 + (uint32_t)check_random_below(&w->random, STORE_READ_MAX)));
     w->is_reading = true;
+}
+
+/* Of any publisher's. */
+static bool is_older_left(const struct world *w, uint64_t sequence)
+{
+    for (size_t p = 0; p < PUBLISHERS; p++)
+        for (size_t i = w->taken[p]; i < w->arrived[p] && w->sent[p][i] != sequence; i++)
+            if (!w->is_gone[w->sent[p][i]])
+                return true;
+    return false;
+}
+
+/* Returns whether it is; otherwise costs were asked for, if they can be. */
+static bool keeps_within(struct world *w)
+{
+    if (w->limits.messages_max == 0)
+        return true;
+    enum queue_verdict verdict;
+    for (struct queue_item item; queue_pop_over(&w->queue, &w->shared, &w->limits, &item, &verdict); w->dropped_in_memory++) {
+        w->is_newer_dropped |= is_older_left(w, msg_sequence(item.msg));
+        drops(w, msg_sequence(item.msg), verdict);
+        msg_unref(item.msg);
+    }
+    w->is_newer_dropped &= verdict != QUEUE_HAS_ROOM;
+    if (verdict == QUEUE_HAS_ROOM)
+        return true;
+    uint32_t over = queue_over(&w->queue, &w->limits);
+    assert_true(over > 0 && over <= w->count);
+    assert_true(w->queue.is_reading || !queue_first(&w->queue));
+    if (!queue_must_read(&w->queue))
+        return false;
+    w->read = (struct store_read){.costs_only = true};
+    assert_true(queue_next_read(&w->queue, &w->read, over < STORE_READ_MAX ? over : STORE_READ_MAX));
+    w->is_reading = true;
+    return false;
+}
+
+/* Nothing is on its way, and it is within its bounds: of each publisher the newest are left. */
+static void looks_at_what_is_left(struct world *w)
+{
+    uint32_t count = 0;
+    for (size_t p = 0; p < PUBLISHERS; p++) {
+        bool is_left = false;
+        for (size_t i = w->taken[p]; i < w->arrived[p]; i++) {
+            assert_true(!is_left || !w->is_gone[w->sent[p][i]]);
+            is_left |= !w->is_gone[w->sent[p][i]];
+            count += is_left;
+        }
+    }
+    assert_int_equal(count, w->count);
+    w->quiet++;
 }
 
 static bool is_wanted(const struct world *w, uint64_t sequence)
@@ -171,9 +253,10 @@ static void is_answered(struct world *w)
     for (uint32_t i = 0; i < read->count && i < looked_at; i++) {
         struct store_read_item *item = &read->items[i];
         assert_true(item->sequence < w->shared.checkpoint);
-        bool is_gone = check_random_chance(&w->random, 1, 50);
+        bool is_gone = w->limits.messages_max == 0 && check_random_chance(&w->random, 1, 50);
         item->state = is_gone ? STORE_ITEM_GONE : STORE_ITEM_FOUND;
-        item->msg = is_gone ? NULL : message(item->sequence);
+        item->msg = is_gone || read->costs_only ? NULL : message_of(item->sequence, payload_of(w, item->sequence));
+        item->cost = is_gone ? 0 : (uint32_t)cost_of(w, item->sequence);
         metas[i] = (uint32_t)item->sequence;
         w->is_gone[item->sequence] = is_gone;
         gone += is_gone;
@@ -181,14 +264,23 @@ static void is_answered(struct world *w)
     w->count -= gone;
     w->gone += gone;
     w->reads++;
-    uint64_t run = queue_on_read(&w->queue, &w->shared, read, metas, &lost);
+    uint64_t run = read->costs_only ? queue_on_costs(&w->queue, &w->shared, read, &w->limits, &lost)
+                                    : queue_on_read(&w->queue, &w->shared, read, metas, &lost);
     assert_int_equal(lost, 0);
+    for (uint32_t i = 0; i < read->count; i++)
+        if (read->items[i].state == STORE_ITEM_OVER_MESSAGES || read->items[i].state == STORE_ITEM_OVER_BYTES) {
+            drops(w, read->items[i].sequence,
+                  read->items[i].state == STORE_ITEM_OVER_BYTES ? QUEUE_FULL_BYTES : QUEUE_FULL_MESSAGES);
+            w->dropped_on_disk++;
+        }
     for (size_t i = 0; i < w->run_count && run; i++)
         if (w->runs[i].sequences[0] == run && w->is_dropped[i] == STORED)
             w->is_dropped[i] = DROPPED;
     for (uint32_t i = 0; i < read->count; i++)
         msg_unref(read->items[i].msg);
     w->is_reading = false;
+    if (keeps_within(w) && w->limits.messages_max > 0 && check_random_chance(&w->random, 1, 20))
+        looks_at_what_is_left(w);
 }
 
 static bool is_in(const struct store_run *run, uint64_t sequence)
@@ -231,16 +323,19 @@ static void crashes(struct world *w)
             first = w->sent[p][w->taken[p]];
     }
     w->count = 0;
+    w->bytes = 0;
     size_t at = 0;
     for (uint64_t sequence = first; sequence <= w->logged && first != UINT64_MAX; sequence++) {
         if (!is_wanted(w, sequence))
             continue;
         while (at < w->committed && (w->is_dropped[at] != STORED || w->runs[at].sequences[w->runs[at].count - 1] < sequence))
             at++;
-        assert_true(queue_restore(&w->queue, sequence, COST, at < w->committed && is_in(&w->runs[at], sequence), last));
+        assert_true(queue_restore(&w->queue, sequence, (uint32_t)cost_of(w, sequence), at < w->committed && is_in(&w->runs[at], sequence), last));
         w->count++;
+        w->bytes += cost_of(w, sequence);
         cuts_runs(w);
     }
+    w->restored_count = w->count;
     w->crashes++;
 }
 
@@ -294,24 +389,18 @@ static void count_position(void *arg, uint64_t sequence)
     w->late++;
 }
 
-static void order_is_kept_whatever_is_let_go(void **state)
+static struct world *new_world(uint64_t seed)
 {
-    (void)state;
     struct world *w = calloc(1, sizeof *w);
     assert_non_null(w);
-    check_random_init(&w->random, check_random_seed(9));
+    check_random_init(&w->random, check_random_seed(seed));
     w->shared = (struct queue_shared){.window = &w->window};
-    for (uint32_t i = 0; i < 300000; i++) {
-        step(w, i / 5000);
-        assert_int_equal(queue_count(&w->queue), w->count);
-        assert_true(w->queue.bytes >= w->count * COST || w->count == 0);
-        assert_true(w->window.messages <= w->count);
-        assert_int_equal(w->window.bytes, w->window.messages * COST);
-    }
-    assert_true(w->run_count > 20);
-    assert_true(w->late > 0);
-    assert_true(w->gone > 0);
-    assert_true(w->crashes > 10);
+    return w;
+}
+
+/* Everything that waits comes, in its order. */
+static void comes_to_its_end(struct world *w)
+{
     /* Every position has its place: in memory, in a run, or in the request. */
     w->late = 0;
     queue_each_position(&w->queue, count_position, w);
@@ -340,6 +429,47 @@ static void order_is_kept_whatever_is_let_go(void **state)
     assert_int_equal(w->window.messages, 0);
     queue_deinit(&w->queue, &w->shared);
     free(w);
+}
+
+static void order_is_kept_whatever_is_let_go(void **state)
+{
+    (void)state;
+    struct world *w = new_world(9);
+    for (uint32_t i = 0; i < 300000; i++) {
+        step(w, i / 5000);
+        assert_int_equal(queue_count(&w->queue), w->count);
+        assert_true(w->queue.bytes >= w->count * COST || w->count == 0);
+        assert_true(w->window.messages <= w->count);
+        assert_int_equal(w->window.bytes, w->window.messages * COST);
+    }
+    assert_true(w->run_count > 20);
+    assert_true(w->late > 0);
+    assert_true(w->gone > 0);
+    assert_true(w->crashes > 10);
+    comes_to_its_end(w);
+}
+
+/* Whatever of them is on disk, in runs that are not committed, or being read. */
+static void the_newest_are_left_when_the_oldest_go(void **state)
+{
+    (void)state;
+    for (uint32_t by_bytes = 0; by_bytes < 2; by_bytes++) {
+        struct world *w = new_world(10 + by_bytes);
+        w->limits = (struct queue_limits){.messages_max = 90, .bytes_max = by_bytes ? 8000 : UINT64_MAX};
+        for (uint32_t i = 0; i < 300000; i++) {
+            step(w, i / 5000);
+            assert_int_equal(queue_count(&w->queue), w->count);
+            assert_int_equal(w->queue.bytes, w->bytes);
+            assert_true(w->count <= 2 * w->limits.messages_max + w->restored_count);
+        }
+        assert_true(w->dropped_in_memory > 1000);
+        assert_true(w->dropped_on_disk > 1000);
+        assert_true((w->dropped_behind > 0) == (by_bytes > 0));
+        assert_true(w->quiet > 100);
+        assert_true(w->late > 0);
+        assert_true(w->crashes > 10);
+        comes_to_its_end(w);
+    }
 }
 
 static void bounds_are_on_messages_and_bytes(void **state)
@@ -668,6 +798,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(order_is_kept_whatever_is_let_go),
+        cmocka_unit_test(the_newest_are_left_when_the_oldest_go),
         cmocka_unit_test(bounds_are_on_messages_and_bytes),
         cmocka_unit_test(nothing_is_allocated_while_it_is_empty),
         cmocka_unit_test(what_the_store_does_not_have_stays),

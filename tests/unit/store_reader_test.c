@@ -137,6 +137,32 @@ static struct store_read *ask(struct bench *b, struct store_read *read)
     return read;
 }
 
+static void says_what_messages_cost_without_reading_them(void **state)
+{
+    (void)state;
+    struct bench *b = bench_new();
+    apply_session(b, 1);
+    uint64_t sequence = apply_publish(b, 1, SPAN_LITERAL("hello")), other = apply_publish(b, 2, SPAN_LITERAL("not mine"));
+    commit(b);
+    const uint64_t asked[] = {sequence, other};
+    uint32_t cost = 0;
+    for (int costs_only = 0; costs_only < 2; costs_only++) {
+        struct store_read *read = request(STORE_READ_QUEUE, 1, asked, 2);
+        read->costs_only = costs_only;
+        read = ask(b, read);
+        assert_int_equal(read->items[0].state, STORE_ITEM_FOUND);
+        assert_int_equal(read->items[1].state, STORE_ITEM_GONE);
+        assert_int_equal(read->items[1].cost, 0);
+        if (!costs_only)
+            cost = (uint32_t)msg_cost(read->items[0].msg);
+        else
+            assert_null(read->items[0].msg);
+        assert_int_equal(read->items[0].cost, cost);
+        store_read_free(read);
+    }
+    bench_free(b);
+}
+
 static void gives_messages_as_the_session_wants_them(void **state)
 {
     (void)state;
@@ -384,6 +410,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gives_messages_as_the_session_wants_them),
+        cmocka_unit_test(says_what_messages_cost_without_reading_them),
         cmocka_unit_test(what_is_not_committed_is_gone),
         cmocka_unit_test(bytes_of_a_request_are_bounded),
         cmocka_unit_test(reads_runs_one_after_the_other),
