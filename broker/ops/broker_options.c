@@ -296,7 +296,8 @@ static const struct option_spec specs[] = {
      .text = "drop_newest",
      .enums = queue_policies,
      .doc = "What happens to a message for a session whose queue is full. drop_newest: that message is dropped. drop_oldest: those that "
-            "wait longest are. refuse: its PUBLISH is refused with 0x97 (MQTT 5; connections of older versions are closed) until the "
+            "wait longest are (until what is on disk has been looked up for it, a queue may hold twice as much). refuse: its PUBLISH is "
+            "refused with 0x97 (MQTT 5; connections of older versions are closed) until the "
             "queue is down to three quarters; its copies at QoS 0 are dropped."},
     {.name = "max_queued_age",
      .type = OPTION_DURATION,

@@ -124,8 +124,8 @@ struct queue_item *queue_first(struct queue *queue);
 /* Take queue_first() out; its reference is the caller's. */
 struct queue_item queue_pop(struct queue *queue, struct queue_shared *shared);
 /* QUEUE_DROP_OLDEST: take the next out that has to go, and say by which bound; likewise. That is the oldest; and when it must be read first
- * the oldest of the window, as long as the window alone is over the bounds: nothing before the window is among the newest then. False: it is
- * within its bounds (*verdict_out is QUEUE_HAS_ROOM), or what goes next must be read. */
+ * the oldest of the window, as long as the window alone is over the bounds: nothing before the window is among the newest then. False: it
+ * is within its bounds (*verdict_out is QUEUE_HAS_ROOM), or what goes next must be read. */
 bool queue_pop_over(struct queue *queue, struct queue_shared *shared, const struct queue_limits *limits, struct queue_item *item_out,
                     enum queue_verdict *verdict_out);
 /* How many of the oldest have to go, as far as can be said before their costs are known: at least 1, if any has to. */

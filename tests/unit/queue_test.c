@@ -269,8 +269,7 @@ static void is_answered(struct world *w)
     assert_int_equal(lost, 0);
     for (uint32_t i = 0; i < read->count; i++)
         if (read->items[i].state == STORE_ITEM_OVER_MESSAGES || read->items[i].state == STORE_ITEM_OVER_BYTES) {
-            drops(w, read->items[i].sequence,
-                  read->items[i].state == STORE_ITEM_OVER_BYTES ? QUEUE_FULL_BYTES : QUEUE_FULL_MESSAGES);
+            drops(w, read->items[i].sequence, read->items[i].state == STORE_ITEM_OVER_BYTES ? QUEUE_FULL_BYTES : QUEUE_FULL_MESSAGES);
             w->dropped_on_disk++;
         }
     for (size_t i = 0; i < w->run_count && run; i++)
@@ -330,7 +329,8 @@ static void crashes(struct world *w)
             continue;
         while (at < w->committed && (w->is_dropped[at] != STORED || w->runs[at].sequences[w->runs[at].count - 1] < sequence))
             at++;
-        assert_true(queue_restore(&w->queue, sequence, (uint32_t)cost_of(w, sequence), at < w->committed && is_in(&w->runs[at], sequence), last));
+        assert_true(
+            queue_restore(&w->queue, sequence, (uint32_t)cost_of(w, sequence), at < w->committed && is_in(&w->runs[at], sequence), last));
         w->count++;
         w->bytes += cost_of(w, sequence);
         cuts_runs(w);
