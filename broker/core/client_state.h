@@ -14,8 +14,7 @@
 #ifndef TIDEGATE_BROKER_CORE_CLIENT_STATE_H
 #define TIDEGATE_BROKER_CORE_CLIENT_STATE_H
 
-#include "broker/core/shard_config.h"
-#include "broker/core/shard_stats.h"
+#include "broker/core/shard_state.h"
 #include "broker/durable/ack_gate.h"
 #include "broker/mqtt/packet.h"
 #include "broker/session/outbox.h"
@@ -23,8 +22,7 @@
 #include "common/list.h"
 
 #define CLIENT_TICK_MS 100
-
-struct shard;
+#define CLIENT_KEEP_ALIVE_MS(seconds) ((int64_t)(seconds)*1500) /* one and a half times [MQTT-3.1.2-22] */
 
 enum client_state { CLIENT_CONNECTING, CLIENT_WAITING, CLIENT_CONNECTED };
 enum client_block { BLOCK_NONE, BLOCK_FAIR, BLOCK_ROOM, BLOCK_QUOTA, BLOCK_LARGE, BLOCK_SESSION };
@@ -37,7 +35,11 @@ enum client_step {
     CLIENT_GONE,    /* the client has been freed */
 };
 
-struct client_partial; /* bytes not handled yet */
+/* Bytes not handled yet. */
+struct client_partial {
+    size_t start, size, capacity; /* bytes[start, size) are to be handled */
+    uint8_t bytes[];
+};
 
 struct client_alias {
     uint32_t size;
@@ -83,6 +85,17 @@ struct client {
 };
 
 _Static_assert(sizeof(struct client) <= 160, "a connection's memory: one size class of the allocator");
+
+/* Its listener's settings. */
+static inline const struct shard_listener *client_listener(const struct shard *shard, const struct client *client)
+{
+    return &shard->config.listeners[client->listener];
+}
+/* It is alive now. Rounded up: a keep-alive is never short. */
+static inline void client_hear(const struct shard *shard, struct client *client)
+{
+    client->heard_tick = (uint32_t)((shard->now_ms + CLIENT_TICK_MS - 1) / CLIENT_TICK_MS);
+}
 
 /* Packets to the client; queued in its outbox, written at the end of the turn. */
 void client_send(struct shard *shard, struct client *client, const struct packet *packet);

@@ -1,7 +1,7 @@
 #include "broker/core/gate_release.h"
 
-#include "broker/core/client.h"
 #include "broker/core/client_state.h"
+#include "broker/core/connect.h"
 #include "broker/core/deliver.h"
 #include "broker/core/delivery.h"
 #include "broker/core/shard_state.h"
@@ -43,7 +43,7 @@ void gate_release_item(void *arg, const struct gate_item *item, struct span extr
         return;
     case GATE_CONNACK:
         if (client)
-            client_on_session_durable(shard, client, extra);
+            connect_on_durable(shard, client, extra);
         return;
     case GATE_SEND:
         deliver_on_sent_durable(shard, &item->client, item->packet_id);

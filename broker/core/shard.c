@@ -1,4 +1,5 @@
 #include "broker/core/shard.h"
+#include "broker/core/client_life.h"
 #include "broker/core/owed.h"
 #include "broker/core/publish.h"
 #include "broker/core/publish_job.h"

@@ -7,7 +7,6 @@
 #include "broker/core/scan.h"
 #include "broker/core/session_log.h"
 #include "broker/core/shard_state.h"
-#include "common/check.h"
 
 #define PENDING_MAX 256           /* requests of one session that are not answered; more wait unprocessed */
 #define PENDING_FILTERS_MAX 16384 /* filters in them; one request may go beyond it */

@@ -42,7 +42,7 @@ enum gate_kind {
     GATE_ACK,      /* an answer of four bytes or so: PUBACK, PUBREC, PUBREL, PUBCOMP */
     GATE_DELIVERY, /* a message and its recipients */
     GATE_PACKET,   /* encoded bytes for a connection behind the item: SUBACK, UNSUBACK */
-    GATE_CONNACK,  /* a connection's session is durable: client_on_session_durable() */
+    GATE_CONNACK,  /* a connection's session is durable: connect_on_durable() */
     GATE_SEND,     /* an outgoing QoS 2 PUBLISH may leave, packet_id names it: deliver_on_sent_durable() */
 };
 
