@@ -99,6 +99,13 @@ void log_block_commit(struct log_block *block, size_t size, bool is_state)
         block->flags |= LOG_BLOCK_STATE;
 }
 
+void log_block_grow(struct log_block *block, size_t size)
+{
+    CHECK(block->record_count > 0);
+    CHECK(size <= block->body_max - block->body_size);
+    block->body_size += (uint32_t)size;
+}
+
 enum err log_block_append(struct log_block *block, const struct record *rec)
 {
     size_t size = record_size(rec);

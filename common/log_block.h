@@ -125,6 +125,9 @@ uint8_t *log_block_reserve(struct log_block *block, size_t size);
 /* is_state: record_is_state() of it; readers of the checkpoint pass over blocks without such a record. */
 void log_block_commit(struct log_block *block, size_t size, bool is_state);
 
+/* The record committed last has grown by `size` bytes, which were reserved behind it. */
+void log_block_grow(struct log_block *block, size_t size);
+
 /* reserve + encode + commit. Returns 0, ERR_FULL (seal this one, get another), ERR_TOOLARGE (larger than any body: a group). */
 must_check enum err log_block_append(struct log_block *block, const struct record *rec);
 

@@ -1,6 +1,7 @@
 #include "common/record.h"
 
 #include "common/check.h"
+#include "common/position_list.h"
 
 /* The encoding (docs/formats.md has the table): u32 size, u8 type, then fields. A field is a tag byte and a varint (TAG_BYTES clear) or a
  * varint size and that many bytes (TAG_BYTES set), so that a field nobody knows can be passed over. */
@@ -157,6 +158,35 @@ size_t record_encode(uint8_t *at, const struct record *rec)
     if (rec->payload.size)
         memcpy(at + head, rec->payload.data, rec->payload.size);
     return head + rec->payload.size;
+}
+
+size_t record_ack_begin(uint8_t *at, uint64_t *last, uint64_t session, uint64_t sequence)
+{
+    CHECK(session != 0);
+    *last = 0;
+    at[4] = RECORD_ACK;
+    uint8_t *end = put_number(at + RECORD_SIZE_MIN, TAG_SESSION, session);
+    *end++ = TAG_POSITIONS;
+    uint8_t *size = end++;
+    *size = (uint8_t)position_list_put(end, last, sequence);
+    end += *size;
+    store_le32(at, (uint32_t)(end - at));
+    return (size_t)(end - at);
+}
+
+size_t record_ack_grow(uint8_t *at, uint64_t *last, uint64_t sequence)
+{
+    uint8_t *size = at + RECORD_SIZE_MIN + 1; /* behind the session's tag */
+    while (*size & 0x80)
+        size++;
+    size += 2; /* and the positions' */
+    if (*size > 0x7f - VARINT_SIZE_MAX)
+        return 0; /* the size of the list would take a second byte */
+    uint32_t whole = load_le32(at);
+    size_t used = position_list_put(at + whole, last, sequence);
+    *size = (uint8_t)(*size + used);
+    store_le32(at, whole + (uint32_t)used);
+    return used;
 }
 
 /* A number that must fit into `max`: larger ones are no record of ours. */

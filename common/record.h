@@ -40,7 +40,7 @@ enum record_type {
                                bits 0-31 delay in s, bit 32 has an expiry interval; will_session: it was the will of that session, which
                                has none now, and is still its publisher */
     RECORD_WILL_DELETE = 8, /* it will not be published */
-    RECORD_ACK = 9,         /* the session is done with subject_sequence; with packet_id: an outgoing QoS 2 is complete */
+    RECORD_ACK = 9,         /* the session is done with subject_sequence and `positions`; with packet_id: an outgoing QoS 2 is complete */
     RECORD_DROP = 10,       /* the session will not get the messages `positions`, reason in options (the metric's number) */
     RECORD_SENT = 11,       /* outgoing QoS 2: subject_sequence goes under packet_id */
     RECORD_RECEIVED = 12,   /* PUBREC of an outgoing QoS 2: packet_id, subject_sequence; the body is no longer wanted */
@@ -127,7 +127,7 @@ struct record {
     uint32_t subject_epoch;
     uint64_t subject_sequence;
     uint64_t options;
-    struct span positions; /* DROP: sequences of messages, common/position_list.h */
+    struct span positions; /* DROP, ACK: sequences of messages, common/position_list.h */
     struct span user_name; /* WILL: of the client, for the rules that take the device from it */
 };
 
@@ -151,6 +151,14 @@ size_t record_encode(uint8_t *at, const struct record *rec);
  * counts them. record_size() == record_head_size() + payload.size. */
 size_t record_head_size(const struct record *rec);
 size_t record_encode_head(uint8_t *at, const struct record *rec);
+
+/* An ACK that grows: what a session acknowledges in a row is one record, written as it comes. It names messages by positions alone, and is
+ * whole after each call. *last is the sequence named last, and is set. */
+#define RECORD_ACK_SIZE_MAX (RECORD_SIZE_MIN + 1 + VARINT_SIZE_MAX + 2 + VARINT_SIZE_MAX)
+/* With its first message. Room for RECORD_ACK_SIZE_MAX; returns the bytes used. */
+size_t record_ack_begin(uint8_t *at, uint64_t *last, uint64_t session, uint64_t sequence);
+/* One more. at: the record, with room for VARINT_SIZE_MAX behind it. Returns the bytes that it grew by, 0 when it has as many as it may. */
+size_t record_ack_grow(uint8_t *at, uint64_t *last, uint64_t sequence);
 
 /* Decode the record that is exactly `bytes`.
  * rec_out  spans borrowed from `bytes`. On ERR_VERSION the type is set.

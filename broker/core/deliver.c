@@ -112,7 +112,7 @@ static void send_qos0(struct shard *shard, struct client *client, const struct q
         return;
     }
     if (item->is_wanted)
-        log_about(shard, sess, RECORD_ACK, msg_sequence(item->msg), 0);
+        shard_log_ack(shard, sess->number, msg_sequence(item->msg));
     counter_inc(&shard->stats.copies_sent_qos0);
     counter_inc(&shard->stats.sent_qos0);
 }
@@ -131,8 +131,12 @@ static bool may_end(const struct shard *shard, const struct session *sess, const
 static void end_entry(struct shard *shard, struct client *client, struct inflight_entry *entry)
 {
     struct session *sess = client->session;
-    if (is_end_logged(shard, sess, entry))
-        log_about(shard, sess, RECORD_ACK, named_sequence(entry), entry->state == INFLIGHT_PUBLISH_1 ? 0 : entry->packet_id);
+    if (!is_end_logged(shard, sess, entry))
+        ;
+    else if (entry->state == INFLIGHT_PUBLISH_1)
+        shard_log_ack(shard, sess->number, inflight_sequence(entry));
+    else
+        log_about(shard, sess, RECORD_ACK, named_sequence(entry), entry->packet_id);
     if (entry->holds_quota && client->send_quota < client->receive_max)
         client->send_quota++;
     inflight_remove(&sess->inflight, entry);

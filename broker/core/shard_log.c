@@ -84,31 +84,78 @@ static void seal_filling(struct shard *shard)
     else
         log_block_pool_put(shard->log.pool, block);
     shard->log.connection_count = 0;
+    shard->log.ack_end = 0;
 }
 
-uint64_t shard_log_append(struct shard *shard, const struct record *rec, size_t size)
+/* Room for `size` bytes in the block being filled, or in a fresh one. NULL: memory is short; the pool had a place, the machine had none. */
+static uint8_t *reserve(struct shard *shard, size_t size)
 {
     struct shard_log *log = &shard->log;
     CHECK(!shard_log_is_large(log, size));
     uint8_t *at = log->block ? log_block_reserve(log->block, size) : NULL;
-    if (!at) {
-        struct log_block *fresh = log_block_pool_get(log->pool);
-        if (!fresh)
-            return 0; /* memory is short: the pool had a place, the machine had none */
-        seal_filling(shard);
-        log->block = fresh;
-        at = log_block_reserve(fresh, size);
-        CHECK(at);
-    }
-    size_t used = record_encode(at, rec);
-    CHECK(used <= size);
-    log_block_commit(log->block, used, record_is_state(rec));
-    if (log->connection_count == 0 || log->session_last != rec->session) {
-        log->session_last = rec->session;
+    if (at)
+        return at;
+    struct log_block *fresh = log_block_pool_get(log->pool);
+    if (!fresh)
+        return NULL;
+    seal_filling(shard);
+    log->block = fresh;
+    at = log_block_reserve(fresh, size);
+    CHECK(at);
+    return at;
+}
+
+/* A record of the session stands there. */
+static void commit(struct shard *shard, size_t used, uint64_t session, bool is_state)
+{
+    struct shard_log *log = &shard->log;
+    log_block_commit(log->block, used, is_state);
+    if (log->connection_count == 0 || log->session_last != session) {
+        log->session_last = session;
         log->connection_count++;
     }
     counter_inc(&shard->stats.log_records);
     counter_add(&shard->stats.log_record_bytes, used);
+}
+
+uint64_t shard_log_append(struct shard *shard, const struct record *rec, size_t size)
+{
+    uint8_t *at = reserve(shard, size);
+    if (!at)
+        return 0;
+    size_t used = record_encode(at, rec);
+    CHECK(used <= size);
+    commit(shard, used, rec->session, record_is_state(rec));
+    return shard_log_filling(&shard->log);
+}
+
+/* The newest record is an ACK of this session, and has room. */
+static bool grow_ack(struct shard *shard, uint64_t session, uint64_t sequence)
+{
+    struct shard_log *log = &shard->log;
+    if (log->ack_end == 0 || log->ack_end != log->block->body_size || log->session_last != session)
+        return false;
+    const uint8_t *end = log_block_reserve(log->block, VARINT_SIZE_MAX);
+    size_t used = end ? record_ack_grow(log->block->memory + LOG_BLOCK_HEADER_SIZE + log->ack_at, &log->ack_last, sequence) : 0;
+    log_block_grow(log->block, used);
+    log->ack_end += (uint32_t)used;
+    counter_add(&shard->stats.log_record_bytes, used);
+    return used > 0;
+}
+
+uint64_t shard_log_ack(struct shard *shard, uint64_t session, uint64_t sequence)
+{
+    struct shard_log *log = &shard->log;
+    if (!log->pool)
+        return 0;
+    if (!grow_ack(shard, session, sequence)) {
+        uint8_t *at = reserve(shard, RECORD_ACK_SIZE_MAX);
+        CHECK_MSG(at, "out of memory for a log block");
+        size_t used = record_ack_begin(at, &log->ack_last, session, sequence);
+        log->ack_at = log->block->body_size;
+        commit(shard, used, session, true);
+        log->ack_end = log->block->body_size;
+    }
     return shard_log_filling(log);
 }
 

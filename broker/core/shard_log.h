@@ -36,6 +36,8 @@ size_t shard_log_control_max(const struct shard_log *log);
 /* Append one; there is room. Returns the block to wait for, 0 without persistence. One larger than a body becomes a group of blocks at
  * once. Memory shortage is fatal here: what the record says has happened already. */
 uint64_t shard_log_control(struct shard *shard, const struct record *rec);
+/* ACK: the session is done with the message. One behind the other of one session is one record. Room and return as above. */
+uint64_t shard_log_ack(struct shard *shard, uint64_t session, uint64_t sequence);
 /* Begin a large record; none is open. The job is taken, msg and all; shard_log_turn_end() gives it back. ERR_NOMEM: not taken.
  */
 enum err shard_log_begin_large(struct shard *shard, const struct record *rec, struct publish_job *job) must_check;

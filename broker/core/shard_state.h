@@ -38,6 +38,8 @@ struct shard_log {
     bool is_failed;
     uint64_t session_last;     /* of the newest record in `block` */
     uint32_t connection_count; /* runs of one session's records in `block`: 1 = one client waits alone for its commit */
+    uint32_t ack_at, ack_end;  /* place in the body of `block` of the newest ACK that may grow; ack_end 0: none */
+    uint64_t ack_last;         /* what it names last */
     struct publish_job *large; /* being logged, NULL = none */
     uint8_t *large_head;
     struct log_block_group group;

@@ -148,7 +148,11 @@ void memory_store_apply(struct memory_store *store, const struct record *rec, ui
     if (rec->type == RECORD_PUBLISH) {
         apply_publish(store, rec, sequence);
     } else if (rec->type == RECORD_ACK) {
-        end_want(store, rec->session, rec->subject_sequence, rec->packet_id == 0);
+        if (rec->subject_sequence || !rec->positions.size)
+            end_want(store, rec->session, rec->subject_sequence, rec->packet_id == 0);
+        uint64_t subject = 0;
+        for (size_t offset = 0; position_list_next(rec->positions, &offset, &subject) == ERR_OK;)
+            end_want(store, rec->session, subject, rec->packet_id == 0);
         struct sent *sent = rec->packet_id ? find_sent(store, rec->session, rec->packet_id) : NULL;
         CHECK(!rec->packet_id || sent);
         if (sent)

@@ -73,15 +73,15 @@ static size_t count_records(const struct rig *rig, enum record_type type)
     return count;
 }
 
-/* Sequences named in DROP records. */
-static size_t count_dropped(const struct rig *rig)
+/* Messages named by the positions of such records. */
+static size_t count_named(const struct rig *rig, enum record_type type)
 {
     size_t count = 0;
     struct record rec;
     for (size_t i = 0; i < rig_record_count(rig); i++) {
         rig_record(rig, &rec, i);
         uint64_t sequence = 0;
-        for (size_t offset = 0; rec.type == RECORD_DROP && position_list_next(rec.positions, &offset, &sequence) == ERR_OK;)
+        for (size_t offset = 0; rec.type == type && position_list_next(rec.positions, &offset, &sequence) == ERR_OK;)
             count++;
     }
     return count;
@@ -141,7 +141,8 @@ static void an_offline_queue_is_on_disk_and_comes_back_in_order(void **state)
         rig_checkpoint(rig);
         assert_int_equal(memory_store_want_count(rig_store(rig), session), 0);
         assert_int_equal(memory_store_run_count(rig_store(rig), session), 0);
-        assert_int_equal(count_records(rig, RECORD_ACK), 510);
+        assert_int_equal(count_named(rig, RECORD_ACK), 510);
+        assert_true(count_records(rig, RECORD_ACK) <= 510 / 10); /* what is acknowledged in a row is one record */
         assert_int_equal(count_records(rig, RECORD_DROP), 0);
         rig_free(rig);
     }
@@ -306,7 +307,7 @@ static void the_newest_is_dropped_and_said(void **state)
     rig_checkpoint(rig);
     assert_int_equal(queued(rig), 100);
     assert_int_equal(RIG_COUNTER(rig, dropped_queue_full), 30);
-    assert_int_equal(count_dropped(rig), 30);
+    assert_int_equal(count_named(rig, RECORD_DROP), 30);
     assert_int_equal(memory_store_want_count(rig_store(rig), named_session(rig)), 100);
     struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
     assert_int_equal(take_all(rig, sub, 1), 100);
@@ -330,7 +331,7 @@ static void the_oldest_is_dropped_from_memory_and_from_disk(void **state)
         assert_int_equal(queued(rig), 100);
         assert_int_equal(in_memory(rig), 0);
         assert_int_equal(RIG_COUNTER(rig, dropped_queue_full), 200);
-        assert_int_equal(count_dropped(rig), 200);
+        assert_int_equal(count_named(rig, RECORD_DROP), 200);
         assert_int_equal(memory_store_want_count(rig_store(rig), named_session(rig)), 100);
         struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
         assert_int_equal(take_all(rig, sub, 201), 300);
@@ -362,7 +363,7 @@ static void the_newest_are_left_of_a_flood(void **state)
     rig_checkpoint(rig);
     rig_checkpoint(rig);
     assert_int_equal(in_memory(rig), 0);
-    assert_int_equal(count_dropped(rig), 200);
+    assert_int_equal(count_named(rig, RECORD_DROP), 200);
     assert_int_equal(memory_store_want_count(rig_store(rig), named_session(rig)), 100);
     struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
     assert_int_equal(take_all(rig, sub, 201), 300);
@@ -449,7 +450,7 @@ static void refuse_says_so_to_publishers_and_takes_it_back(void **state)
     }
     assert_int_equal(accepted, queued(rig));
     assert_true(accepted >= 100 && accepted <= 101);
-    assert_int_equal(count_dropped(rig), 0);
+    assert_int_equal(count_named(rig, RECORD_DROP), 0);
     rig_checkpoint(rig);
     rig_checkpoint(rig);
     struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
@@ -494,7 +495,7 @@ static void all_queues_together_are_bounded(void **state)
     publish_range(rig, pub, "a/x", 1, 30);
     assert_int_equal(atomic_load(&totals.messages), 50);
     assert_int_equal(RIG_COUNTER(rig, dropped_total_messages), 70);
-    assert_int_equal(count_dropped(rig), 70);
+    assert_int_equal(count_named(rig, RECORD_DROP), 70);
     totals.bytes_max = atomic_load(&totals.bytes);
     totals.messages_max = UINT64_MAX;
     publish_range(rig, pub, "a/x", 31, 31);
@@ -562,7 +563,7 @@ static void what_nobody_comes_for_is_dropped_too(void **state)
             rig_checkpoint(rig);
         }
         assert_int_equal(RIG_COUNTER(rig, dropped_queue_age), 400);
-        assert_int_equal(count_dropped(rig), 400);
+        assert_int_equal(count_named(rig, RECORD_DROP), 400);
         for (int i = 0; i < 60; i++) {
             rig_advance(rig, 60 * 1000);
             rig_checkpoint(rig);
@@ -635,7 +636,7 @@ static void a_message_for_a_session_that_ended_is_dropped_by_name(void **state)
     rig_log_hold(rig, false);
     rig_settle(rig);
     assert_int_equal(RIG_COUNTER(rig, dropped_session_gone), 1);
-    assert_int_equal(count_dropped(rig), 1);
+    assert_int_equal(count_named(rig, RECORD_DROP), 1);
     rig_checkpoint(rig);
     assert_int_equal(memory_store_want_count(rig_store(rig), named_session(rig)), 0);
     rig_free(rig);

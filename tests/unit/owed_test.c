@@ -199,7 +199,7 @@ static void a_large_value_is_a_large_record(void **state)
     rig_settle(rig);
     assert_int_equal(copies_logged(rig, &rec), 3);
     assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 1);
-    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_ACK), 3);
+    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_ACK), 1); /* of all three, in a row */
     rig_checkpoint(rig);
     assert_int_equal(memory_store_want_count(rig_store(rig), session_number(rig)), 0);
     free(payload);

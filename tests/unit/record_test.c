@@ -1,4 +1,5 @@
 /* record.c: what is encoded is decoded, what cannot be is refused, what is unknown is passed over. */
+#include "common/position_list.h"
 #include "common/record.h"
 
 #include <setjmp.h>
@@ -279,6 +280,44 @@ static void test_records_in_a_row(void **state)
     assert_string_equal(record_type_name(200), "unknown");
 }
 
+/* It is a whole record after each step, and what it names is what was put. */
+static void test_an_ack_grows(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2000; i++) {
+        uint8_t memory[RECORD_ACK_SIZE_MAX + 0x80];
+        uint64_t named[0x80], last, session = draw_number(UINT64_MAX - 1) + 1;
+        uint64_t bound = draw() & 1 ? UINT64_MAX : 100000;
+        size_t count = 0, size = record_ack_begin(memory, &last, session, named[0] = draw_number(bound));
+        assert_true(size <= RECORD_ACK_SIZE_MAX);
+        for (size_t used = 1; used > 0; size += used) {
+            struct record back;
+            struct span one, rest = span_of(memory, size);
+            uint64_t sequence = 0;
+            count++;
+            assert_int_equal(last, named[count - 1]);
+            assert_int_equal(record_next(&one, &rest), ERR_OK);
+            assert_int_equal(one.size, size);
+            assert_int_equal(record_decode(&back, one), ERR_OK);
+            assert_int_equal(back.type, RECORD_ACK);
+            assert_true(back.session == session);
+            assert_true(record_is_state(&back));
+            assert_int_equal(record_size(&back), size);
+            size_t at = 0, offset = 0;
+            for (; position_list_next(back.positions, &offset, &sequence) == ERR_OK; at++)
+                assert_true(sequence == named[at]);
+            assert_int_equal(at, count);
+            assert_int_equal(offset, back.positions.size);
+            if (count == sizeof named / sizeof *named)
+                break;
+            used = record_ack_grow(memory, &last, named[count] = draw_number(bound));
+            assert_true(used <= VARINT_SIZE_MAX);
+        }
+        assert_true(count >= 12);
+        assert_true(bound == UINT64_MAX || count >= 39);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -289,6 +328,7 @@ int main(void)
         cmocka_unit_test(test_unknown_fields),
         cmocka_unit_test(test_recipients),
         cmocka_unit_test(test_records_in_a_row),
+        cmocka_unit_test(test_an_ack_grows),
     };
     for (size_t i = 0; i < sizeof noise; i++)
         noise[i] = (uint8_t)draw();
