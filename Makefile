@@ -148,7 +148,7 @@ PURE := broker/mqtt broker/core broker/session broker/route/topic_tree broker/ro
   sink/codec sink/decode/payload sink/store/chunk sink/store/head sink/store/merge sink/query/engine common/record common/log_block
 # broker/core from the ground up: a file includes, and so calls, only what stands before it.
 CORE := ops route_stats recipient msg refused_values shard_stats op_backlog shard_config publish_scratch publish_job shard_state route_actor \
-  shard_log request session_log client_state waiting scan deliver owed delivery read_back subscribe publish session_life client_life connect client \
+  shard_log request session_log client_state waiting scan deliver owed delivery read_back subscribe fan_out inbound publish session_life client_life connect client \
   gate_release shard shard_restore
 layers:
 	@! grep -nE '#include "(broker|sink|tests|fuzz)/' $$(find common -name '*.[ch]') || { echo 'layers: common/ includes a program'; exit 1; }

@@ -5,6 +5,7 @@
 #include "broker/core/client_life.h"
 #include "broker/core/connect.h"
 #include "broker/core/deliver.h"
+#include "broker/core/inbound.h"
 #include "broker/core/publish.h"
 #include "broker/core/shard_state.h"
 #include "broker/core/subscribe.h"
@@ -122,7 +123,7 @@ static enum client_step handle_packet(struct shard *shard, struct client *client
     case MQTT_PUBREC:
         return deliver_on_pubrec(shard, client, packet.ack.packet_id, packet.ack.reason);
     case MQTT_PUBREL:
-        return publish_on_pubrel(shard, client, packet.ack.packet_id);
+        return inbound_on_pubrel(shard, client, packet.ack.packet_id);
     case MQTT_PUBCOMP:
         return deliver_on_pubcomp(shard, client, packet.ack.packet_id);
     case MQTT_SUBSCRIBE:

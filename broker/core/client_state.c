@@ -103,7 +103,7 @@ void client_move(struct list_node *list, struct client *client)
     list_push_back(list, &client->work);
 }
 
-void client_set_block(struct shard *shard, struct client *client, enum client_block cause)
+enum client_step client_set_block(struct shard *shard, struct client *client, enum client_block cause)
 {
     CHECK(client->block == BLOCK_NONE);
     CHECK(cause != BLOCK_NONE);
@@ -114,6 +114,7 @@ void client_set_block(struct shard *shard, struct client *client, enum client_bl
     } else if (cause == BLOCK_ROOM) {
         client_move(&shard->blocked, client);
     }
+    return CLIENT_BLOCKED;
 }
 
 void client_wake(struct shard *shard, struct client *client)

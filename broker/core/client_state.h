@@ -112,8 +112,8 @@ void client_mark_dirty(struct shard *shard, struct client *client);
 /* Memory for its output has run out: the end of the turn closes it. */
 void client_doom(struct shard *shard, struct client *client);
 
-/* Stop handling its packets, and start again with the next turn. */
-void client_set_block(struct shard *shard, struct client *client, enum client_block block);
+/* Stop handling its packets, and start again with the next turn. Returns CLIENT_BLOCKED, for who leaves the packet as it is. */
+enum client_step client_set_block(struct shard *shard, struct client *client, enum client_block block);
 void client_wake(struct shard *shard, struct client *client);
 /* The packet ends its connection: the verdict of whoever judges it; client.c closes. */
 enum client_step client_over(struct shard *shard, enum mqtt_reason reason, struct counter *cell);

@@ -355,12 +355,6 @@ void deliver_retry_stuck(struct shard *shard)
     free(taken.numbers);
 }
 
-static enum client_step block_for_log(struct shard *shard, struct client *client)
-{
-    client_set_block(shard, client, BLOCK_ROOM);
-    return CLIENT_BLOCKED;
-}
-
 static enum client_step finish(struct shard *shard, struct client *client, struct inflight_entry *entry)
 {
     end_entry(shard, client, entry);
@@ -375,7 +369,7 @@ enum client_step deliver_on_puback(struct shard *shard, struct client *client, u
     if (!entry || entry->state != INFLIGHT_PUBLISH_1)
         return CLIENT_NEXT;
     return may_end(shard, client->session, entry) ? finish(shard, client, entry)
-                                                  : block_for_log(shard, client); /* an error, too, ends it [MQTT-4.4.0-2] */
+                                                  : client_set_block(shard, client, BLOCK_ROOM); /* an error, too, ends it [MQTT-4.4.0-2] */
 }
 
 enum client_step deliver_on_pubrec(struct shard *shard, struct client *client, uint16_t packet_id, enum mqtt_reason reason)
@@ -390,7 +384,7 @@ enum client_step deliver_on_pubrec(struct shard *shard, struct client *client, u
     if (entry->pending > 0)
         return CLIENT_NEXT; /* it was not sent yet, or its PUBREL follows */
     if (!may_end(shard, sess, entry))
-        return block_for_log(shard, client);
+        return client_set_block(shard, client, BLOCK_ROOM);
     if (reason >= MQTT_REASON_UNSPECIFIED_ERROR)
         return finish(shard, client, entry);
     if (entry->state == INFLIGHT_PUBLISH_2) {
@@ -408,7 +402,7 @@ enum client_step deliver_on_pubcomp(struct shard *shard, struct client *client, 
     struct inflight_entry *entry = inflight_find(&client->session->inflight, packet_id);
     if (!entry || entry->state != INFLIGHT_PUBREL || entry->pending > 0)
         return CLIENT_NEXT;
-    return may_end(shard, client->session, entry) ? finish(shard, client, entry) : block_for_log(shard, client);
+    return may_end(shard, client->session, entry) ? finish(shard, client, entry) : client_set_block(shard, client, BLOCK_ROOM);
 }
 
 void deliver_on_sent_durable(struct shard *shard, const struct client_ref *ref, uint16_t packet_id)

@@ -3,6 +3,8 @@
 #include <stdlib.h>
 
 #include "broker/core/delivery.h"
+#include "broker/core/fan_out.h"
+#include "broker/core/inbound.h"
 #include "broker/core/recipient.h"
 #include "broker/core/session_log.h"
 #include "broker/core/shard_log.h"
@@ -12,14 +14,9 @@
 #include "broker/telemetry/rule.h"
 #include "common/check.h"
 #include "common/clock.h"
-#include "common/hash.h"
 #include "common/murmur2.h"
 
-#define COPIES_PER_PUBLISH 16   /* so many copies of a message count as one more message of the turn's allowance */
-#define WAIT_UNKNOWN UINT64_MAX /* the large record of an open QoS 2 identifier is not complete */
-#define NOT_FIRST 0x80000000u   /* in next_same: the match belongs to a session seen before */
-
-/* --- recipients --------------------------------------------------------------------------------------------------------------------- */
+#define COPIES_PER_PUBLISH 16 /* so many copies of a message count as one more message of the turn's allowance */
 
 /* One message on its way in, from a packet or a will. */
 struct publish_in {
@@ -51,157 +48,6 @@ struct publish_refusal {
 };
 
 static bool wants_record(const struct publish_in *in) { return in->is_logged_telemetry || in->is_state; }
-
-static bool same_session(const struct subscriber *a, const struct subscriber *b) { return a->number == b->number; }
-
-static bool is_own_no_local(const struct subscriber *sub, uint64_t publisher)
-{
-    return (sub->options & SUBSCRIBER_NO_LOCAL) && sub->number == publisher;
-}
-
-/* Chain the matches of one session together: next_same[first] -> ... O(matches). */
-static bool merge(struct publish_scratch *scratch)
-{
-    size_t count = scratch->list.count;
-    if (count == 0)
-        return true;
-    if (scratch->next_capacity < count) {
-        uint32_t *grown = realloc(scratch->next_same, count * 2 * sizeof *grown);
-        if (!grown)
-            return false;
-        scratch->next_same = grown;
-        scratch->next_capacity = count * 2;
-    }
-    memset(scratch->next_same, 0, count * sizeof *scratch->next_same);
-    if (count == 1)
-        return true;
-    size_t cell_count = 16;
-    while (cell_count < count * 2)
-        cell_count *= 2;
-    if (scratch->cell_capacity < cell_count) {
-        uint32_t *grown = realloc(scratch->cells, cell_count * sizeof *grown);
-        if (!grown)
-            return false;
-        scratch->cells = grown;
-        scratch->cell_capacity = cell_count;
-    }
-    memset(scratch->cells, 0, cell_count * sizeof *scratch->cells);
-    for (uint32_t i = 0; i < count; i++) {
-        const struct subscriber *sub = &scratch->list.matches[i];
-        size_t at = hash_u64(sub->number, 0) & (cell_count - 1);
-        while (scratch->cells[at] && !same_session(&scratch->list.matches[scratch->cells[at] - 1], sub))
-            at = (at + 1) & (cell_count - 1);
-        if (!scratch->cells[at]) {
-            scratch->cells[at] = i + 1;
-            continue;
-        }
-        uint32_t first = scratch->cells[at] - 1;
-        scratch->next_same[i] = NOT_FIRST | (scratch->next_same[first] & ~NOT_FIRST);
-        scratch->next_same[first] = (scratch->next_same[first] & NOT_FIRST) | (i + 1);
-    }
-    return true;
-}
-
-/* LOG 1: the record names who gets it from the durable side. False: memory is short. */
-static bool put_record_recipient(struct publish_scratch *scratch, const struct recipient *recipient, uint8_t options)
-{
-    uint8_t *at =
-        publish_bytes_reserve(&scratch->record_recipients, RECORD_RECIPIENT_SIZE_MAX + 2 * (size_t)recipient->id_count * VARINT_SIZE_MAX);
-    if (!at)
-        return false;
-    uint8_t *ids = at + RECORD_RECIPIENT_SIZE_MAX + (size_t)recipient->id_count * VARINT_SIZE_MAX;
-    size_t ids_size = 0;
-    for (uint32_t i = 0; i < recipient->id_count; i++)
-        ids_size += varint_put(ids + ids_size, recipient->ids[i]);
-    struct record_recipient logged = {
-        .session = recipient->number,
-        .qos = recipient->qos,
-        .options = options & (SUBSCRIBER_NO_LOCAL | SUBSCRIBER_RETAIN_AS_PUBLISHED),
-        .ids = span_of(ids, ids_size),
-    };
-    scratch->record_recipients.size += record_recipient_put(at, &logged);
-    return true;
-}
-
-/* Its session is full, and who publishes is to be told so (LOG 13). At QoS 0, and by a will, there is nobody to tell. */
-static void refuse_recipient(struct publish_scratch *scratch, const struct publish_in *in, uint8_t qos)
-{
-    scratch->refused_count++;
-    if (qos > 0 && in->client)
-        scratch->is_refused = true;
-}
-
-/* Put the recipient made of the chain that begins at match `first` where it belongs. False: memory is short. */
-static bool put_recipient(struct shard *shard, const struct publish_in *in, uint32_t first, bool is_merged)
-{
-    struct publish_scratch *scratch = &shard->scratch;
-    const struct subscriber *matches = scratch->list.matches;
-    const struct subscriber *sub = &matches[first];
-    uint8_t granted = 0, options = 0;
-    uint32_t id_count = 0, part_count = 0;
-    for (uint32_t next = first + 1; next; next = is_merged ? scratch->next_same[next - 1] & ~NOT_FIRST : 0) {
-        const struct subscriber *part = &matches[next - 1];
-        if (is_own_no_local(part, in->source.publisher))
-            continue; /* [MQTT-3.8.3-3] */
-        part_count++;
-        granted = part->qos > granted ? part->qos : granted; /* [MQTT-3.3.4-2] */
-        options |= part->options;
-        id_count += part->subscription_id != 0;
-    }
-    if (part_count == 0)
-        return true;
-    uint8_t qos = granted < in->source.qos ? granted : in->source.qos;
-    if (options & SUBSCRIBER_FULL) {
-        refuse_recipient(scratch, in, qos);
-        return true;
-    }
-    bool is_persistent = (options & SUBSCRIBER_PERSISTENT) != 0;
-    /* LOG 9. Without a record it still keeps its place behind what waits. A will that was said and is not durable would be said again. */
-    bool is_held = shard->log.pool && (is_persistent || in->source.qos == 2 || in->is_will);
-    struct publish_bytes *bytes = is_held ? &scratch->held : &scratch->now;
-    size_t size = recipient_size(id_count);
-    struct recipient *recipient = (struct recipient *)(void *)publish_bytes_reserve(bytes, size);
-    if (!recipient)
-        return false;
-    *recipient = (struct recipient){
-        .number = sub->number,
-        .shard = sub->shard,
-        .qos = qos,
-        .retain = in->source.retain && (options & SUBSCRIBER_RETAIN_AS_PUBLISHED),
-    };
-    for (uint32_t next = first + 1; next; next = is_merged ? scratch->next_same[next - 1] & ~NOT_FIRST : 0) {
-        const struct subscriber *part = &matches[next - 1];
-        if (part->subscription_id != 0 && !is_own_no_local(part, in->source.publisher))
-            recipient->ids[recipient->id_count++] = part->subscription_id; /* [MQTT-3.3.4-4] */
-    }
-    bytes->size += size;
-    *(is_held ? &scratch->held_count : &scratch->now_count) += 1;
-    recipient->is_named = is_held && is_persistent && (qos > 0 || shard->config.limits.queue_qos0_messages);
-    return !recipient->is_named || put_record_recipient(scratch, recipient, options);
-}
-
-/* Who gets it: fills the scratch. False: memory is short. */
-static bool find_recipients(struct shard *shard, const struct publish_in *in)
-{
-    struct publish_scratch *scratch = &shard->scratch;
-    scratch->now.size = scratch->held.size = scratch->record_recipients.size = 0;
-    scratch->now_count = scratch->held_count = scratch->refused_count = 0;
-    scratch->is_refused = false;
-    if (topic_tree_match(shard->tree, shard->reader, in->source.topic, &scratch->list))
-        return false;
-    bool is_merged = !shard->config.limits.allow_duplicate_messages;
-    if (is_merged && !merge(scratch))
-        return false;
-    for (uint32_t i = 0; i < scratch->list.count; i++) {
-        if (scratch->list.matches[i].options & SUBSCRIBER_GROUP)
-            continue;
-        if (is_merged && (scratch->next_same[i] & NOT_FIRST))
-            continue;
-        if (!put_recipient(shard, in, i, is_merged))
-            return false;
-    }
-    return true;
-}
 
 /* --- what needs a record ------------------------------------------------------------------------------------------------------------ */
 
@@ -478,7 +324,7 @@ static enum publish_outcome route(struct shard *shard, struct publish_in *in, st
     struct publish_scratch *scratch = &shard->scratch;
     *refusal_out = (struct publish_refusal){MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.publish_refused_quota};
     enum publish_outcome outcome = PUBLISH_DONE;
-    if (!find_recipients(shard, in)) {
+    if (!fan_out_find(shard, &in->source, in->is_will)) {
         if (in->is_logged_telemetry)
             count_telemetry(shard, &shard->stats.telemetry_refused_no_memory);
         return PUBLISH_REFUSED;
@@ -621,33 +467,6 @@ static int64_t expiry_of(const struct shard *shard, bool has_expiry, uint32_t in
     return has_expiry ? shard->now_steady_ns + (int64_t)interval_s * NS_PER_S : MSG_NO_EXPIRY;
 }
 
-/* PUBACK or PUBREC of a PUBLISH that was taken. */
-static struct gate_item answer_of(uint8_t qos, uint16_t packet_id, enum mqtt_reason reason)
-{
-    return (struct gate_item){
-        .packet_type = qos == 1 ? MQTT_PUBACK : MQTT_PUBREC,
-        .packet_id = packet_id,
-        .reason = (uint8_t)reason,
-        .durability = DURABILITY_NONE,
-    };
-}
-
-/* What the answer waits for. With tier memory the record is left to itself; the route actor is not: it may have to refuse. */
-static void set_waits(struct gate_item *item, uint64_t wait_block, uint64_t wait_retained, uint8_t durability)
-{
-    item->wait_block = durability == DURABILITY_LOG ? wait_block : 0;
-    item->wait_retained = wait_retained;
-    item->durability = durability;
-}
-
-/* Beside the identifier: a repeated PUBREC waits for the same (LOG 8). */
-static void keep_waits(struct inbound_id *id, const struct gate_item *item)
-{
-    id->wait_block = item->wait_block;
-    id->wait_retained = item->wait_retained;
-    id->durability = item->durability;
-}
-
 /* A PUBLISH that we do not take: QoS 0 is dropped, v5 is told, older versions can only be closed [MQTT-3.3.5-2 of 3.1.1]. */
 static enum client_step refuse(struct shard *shard, struct client *client, const struct packet_publish *packet, enum mqtt_reason reason,
                                struct counter *cell)
@@ -658,30 +477,7 @@ static enum client_step refuse(struct shard *shard, struct client *client, const
     if (client->version < MQTT_V5)
         return client_over(shard, MQTT_REASON_SUCCESS, &shard->stats.closed_refused_publish);
     client->receive_held++; /* until the answer leaves */
-    struct gate_item item = answer_of(packet->qos, packet->packet_id, reason);
-    client_answer(shard, client, &item);
-    return CLIENT_NEXT;
-}
-
-static enum client_step block(struct shard *shard, struct client *client, enum client_block cause)
-{
-    client_set_block(shard, client, cause);
-    return CLIENT_BLOCKED;
-}
-
-/* The QoS 2 identifier is open: the message came before. Answered as then; delivered to nobody [MQTT-4.3.3-10]. */
-static enum client_step on_repeated(struct shard *shard, struct client *client, const struct packet_publish *packet, struct inbound_id *id)
-{
-    if (id->wait_block == WAIT_UNKNOWN)
-        return block(shard, client, BLOCK_ROOM);
-    if (!id->is_counted || !client->is_strict) {
-        id->is_counted = true;
-        client->receive_held++;
-    }
-    counter_inc(&shard->stats.received_qos2);
-    counter_inc(&shard->stats.received_duplicates);
-    struct gate_item item = answer_of(packet->qos, packet->packet_id, MQTT_REASON_SUCCESS);
-    set_waits(&item, id->wait_block, id->wait_retained, id->durability); /* LOG 8 */
+    struct gate_item item = inbound_answer(packet->qos, packet->packet_id, reason);
     client_answer(shard, client, &item);
     return CLIENT_NEXT;
 }
@@ -708,26 +504,11 @@ static bool has_room_for(const struct shard *shard, const struct session *sess, 
     return packet->qos == 0 || (!shard->session_log.first && shard_has_room(shard) && ack_gate_has_room(&shard->gate, packet_size));
 }
 
-/* Remember a QoS 2 identifier before anything is logged for it. */
-static bool open_inbound(struct session *sess, uint16_t packet_id)
-{
-    struct session_rare *rare = session_rare_get(sess);
-    return rare && inbound_ids_add(&rare->inbound, packet_id, WAIT_UNKNOWN) == ERR_OK;
-}
-
-static void close_inbound(struct session *sess, uint16_t packet_id)
-{
-    if (!sess->rare)
-        return;
-    inbound_ids_remove(&sess->rare->inbound, packet_id);
-    session_rare_trim(sess);
-}
-
 /* It has as many unanswered as it may. */
 static enum client_step exceed_quota(struct shard *shard, struct client *client)
 {
     if (!client->is_strict)
-        return block(shard, client, BLOCK_QUOTA);
+        return client_set_block(shard, client, BLOCK_QUOTA);
     return client_over(shard, MQTT_REASON_RECEIVE_MAXIMUM_EXCEEDED, &shard->stats.closed_protocol_error); /* [MQTT-3.3.4-7] */
 }
 
@@ -753,10 +534,10 @@ static void answer_taken(struct shard *shard, struct client *client, const struc
     }
     if (packet->qos == 0)
         return;
-    struct gate_item item = answer_of(packet->qos, packet->packet_id, reason);
-    set_waits(&item, done->wait_block, done->wait_retained, done->durability);
+    struct gate_item item = inbound_answer(packet->qos, packet->packet_id, reason);
+    inbound_set_waits(&item, done->wait_block, done->wait_retained, done->durability);
     if (packet->qos == 2)
-        keep_waits(inbound_ids_find(&client->session->rare->inbound, packet->packet_id), &item);
+        inbound_keep_waits(inbound_ids_find(&client->session->rare->inbound, packet->packet_id), &item);
     client_answer(shard, client, &item);
 }
 
@@ -784,19 +565,19 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
     struct session *sess = client->session;
     const struct shard_listener *listener = &shard->config.listeners[client->listener];
     if (is_turn_used_up(shard, client))
-        return block(shard, client, BLOCK_FAIR);
+        return client_set_block(shard, client, BLOCK_FAIR);
     if (packet->qos > 0) {
         struct inbound_id *id = packet->qos == 2 && sess->rare ? inbound_ids_find(&sess->rare->inbound, packet->packet_id) : NULL;
         if (id)
-            return on_repeated(shard, client, packet, id);
+            return inbound_repeat(shard, client, packet, id);
         if (client->receive_held >= listener->receive_maximum)
             return exceed_quota(shard, client);
     }
     if (!has_room_for(shard, sess, packet, packet_size))
-        return block(shard, client, BLOCK_ROOM);
+        return client_set_block(shard, client, BLOCK_ROOM);
 
     /* The identifier is remembered before the record is made: afterwards there is no way back. */
-    if (packet->qos == 2 && !open_inbound(sess, packet->packet_id))
+    if (packet->qos == 2 && !inbound_open(sess, packet->packet_id))
         return refuse(shard, client, packet, MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.publish_refused_quota);
 
     uint8_t stack[1024];
@@ -813,13 +594,13 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
     }
     if (outcome == PUBLISH_NO_ROOM) {
         if (packet->qos == 2)
-            close_inbound(sess, packet->packet_id);
-        return block(shard, client, BLOCK_ROOM);
+            inbound_close(sess, packet->packet_id);
+        return client_set_block(shard, client, BLOCK_ROOM);
     }
     count_handled(shard, client, packet->qos, outcome == PUBLISH_DONE ? shard->scratch.now_count + shard->scratch.held_count : 0);
     if (outcome == PUBLISH_REFUSED) {
         if (packet->qos == 2)
-            close_inbound(sess, packet->packet_id); /* [MQTT-4.3.3-9] */
+            inbound_close(sess, packet->packet_id); /* [MQTT-4.3.3-9] */
         return refuse(shard, client, packet, refusal.reason, refusal.cell);
     }
     answer_taken(shard, client, packet, &done);
@@ -832,13 +613,13 @@ void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wa
         counter_inc(&shard->stats.telemetry_logged), gauge_add(&shard->stats.telemetry_logging, -1);
     shard->is_room_news = true; /* for another large one, and for who repeats or releases this one's identifier */
     give_held(shard, job->msg, span_of(job->held.data, job->held.size), job->held_count, wait_block, 0);
-    struct gate_item item = answer_of(job->qos, job->packet_id, (enum mqtt_reason)job->reason);
-    set_waits(&item, wait_block, job->wait_retained, job->durability);
+    struct gate_item item = inbound_answer(job->qos, job->packet_id, (enum mqtt_reason)job->reason);
+    inbound_set_waits(&item, wait_block, job->wait_retained, job->durability);
     struct session *sess = job->qos > 0 ? session_table_find_number(&shard->sessions, job->client.number) : NULL;
     if (sess && job->qos == 2 && sess->rare) {
         struct inbound_id *id = inbound_ids_find(&sess->rare->inbound, job->packet_id);
-        if (id && id->wait_block == WAIT_UNKNOWN)
-            keep_waits(id, &item);
+        if (id && id->wait_block == INBOUND_WAIT_UNKNOWN)
+            inbound_keep_waits(id, &item);
     }
     struct client *client = job->is_will ? NULL : client_find(shard, &job->client);
     if (client && job->qos > 0)
@@ -850,43 +631,6 @@ void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wa
         publish_say_passed(shard, shard->passed_number);
         shard->passed_number = 0;
     }
-}
-
-/* Whether the session's open identifiers are in the checkpoint, or on their way there. */
-static bool logs_inbound(const struct shard *shard, const struct session *sess) { return shard->log.pool && session_is_persistent(sess); }
-
-static struct record released_record(const struct session *sess, uint16_t packet_id)
-{
-    return (struct record){.type = RECORD_RELEASED, .session = sess->number, .packet_id = packet_id};
-}
-
-/* PUBCOMP lets the client use the identifier for another message. So it waits until the identifier is closed durably, at any tier: after a
- * crash an open one would swallow that message. An identifier that we do not know waits for nothing: if it was closed on this connection,
- * its answer stands behind that PUBCOMP; if on an earlier one, this connection's CONNACK has waited for a later record of the session. */
-enum client_step publish_on_pubrel(struct shard *shard, struct client *client, uint16_t packet_id)
-{
-    struct session *sess = client->session;
-    struct inbound_id *id = sess->rare ? inbound_ids_find(&sess->rare->inbound, packet_id) : NULL;
-    if (id && id->wait_block == WAIT_UNKNOWN)
-        return block(shard, client, BLOCK_ROOM);
-    bool is_logged = logs_inbound(shard, sess);
-    struct record rec = released_record(sess, packet_id);
-    if (id && is_logged && !shard_log_has_control_room(&shard->log, record_size(&rec)))
-        return block(shard, client, BLOCK_ROOM);
-    struct gate_item item = {
-        .packet_type = MQTT_PUBCOMP,
-        .packet_id = packet_id,
-        .reason = id ? MQTT_REASON_SUCCESS : MQTT_REASON_PACKET_IDENTIFIER_NOT_FOUND,
-    };
-    if (id) {
-        item.wait_block = is_logged ? shard_log_control(shard, &rec) : id->wait_block;
-        item.wait_retained = id->wait_retained;
-        if (client->is_strict && id->is_counted && client->receive_held > 0)
-            client->receive_held--;
-        close_inbound(sess, packet_id);
-    }
-    client_answer(shard, client, &item);
-    return CLIENT_NEXT;
 }
 
 bool publish_will(struct shard *shard, const struct will *will)

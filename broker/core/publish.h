@@ -28,7 +28,6 @@
 #include "broker/session/will.h"
 
 enum client_step publish_on_packet(struct shard *shard, struct client *client, const struct packet_publish *packet, size_t packet_size);
-enum client_step publish_on_pubrel(struct shard *shard, struct client *client, uint16_t packet_id);
 /* A will. False: no room now, nothing happened. */
 bool publish_will(struct shard *shard, const struct will *will);
 

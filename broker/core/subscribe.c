@@ -61,10 +61,8 @@ enum client_step subscribe_on_subscribe(struct shard *shard, struct client *clie
     }
     if (packet->filter_count > SUBSCRIPTION_LIST_FILTERS_MAX)
         return answer_all(shard, client, MQTT_SUBACK, packet->packet_id, packet->filter_count, MQTT_REASON_QUOTA_EXCEEDED);
-    if (!has_room(shard, sess)) {
-        client_set_block(shard, client, BLOCK_ROOM);
-        return CLIENT_BLOCKED;
-    }
+    if (!has_room(shard, sess))
+        return client_set_block(shard, client, BLOCK_ROOM);
     struct route_request *request = route_request_new(packet->filter_count, text_size);
     struct pending_request *pending = request ? request_begin(shard, sess, packet->filter_count, packet->filter_count) : NULL;
     if (!pending) {
@@ -100,10 +98,8 @@ enum client_step subscribe_on_unsubscribe(struct shard *shard, struct client *cl
         text_size += filter.size;
     if (packet->filter_count > SUBSCRIPTION_LIST_FILTERS_MAX) /* more than it can have; UNSUBACK knows no refusal before MQTT 5 */
         return client_over(shard, MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.closed_protocol_error);
-    if (!has_room(shard, sess)) {
-        client_set_block(shard, client, BLOCK_ROOM);
-        return CLIENT_BLOCKED;
-    }
+    if (!has_room(shard, sess))
+        return client_set_block(shard, client, BLOCK_ROOM);
     struct route_request *request = route_request_new(packet->filter_count, text_size);
     struct pending_request *pending = request ? request_begin(shard, sess, packet->filter_count, 0) : NULL;
     if (!pending) {
