@@ -373,6 +373,7 @@ static enum err sim_commit(struct kv_txn *base)
         sim->committed = version_ref(&txn->version);
     } else if (!handle->is_dead) {
         sim->counts.failed_commits++;
+        sim->counts.no_space += err == ERR_NOSPACE;
         if (err != ERR_NOSPACE && err != ERR_NOMEM) {
             handle->is_failed = true;
             sim->doubtful = version_ref(&txn->version);
@@ -487,6 +488,7 @@ static enum err sim_put(struct kv_txn *base, enum kv_tree tree, struct span key,
     version->roots[tree] = node_insert(version->roots[tree], e);
     e = NULL;
 out:
+    sim->counts.no_space += err == ERR_NOSPACE;
     entry_unref(e);
     free_loans(old_loans);
     return err;

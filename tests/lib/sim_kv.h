@@ -51,6 +51,7 @@ bool sim_kv_flip(struct sim_kv *sim, enum kv_tree tree, struct span key, size_t 
 struct sim_kv_counts {
     uint64_t commits, failed_commits, crashes;
     uint64_t puts, dels; /* whether committed or not */
+    uint64_t no_space;   /* puts and commits that found none */
     uint64_t used_bytes; /* committed */
 };
 struct sim_kv_counts sim_kv_counts(const struct sim_kv *sim);

@@ -89,6 +89,8 @@ struct sim_message {
     bool unordered;         /* at QoS 0 a large record may come behind what its client's next session publishes */
     bool cancelled;         /* a will, and the broker has closed behind DISCONNECT */
     bool is_cancel_lasting; /* and that is durable */
+    uint64_t due_step;      /* a will that must be said though its client came back: when its CONNECT was sent; 0: none */
+    bool is_due_lasting;    /* in another life of the broker, too */
     bool given;             /* somebody received it whom it may reach only when durable (LOG.md 9) */
     uint32_t padding;       /* bytes of blanks in the payload */
     uint32_t expiry_s;      /* 0: none */
@@ -121,8 +123,13 @@ struct sim_client {
     char id[16];
     enum mqtt_version version;
     bool clean, publishes, subscribes, has_keep_alive;
-    uint32_t will;         /* message id + 1 of this connection's will */
-    uint64_t will_step;    /* when it was sent */
+    bool is_steady;
+    uint32_t will;      /* message id + 1 of this connection's will */
+    uint64_t will_step; /* when it was sent */
+    bool is_will_delayed;
+    uint32_t will_due; /* message id + 1: of a connection that was lost without delay for its will, and no CONNACK since */
+    uint64_t will_due_step;
+    uint32_t will_due_life;
     uint32_t will_pending; /* message id + 1: of a connection that was lost, and no CONNECT since */
     uint32_t will_life;    /* the broker's that has it */
     uint8_t subscribe_qos;
@@ -197,11 +204,13 @@ struct sim_config {
     uint32_t haste;          /* behind one promise in so many the broker dies soon; 0: only when it happens so */
     uint32_t change_one_in;  /* of so many things that a subscriber does one changes what it is subscribed to */
     uint32_t clean_one_in;   /* of so many connections one begins with a clean start, */
+    uint32_t short_one_in;   /* of so many clean starts one is of a session that ends with its connection, */
     uint32_t will_one_in;    /* of so many connections one has a will, */
     uint32_t command_one_in; /* of so many messages one is a command, */
     uint32_t starve_one_in;  /* of so many steps one lets a ring stand still, */
     bool keeps_sessions;     /* all of them */
     bool has_watchers;       /* few publish, and the others only subscribe */
+    bool has_steady;         /* the last client stays subscribed, in one session, and misses nothing */
     bool starves_route;      /* always one from a shard to the route actor */
     uint32_t retain_one_in;  /* of so many messages one is retained, */
     uint32_t away_one_in;    /* of so many losses of a connection one is for longer, */
@@ -289,6 +298,7 @@ bool sim_broker_is_told_to_wait(const struct sim *sim, const struct sim_conn *co
 bool sim_broker_failed(struct sim *sim);              /* log or store failed: it must be restarted */
 unsigned sim_broker_ring_from_shard(struct sim *sim); /* the number of a ring from a shard to the route actor or the log */
 bool sim_broker_is_drained(struct sim *sim);          /* no message waits for anybody */
+bool sim_broker_has_leftovers(const struct sim *sim); /* this life began without the space to tidy its database */
 void sim_broker_check_store(struct sim *sim);         /* at rest: the database holds nothing that nobody wants */
 void sim_store_fault(struct sim *sim);
 void sim_broker_count_drops(const struct sim *sim, uint64_t drops[2]); /* adds those of this life */
@@ -322,6 +332,8 @@ size_t sim_ledger_payload(const struct sim_message *message, char *out, size_t s
 bool sim_ledger_parse(uint32_t *id_out, struct span payload);
 void sim_ledger_on_sent(struct sim *sim, struct sim_message *message);
 void sim_ledger_on_acked(struct sim *sim, uint32_t id);
+/* The broker knows that the connection was lost that this will is of, and will_delay is none. */
+void sim_ledger_on_will_due(struct sim *sim, uint32_t id, uint64_t connect_step, bool is_lasting);
 void sim_ledger_on_refused(struct sim *sim, uint32_t id);
 void sim_ledger_on_all_durable(struct sim *sim); /* everything that the broker was told so far survives it */
 void sim_ledger_on_broker_end(struct sim *sim);

@@ -55,6 +55,7 @@ struct sim_broker {
     uint64_t no_room_step[SIM_SHARDS_MAX];                         /* when a shard heard that the checkpoint has no room; 0: it has */
     bool room_said;                                                /* what the shards were told last */
     bool log_failed, store_failed;
+    bool has_leftovers; /* the load found no space to remove what belongs to nobody: the next start does */
     int64_t store_next_mono;
     struct route_io route_io;
     struct store_writer_io store_io;

@@ -23,8 +23,14 @@ void sim_client_init(struct sim *sim, uint8_t index)
     if (sim->config.has_watchers)
         client->subscribes = !(client->publishes = index < 2);
     client->subscribe_qos = (uint8_t)sim_below(sim, 3);
+    client->is_steady = sim->config.has_steady && index == sim->config.client_count - 1u;
+    if (client->is_steady) {
+        client->subscribes = true;
+        client->clean = false;
+        client->subscribe_qos = client->subscribe_qos == 0 ? 2 : client->subscribe_qos;
+    }
     client->expiry_s = client->clean ? 0 : UINT32_MAX;
-    if (client->version == MQTT_V5 && !client->clean && sim_chance(sim, 1, 4))
+    if (client->version == MQTT_V5 && !client->clean && !client->is_steady && sim_chance(sim, 1, 4))
         client->expiry_s = (uint32_t)(1 + sim_below(sim, 60));
     if (client->expiry_s > sim->config.expiry_max_s)
         client->expiry_s = sim->config.expiry_max_s;
@@ -75,6 +81,7 @@ static void send_ack(struct sim_client *client, enum mqtt_packet_type type, uint
 static void add_will(struct sim *sim, struct sim_client *client, struct packet_connect *connect, char texts[2][128])
 {
     client->will = 0;
+    client->is_will_delayed = false;
     struct sim_message *will =
         sim_chance(sim, 1, sim->config.will_one_in)
             ? sim_ledger_new_will(sim, client->index, (uint8_t)sim_below(sim, sim->config.device_count), (uint8_t)sim_below(sim, 3))
@@ -88,6 +95,7 @@ static void add_will(struct sim *sim, struct sim_client *client, struct packet_c
     connect->will_topic = span_of(texts[0], sim_ledger_topic(will, texts[0], 128));
     connect->will_payload = span_of(texts[1], sim_ledger_payload(will, texts[1], 128));
     if (client->version == MQTT_V5 && sim_chance(sim, 1, 2)) {
+        client->is_will_delayed = true;
         connect->will_properties.will_delay_interval_s = (uint32_t)(1 + sim_below(sim, 10));
         connect->will_properties.present |= MQTT_PROPERTY_BIT(WILL_DELAY_INTERVAL);
     }
@@ -107,9 +115,9 @@ static void connect_broker(struct sim *sim, struct sim_client *client)
     client->input.size = 0;
     client->closing = client->online = false;
     packet.connect.version = client->version;
-    client->wants_clean |= client->clean || (!sim->calm && sim_chance(sim, 1, sim->config.clean_one_in));
+    client->wants_clean |= client->clean || (!sim->calm && !client->is_steady && sim_chance(sim, 1, sim->config.clean_one_in));
     packet.connect.clean_start = client->wants_clean;
-    client->wants_short = client->wants_clean && !sim->calm && sim_chance(sim, 1, 3);
+    client->wants_short = client->wants_clean && !sim->calm && sim_chance(sim, 1, sim->config.short_one_in);
     client->will_pending = 0;
     client->has_keep_alive = sim_chance(sim, 1, 3);
     packet.connect.keep_alive_s = client->has_keep_alive ? 5 : 0;
@@ -404,7 +412,7 @@ void sim_client_act(struct sim *sim, struct sim_client *client)
         send_packet(client, &packet);
         return;
     }
-    if (!sim->calm && client->subscribes && sim_chance(sim, 1, sim->config.change_one_in)) {
+    if (!sim->calm && client->subscribes && !client->is_steady && sim_chance(sim, 1, sim->config.change_one_in)) {
         struct sim_subscription *subscription = &client->subscriptions[sim_below(sim, SIM_KINDS)];
         subscription->is_wanted = !subscription->is_wanted;
         return;
@@ -442,6 +450,15 @@ static void begin_session(struct sim *sim, struct sim_client *client, bool is_pr
     sim_ledger_forgive(client);
 }
 
+/* The connection before this one ended in the same life of the broker, which has seen that: its will is said, whoever comes back. What is
+ * durable before CONNACK is so in the next life, too. */
+static void note_will_due(struct sim *sim, struct sim_client *client)
+{
+    if (client->will_due && client->will_due_life == sim->incarnation)
+        sim_ledger_on_will_due(sim, client->will_due - 1, client->will_due_step, client->is_persistent && sim->config.persistence);
+    client->will_due = 0;
+}
+
 static void on_connack(struct sim *sim, struct sim_client *client, const struct packet_connack *connack)
 {
     if (connack->reason != 0) {
@@ -459,8 +476,9 @@ static void on_connack(struct sim *sim, struct sim_client *client, const struct 
         sim_found(sim, "%s had a session that has not expired, and it is gone", client->id);
     bool is_same = connack->session_present && !may_be_gone;
     client->online = true;
-    client->will_life = sim->incarnation;
     client->is_persistent = client->is_session_promised = client->may_have_session = is_kept(client);
+    note_will_due(sim, client);
+    client->will_life = sim->incarnation;
     sim_promised(sim, !client->is_persistent);
     client->wants_clean = false;
     client->receive_maximum = client->version == MQTT_V5 && (connack->properties.present & MQTT_PROPERTY_BIT(RECEIVE_MAXIMUM))
@@ -668,6 +686,11 @@ void sim_client_lost(struct sim *sim, struct sim_client *client)
 {
     sim_trace(sim, "%s lost its connection", client->id);
     client->will_pending = client->online && !client->closing ? client->will : 0;
+    if (client->will_pending && !client->is_will_delayed) {
+        client->will_due = client->will_pending;
+        client->will_due_step = client->will_step;
+        client->will_due_life = client->will_life;
+    }
     client->online = client->closing = false;
     client->input.size = 0;
     if (!sim->calm && (client->is_persistent || sim->config.all_go_away) && sim_chance(sim, 1, sim->config.away_one_in))

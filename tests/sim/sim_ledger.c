@@ -127,6 +127,12 @@ void sim_ledger_on_acked(struct sim *sim, uint32_t id)
     sim->progress++;
 }
 
+void sim_ledger_on_will_due(struct sim *sim, uint32_t id, uint64_t connect_step, bool is_lasting)
+{
+    sim->ledger.messages[id].due_step = connect_step;
+    sim->ledger.messages[id].is_due_lasting = is_lasting;
+}
+
 void sim_ledger_on_all_durable(struct sim *sim)
 {
     for (uint32_t id = 0; id < sim->ledger.count; id++) {
@@ -143,6 +149,8 @@ void sim_ledger_on_broker_end(struct sim *sim)
     for (uint32_t id = 0; id < sim->ledger.count; id++) {
         struct sim_message *message = &sim->ledger.messages[id];
         message->cancelled = message->is_cancel_lasting;
+        if (!message->is_due_lasting)
+            message->due_step = 0;
         if (message->retain && !message->is_lasting)
             retained_of(sim, message)->written_step = sim->step;
         for (uint32_t i = 0; i < sim->config.client_count && !message->is_lasting; i++)
@@ -411,26 +419,30 @@ static void check_subscriber(struct sim *sim, const struct sim_client *subscribe
     }
 }
 
-/* The will of one who did not come back, for those who were subscribed all the time. */
-static void check_will(struct sim *sim, const struct sim_client *gone)
+/* A will, for those who were subscribed all the time since before its CONNECT was sent. */
+static void check_will(struct sim *sim, const struct sim_message *will, uint64_t connect_step, const char *why)
 {
-    if (gone->will_pending == 0)
-        return;
-    const struct sim_message *will = &sim->ledger.messages[gone->will_pending - 1];
     for (uint32_t i = 0; i < sim->config.client_count && will->qos > 0; i++) {
         const struct sim_client *subscriber = &sim->clients[i];
         const struct sim_subscription *subscription = &subscriber->subscriptions[will->kind];
         if (!subscriber->is_gone && subscriber->subscribe_qos > 0 && subscription->state == SUB_YES &&
-            subscription->since_step < gone->will_step && !subscriber->seen[will->id])
-            sim_found(sim, "%s was lost and did not come back, and %s never received its will %u", gone->id, subscriber->id, will->id);
+            subscription->since_step < connect_step && !subscriber->seen[will->id])
+            sim_found(sim, "client%u was lost %s, and %s never received its will %u", will->client, why, subscriber->id, will->id);
     }
 }
 
 void sim_ledger_check_wills(struct sim *sim)
 {
-    for (uint32_t i = 0; i < sim->config.client_count && !has_dropped(sim); i++)
-        if (sim->clients[i].is_gone)
-            check_will(sim, &sim->clients[i]);
+    if (has_dropped(sim))
+        return;
+    for (uint32_t i = 0; i < sim->config.client_count; i++) {
+        const struct sim_client *client = &sim->clients[i];
+        if (client->is_gone && client->will_pending)
+            check_will(sim, &sim->ledger.messages[client->will_pending - 1], client->will_step, "and did not come back");
+    }
+    for (uint32_t id = 0; id < sim->ledger.count; id++)
+        if (sim->ledger.messages[id].due_step)
+            check_will(sim, &sim->ledger.messages[id], sim->ledger.messages[id].due_step, "and came back behind that");
 }
 
 void sim_ledger_check_end(struct sim *sim)

@@ -78,6 +78,7 @@ static void draw_moods(struct sim *sim, struct sim_config *config)
     config->change_one_in = sim_chance(sim, 1, 3) ? 4 : 40;
     config->clean_one_in = sim_chance(sim, 1, 4) ? 3 : 30;
     config->give_up_one_in = sim_chance(sim, 1, 3) ? 12 : 0;
+    config->short_one_in = 3;
     config->will_one_in = 2;
     config->retain_one_in = 4;
     config->command_one_in = 6;
@@ -87,22 +88,47 @@ static void draw_moods(struct sim *sim, struct sim_config *config)
     config->cut_one_in = sim_chance(sim, 1, 3) ? 100 : 0;
 }
 
+/* Wills that find no room, are just said when the broker dies, or are cancelled by a clean start. */
+static void draw_wills(struct sim *sim, struct sim_config *config)
+{
+    config->will_one_in = 1;
+    config->has_steady = true;
+    config->clean_one_in = 3;
+    config->give_up_one_in = 60;
+    config->away_one_in = 2;
+    config->away_steps = 800;
+    config->all_go_away = true;
+    config->cut_one_in = 200;
+    config->haste = 100;
+    config->log_rest = 8;
+    config->block_count = 2;
+    config->grace_ms = 10000 + config->grace_ms * 4; /* long enough for others to subscribe again; less than a rest takes */
+    if (!sim_chance(sim, 1, 3))
+        return;
+    config->has_drought = true; /* wills wait for long, and their clients come back meanwhile */
+    config->clean_one_in = 2;
+    config->cut_one_in = 400;
+    config->fault_one_in = 400;
+    config->give_up_one_in = 0;
+    config->client_count = 3 + config->client_count % 2;
+    config->block_count = 8;
+    config->steps *= 2;
+    config->away_one_in = 6;
+    config->short_one_in = 1;
+    config->haste = 80;
+    config->will_one_in = 2; /* a session without one leaves the log nothing but its predecessor's end */
+    config->log_rest = 1;
+    config->wills_per_s *= 10;
+    config->segment_size = 1 << 17;
+    config->alignment = 512;
+}
+
 /* Of each few seeds one is after something special, and everything else is drawn. */
 static void draw_purpose(struct sim *sim, struct sim_config *config)
 {
     switch (sim->purpose < 0 ? (int)(sim->seed % 10) : sim->purpose) {
-    case 1: /* wills that find no room, are just said when the broker dies, or are cancelled by a clean start */
-        config->will_one_in = 1;
-        config->clean_one_in = 3;
-        config->give_up_one_in = 60;
-        config->away_one_in = 2;
-        config->away_steps = 800;
-        config->all_go_away = true;
-        config->cut_one_in = 200;
-        config->haste = 100;
-        config->log_rest = 8;
-        config->block_count = 2;
-        config->grace_ms = 10000 + config->grace_ms * 4; /* long enough for others to subscribe again; less than a rest takes */
+    case 1:
+        draw_wills(sim, config);
         return;
     case 3: /* retained values of few topics that everybody writes, and that are asked for again and again */
         config->device_count = 1 + config->device_count % 2;
@@ -151,20 +177,20 @@ static void draw_purpose(struct sim *sim, struct sim_config *config)
         config->has_drought = true;
         config->segment_size = 1 << 17; /* what connections log fits into a tenth of four */
         config->alignment = 512;
+        config->haste = 0;
+        config->log_rest = 1;
         return;
     default:
         return;
     }
 }
 
-/* Much is published, so that the log is full soon, and nobody dies meanwhile more often than usual. */
+/* Much is published, so that the log is full soon. */
 static void draw_drought_config(struct sim_config *config)
 {
     config->persistence = true;
     config->large_one_in = 2;
     config->burst = 5;
-    config->haste = 0;
-    config->log_rest = 1;
     config->steps *= 2;
     config->is_bounded = false;
     config->queue_policy = QUEUE_DROP_NEWEST; /* never met */
@@ -487,7 +513,7 @@ static void let_one_go(struct sim *sim)
 {
     struct sim_client *client = NULL;
     for (int tries = 0; tries < 4 && !(client && client->online && client->will && !client->closing); tries++)
-        client = &sim->clients[1 + sim_below(sim, sim->config.client_count - 1)];
+        client = &sim->clients[1 + sim_below(sim, sim->config.client_count - 1 - sim->config.has_steady)];
     sim_client_go(sim, client);
 }
 
@@ -505,6 +531,10 @@ static void come_to_rest(struct sim *sim)
     if (sim->sink && sim_chance(sim, 1, 2))
         sim_sink_die(sim);
     rest(sim);
+    if (sim_broker_has_leftovers(sim)) {
+        sim_broker_die(sim, false);
+        rest(sim);
+    }
     sim_ledger_check_wills(sim);
     sim_ledger_check_owed(sim);
 }

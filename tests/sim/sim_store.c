@@ -4,8 +4,10 @@
  * The database is in memory (tests/lib/sim_kv.h). A commit that fails for space is tried again; any other failure is the end of this life,
  * and nobody knows then whether the commit is there. */
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 
+#include "broker/durable/checkpoint_row.h"
 #include "common/check.h"
 #include "common/clock.h"
 #include "tests/sim/sim_broker.h"
@@ -102,7 +104,9 @@ bool sim_store_load(struct sim_broker *broker)
         .now_wall_ns = sim->wall,
         .now_steady_ns = sim->mono + broker->steady_offset_ns,
     };
+    uint64_t no_space = sim_kv_counts(sim->kv).no_space;
     enum err err = recovery_load(&loaded, &broker->durable, &target, &msg);
+    broker->has_leftovers = sim_kv_counts(sim->kv).no_space > no_space;
     judge_start(sim, err, &msg, "the checkpoint is loaded");
     if (err)
         return false;
@@ -232,6 +236,27 @@ void sim_store_fault(struct sim *sim)
 
 /* --- at rest ------------------------------------------------------------------------------------------------------------------------ */
 
+bool sim_broker_has_leftovers(const struct sim *sim) { return sim->broker->has_leftovers; }
+
+/* Who wants what, for a finding. */
+static void describe_wants(struct sim *sim)
+{
+    struct kv_txn *txn;
+    struct span key, value;
+    CHECK(kv_begin(sim->broker->durable.kv, &txn, false) == ERR_OK);
+    for (enum err err = kv_seek(txn, KV_RECIPIENTS, (struct span){0}, &key, &value); !err;
+         err = kv_next(txn, KV_RECIPIENTS, &key, &value)) {
+        struct checkpoint_row row = checkpoint_row_read(key, value);
+        struct checkpoint_wants wants;
+        while (checkpoint_row_next_wants(&row, &wants) == ERR_OK) {
+            struct record_recipient recipient;
+            while (record_recipient_next(&recipient, &wants.recipients) == ERR_OK)
+                printf("session %" PRIu64 " wants message %" PRIu64 " of the log\n", recipient.session, wants.sequence);
+        }
+    }
+    kv_abort(txn);
+}
+
 void sim_broker_check_store(struct sim *sim)
 {
     struct sim_broker *broker = sim->broker;
@@ -250,8 +275,8 @@ void sim_broker_check_store(struct sim *sim)
     CHECK(err == ERR_OK);
     uint64_t retained = checkpoint_state(broker->durable.checkpoint).retained_count;
     if (stats.entries[KV_RECIPIENTS])
-        sim_found(sim, "all clients have all messages, and the checkpoint has %" PRIu64 " that somebody wants",
-                  stats.entries[KV_RECIPIENTS]);
+        describe_wants(sim), sim_found(sim, "all clients have all messages, and the checkpoint has %" PRIu64 " that somebody wants",
+                                       stats.entries[KV_RECIPIENTS]);
     uint64_t bodies = checkpoint_state(broker->durable.checkpoint).body_count;
     if (bodies > retained || stats.entries[KV_BODIES] > bodies)
         sim_found(sim, "the checkpoint has %" PRIu64 " messages in %" PRIu64 " rows for %" PRIu64 " retained values", bodies,
