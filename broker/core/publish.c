@@ -154,6 +154,7 @@ static enum publish_outcome judge_retained(struct shard *shard, struct publish_i
     if (source->payload.size == 0)
         return retained_may_remove(retained, source->topic) ? PUBLISH_DONE : PUBLISH_NO_ROOM;
     in->is_kept = retained_reserve(retained, &in->reserved, source->topic, (uint32_t)msg_source_cost(source));
+    counter_add(&shard->stats.retained_refused, !in->is_kept);
     if (in->is_kept || source->qos == 0 || !in->client || in->client->version < MQTT_V5)
         return PUBLISH_DONE;
     *refusal_out = (struct publish_refusal){MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.publish_refused_retained_full};

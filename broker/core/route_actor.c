@@ -790,7 +790,6 @@ static void stats_refresh(struct route_actor *actor, const struct retained_stats
 {
     struct topic_tree_stats tree;
     topic_tree_get_stats(actor->tree, &tree);
-    counter_add(&actor->stats.retained_refused, retained->refused - counter_get(&actor->stats.retained_refused));
     gauge_set(&actor->stats.retained_messages, (int64_t)retained->messages);
     gauge_set(&actor->stats.retained_bytes, (int64_t)retained->bytes);
     gauge_set(&actor->stats.retained_index_bytes, (int64_t)retained->index_bytes);

@@ -7,7 +7,7 @@
 struct route_stats {
     struct queue_stats scans; /* retained scans that wait or run (messages: scans; bytes: of their filters) */
     struct counter requests;  /* SUBSCRIBE, UNSUBSCRIBE and end of a session */
-    struct counter retained_set, retained_removed, retained_superseded, retained_refused;
+    struct counter retained_set, retained_removed, retained_superseded;
     struct counter retained_expired; /* values that were removed for that */
     struct counter retained_sent;    /* values sent to new subscriptions */
     /* With retained_on_disk: values that scans read; of these, gone (replaced, removed or expired meanwhile) and damaged ones. */

@@ -112,6 +112,7 @@
     X(publish_refused_log_failed, SHARD_PUBLISH_REFUSED, "reason", "log_failed")                                                           \
     X(publish_refused_log_full, SHARD_PUBLISH_REFUSED, "reason", "log_full_qos0")                                                          \
     X(publish_refused_subscriber_full, SHARD_PUBLISH_REFUSED, "reason", "subscriber_full")                                                 \
+    X(retained_refused, "tidegate_retained_updates_total", "Retained PUBLISHes by what they did.", "result", "refused")                    \
     X(publish_unmatched, "tidegate_unmatched_messages_total", "Messages that no subscription and no rule wanted.", "", "")                 \
     X(publish_paused, "tidegate_paused_publishes_total", "Times a connection was not read because something had no room.", "", "")         \
     X(blocked_retries, "tidegate_blocked_retries_total", "Times a connection that found no room tried again.", "", "")                     \

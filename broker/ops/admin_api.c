@@ -88,7 +88,6 @@ static void register_threads(struct admin_api *admin)
     RETAINED(retained_set, "set");
     RETAINED(retained_removed, "removed");
     RETAINED(retained_superseded, "superseded");
-    RETAINED(retained_refused, "refused");
 #undef RETAINED
     metrics_register_counter(registry, &route->retained_expired,
                              METRIC("tidegate_retained_expired_total", "Retained values that were removed because they had expired."));

@@ -101,7 +101,6 @@ struct retained {
     uint64_t messages, bytes, entry_bytes, expired;
     _Atomic uint64_t tombstone_count;
     _Atomic uint64_t taken_messages, taken_bytes; /* of the live messages, and reserved */
-    _Atomic uint64_t refused;
     struct epoch *epoch;
     size_t scans_open;
 };
@@ -437,7 +436,6 @@ bool retained_reserve(struct retained *store, struct retained_reservation *reser
         }
         take(store, -(int64_t)reserved.is_message, 0);
     }
-    atomic_fetch_add_explicit(&store->refused, 1, memory_order_relaxed);
     return false;
 }
 
@@ -727,7 +725,6 @@ void retained_get_stats(const struct retained *store, struct retained_stats *sta
         .cache_messages = store->cache.messages,
         .cache_bytes = store->cache.bytes,
         .expired = store->expired,
-        .refused = store->refused,
     };
 }
 

@@ -87,8 +87,8 @@ struct retained *retained_new(uint64_t hash_key, const struct retained_limits *l
                               struct epoch *epoch);
 /* Drops every reference. No scan may be open. NULL is fine. */
 void retained_free(struct retained *store);
-/* Room for a value of this topic that counts for `bytes`. False: a bound would be exceeded; nothing is reserved, and it is counted as
- * refused. A value that is no larger than the one it replaces always finds room. Thread: any. */
+/* Room for a value of this topic that counts for `bytes`. False: a bound would be exceeded, and nothing is reserved. A value that is no
+ * larger than the one it replaces always finds room. Thread: any. */
 bool retained_reserve(struct retained *store, struct retained_reservation *reserved_out, struct span topic, uint32_t bytes);
 /* The value does not come after all. Thread: any. */
 void retained_unreserve(struct retained *store, const struct retained_reservation *reserved);
@@ -147,7 +147,6 @@ struct retained_stats {
     uint64_t cache_messages; /* on disk, and kept */
     uint64_t cache_bytes;
     uint64_t expired; /* counters since creation */
-    uint64_t refused; /* reservations */
 };
 void retained_get_stats(const struct retained *store, struct retained_stats *stats_out);
 

@@ -125,19 +125,30 @@ def test_4_7_2_1_wildcard_does_not_find_dollar_topics(broker, join, name, publis
 
 def test_3_3_1_retained_quota(new_broker, join, name, topic):
     broker = new_broker("max_retained_messages 3\n")
-    publisher = join(broker, name())
+    publisher, subscriber = join(broker, name()), join(broker, name())
+    subscriber.subscribe((topic + "/#", 2))
     for number in range(3):
-        assert publisher.publish(f"{topic}/{number}", b"x", qos=1, retain=True).reason in (0, 0x10)
-    assert publisher.publish(f"{topic}/3", b"x", qos=1, retain=True, expect_reason=None).reason == 0x97
-    assert publisher.publish(f"{topic}/0", b"y", qos=1, retain=True).reason in (0, 0x10)  # replacing needs no room
+        assert publisher.publish(f"{topic}/{number}", b"x", qos=1, retain=True).reason == 0
+        assert subscriber.take().payload == b"x"
+    for qos in (1, 2, 2):  # refused before anybody gets it, as often as it comes
+        assert publisher.publish(f"{topic}/3", b"no", qos=qos, retain=True, expect_reason=None).reason == 0x97
+    assert publisher.publish(f"{topic}/0", b"y", qos=1, retain=True).reason == 0  # replacing needs no room
+    assert subscriber.take().payload == b"y"
     metrics = broker.metrics()
     assert metrics.get("tidegate_retained_messages") == 3
-    assert metrics.get("tidegate_retained_updates_total", result="refused") == 1
-    for version, qos in ((3, 1), (4, 2)):  # cannot be told, and an acknowledgement would say that it is kept
+    assert metrics.get("tidegate_retained_updates_total", result="refused") == 3
+    assert metrics.get("tidegate_refused_messages_total", reason="retained_full") == 3
+    for version, qos in ((3, 1), (4, 2)):  # cannot be told: delivered once, and not kept
         older = join(broker, name(), version)
-        older.send(wire.publish_packet(f"{topic}/4", b"x", qos=qos, packet_id=1, retain=True, version=version))
-        assert older.expect_closed() == []
-    assert broker.metrics().get("tidegate_retained_messages") == 3
+        older.publish(f"{topic}/4", b"old", qos=qos, retain=True)
+        assert subscriber.take().payload == b"old"
+    metrics = broker.metrics()
+    assert metrics.get("tidegate_retained_messages") == 3
+    assert metrics.get("tidegate_retained_updates_total", result="refused") == 5
+    publisher.publish(f"{topic}/1", b"", qos=1, retain=True)
+    assert subscriber.take().payload == b""
+    assert publisher.publish(f"{topic}/3", b"yes", qos=2, retain=True).reason == 0
+    assert subscriber.take().payload == b"yes"
 
 
 def test_3_3_1_newest_on_every_shard(broker, join, name, topic, spread):
