@@ -18,17 +18,21 @@
 
 #define COPIES_PER_PUBLISH 16 /* so many copies of a message count as one more message of the turn's allowance */
 
-/* One message on its way in, from a packet or a will. */
-struct publish_in {
-    struct msg_source source;
+/* One message as it comes, from a packet or a will. */
+struct publish_from {
+    struct msg_source source; /* its time of receipt is publish()'s */
     struct span client_id, user_name;
     struct client *client; /* NULL for a will */
     uint64_t will_session; /* whose will it is in the log */
     uint16_t packet_id;
     bool is_will;
     bool dup;
+};
 
-    /* From here on: set by publish(). */
+/* The same on its way in. Whoever makes one sets `from` as a whole; publish() sets each of the others before anybody reads it. Clearing
+ * them for that would cost as much as all of making it. */
+struct publish_in {
+    struct publish_from from;
     const struct rule *rule; /* telemetry: rule and device */
     struct span device;
     bool is_logged_telemetry;
@@ -60,8 +64,8 @@ static void count_telemetry(struct shard *shard, struct counter *refused)
 /* How large its record will be, or a little more. */
 static size_t record_size_about(const struct shard *shard, const struct publish_in *in)
 {
-    return RECORD_OVERHEAD_MAX + in->source.topic.size + in->source.properties.size + in->source.payload.size + in->client_id.size +
-           (in->rule ? in->device.size + in->rule->name_size : 0) + shard->scratch.record_recipients.size;
+    return RECORD_OVERHEAD_MAX + in->from.source.topic.size + in->from.source.properties.size + in->from.source.payload.size +
+           in->from.client_id.size + (in->rule ? in->device.size + in->rule->name_size : 0) + shard->scratch.record_recipients.size;
 }
 
 /* What the rules say; sets rule, device and is_logged_telemetry. DONE: go on. */
@@ -72,7 +76,7 @@ static enum publish_outcome judge_telemetry(struct shard *shard, struct publish_
     in->is_logged_telemetry = false;
     if (!shard->config.rules)
         return PUBLISH_DONE;
-    struct rule_subject subject = {.topic = in->source.topic, .client_id = in->client_id, .user_name = in->user_name};
+    struct rule_subject subject = {.topic = in->from.source.topic, .client_id = in->from.client_id, .user_name = in->from.user_name};
     enum rule_verdict verdict = rule_table_match(shard->config.rules, &in->rule, &in->device, &subject);
     if (verdict == RULE_NONE) {
         in->rule = NULL;
@@ -88,7 +92,7 @@ static enum publish_outcome judge_telemetry(struct shard *shard, struct publish_
         *refusal_out = (struct publish_refusal){MQTT_REASON_IMPLEMENTATION_SPECIFIC_ERROR, &stats->publish_refused_no_device};
         return PUBLISH_REFUSED;
     }
-    if (in->source.qos > in->rule->max_qos) {
+    if (in->from.source.qos > in->rule->max_qos) {
         count_telemetry(shard, &stats->telemetry_refused_qos);
         *refusal_out = (struct publish_refusal){MQTT_REASON_IMPLEMENTATION_SPECIFIC_ERROR, &stats->publish_refused_qos};
         return PUBLISH_REFUSED;
@@ -100,7 +104,7 @@ static enum publish_outcome judge_telemetry(struct shard *shard, struct publish_
     if (shard->log.is_failed) {
         count_telemetry(shard, &stats->telemetry_refused_log_failed);
         *refusal_out = (struct publish_refusal){MQTT_REASON_IMPLEMENTATION_SPECIFIC_ERROR, &stats->publish_refused_log_failed};
-        return in->source.qos > 0 ? PUBLISH_REFUSED : PUBLISH_DONE;
+        return in->from.source.qos > 0 ? PUBLISH_REFUSED : PUBLISH_DONE;
     }
     size_t size = record_size_about(shard, in);
     if (size > shard->config.limits.record_bytes_max) {
@@ -112,7 +116,7 @@ static enum publish_outcome judge_telemetry(struct shard *shard, struct publish_
         in->is_logged_telemetry = true;
         return PUBLISH_DONE;
     }
-    if (in->source.qos > 0 || in->is_will)
+    if (in->from.source.qos > 0 || in->from.is_will)
         return PUBLISH_NO_ROOM;
     count_telemetry(shard, &stats->telemetry_refused_log_full); /* QoS 0 is shed first */
     return PUBLISH_DONE;
@@ -134,7 +138,7 @@ static enum publish_outcome admit_state(struct shard *shard, struct publish_in *
     in->is_state = true;
     if (shard->has_store_room && shard_log_has_room(&shard->log, size))
         return PUBLISH_DONE;
-    if (in->source.qos > 0 || in->is_will)
+    if (in->from.source.qos > 0 || in->from.is_will)
         return PUBLISH_NO_ROOM;
     *refusal_out = (struct publish_refusal){MQTT_REASON_QUOTA_EXCEEDED, &stats->publish_refused_log_full};
     return PUBLISH_REFUSED;
@@ -146,7 +150,7 @@ static enum publish_outcome admit_state(struct shard *shard, struct publish_in *
 static enum publish_outcome judge_retained(struct shard *shard, struct publish_in *in, struct publish_refusal *refusal_out)
 {
     struct retained *retained = shard->config.retained;
-    const struct msg_source *source = &in->source;
+    const struct msg_source *source = &in->from.source;
     in->reserved = (struct retained_reservation){0};
     in->is_kept = source->retain;
     if (!source->retain)
@@ -155,7 +159,7 @@ static enum publish_outcome judge_retained(struct shard *shard, struct publish_i
         return retained_may_remove(retained, source->topic) ? PUBLISH_DONE : PUBLISH_NO_ROOM;
     in->is_kept = retained_reserve(retained, &in->reserved, source->topic, (uint32_t)msg_source_cost(source));
     counter_add(&shard->stats.retained_refused, !in->is_kept);
-    if (in->is_kept || source->qos == 0 || !in->client || in->client->version < MQTT_V5)
+    if (in->is_kept || source->qos == 0 || !in->from.client || in->from.client->version < MQTT_V5)
         return PUBLISH_DONE;
     *refusal_out = (struct publish_refusal){MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.publish_refused_retained_full};
     return PUBLISH_REFUSED;
@@ -171,29 +175,30 @@ static void give_back(struct shard *shard, struct publish_in *in)
 /* Whether it is state by itself, whoever gets it. */
 static bool is_state_anyway(const struct shard *shard, const struct publish_in *in)
 {
-    return shard->log.pool && (in->is_kept || in->is_will || (in->source.qos == 2 && session_is_persistent(in->client->session)));
+    return shard->log.pool &&
+           (in->is_kept || in->from.is_will || (in->from.source.qos == 2 && session_is_persistent(in->from.client->session)));
 }
 
 /* Its record, in the scratch: what a PUBLISH never has stays zero there. */
 static const struct record *record_of(struct shard *shard, const struct publish_in *in)
 {
-    const struct msg_source *source = &in->source;
+    const struct msg_source *source = &in->from.source;
     struct record *rec = &shard->scratch.record;
     rec->type = RECORD_PUBLISH;
     rec->qos = source->qos;
     rec->retain = source->retain;
-    rec->dup = in->dup;
+    rec->dup = in->from.dup;
     rec->topic = source->topic;
     rec->payload = source->payload;
     rec->properties = source->properties;
     rec->received_ns = source->receive_wall_ns;
     rec->expiry_ns = source->expiry_wall_ns == MSG_NO_EXPIRY ? 0 : source->expiry_wall_ns;
-    rec->packet_id = source->qos == 2 && in->client && session_is_persistent(in->client->session) ? in->packet_id : 0;
+    rec->packet_id = source->qos == 2 && in->from.client && session_is_persistent(in->from.client->session) ? in->from.packet_id : 0;
     rec->retained_number = in->retained_number;
-    rec->will_session = in->will_session;
+    rec->will_session = in->from.will_session;
     rec->has_correlation = true;
     memcpy(rec->correlation, in->correlation, sizeof rec->correlation);
-    rec->client_id = in->client_id;
+    rec->client_id = in->from.client_id;
     rec->session = source->publisher;
     rec->recipients = span_of(shard->scratch.record_recipients.data, shard->scratch.record_recipients.size);
     const struct rule_table *rules = shard->config.rules;
@@ -272,13 +277,13 @@ static struct publish_job *job_new(struct shard *shard, const struct publish_in 
         .msg = msg,
         .held = shard->scratch.held,
         .held_count = shard->scratch.held_count,
-        .packet_id = in->packet_id,
-        .qos = in->client ? in->source.qos : 0,
-        .is_will = in->is_will,
+        .packet_id = in->from.packet_id,
+        .qos = in->from.client ? in->from.source.qos : 0,
+        .is_will = in->from.is_will,
         .is_telemetry = in->is_logged_telemetry,
     };
-    if (in->client)
-        job->client = client_ref_of(in->client);
+    if (in->from.client)
+        job->client = client_ref_of(in->from.client);
     shard->scratch.held = (struct publish_bytes){0};
     return job;
 }
@@ -325,7 +330,7 @@ static enum publish_outcome route(struct shard *shard, struct publish_in *in, st
     struct publish_scratch *scratch = &shard->scratch;
     *refusal_out = (struct publish_refusal){MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.publish_refused_quota};
     enum publish_outcome outcome = PUBLISH_DONE;
-    if (!fan_out_find(shard, &in->source, in->is_will)) {
+    if (!fan_out_find(shard, &in->from.source, in->from.is_will)) {
         if (in->is_logged_telemetry)
             count_telemetry(shard, &shard->stats.telemetry_refused_no_memory);
         return PUBLISH_REFUSED;
@@ -346,7 +351,7 @@ static enum publish_outcome route(struct shard *shard, struct publish_in *in, st
 /* The one copy of it that all its recipients share. NULL: memory is short. */
 static struct msg *copy_of(const struct publish_in *in)
 {
-    struct msg *msg = msg_new(&in->source);
+    struct msg *msg = msg_new(&in->from.source);
     if (!msg)
         return NULL;
     memcpy(msg->correlation_id, in->correlation, sizeof msg->correlation_id);
@@ -376,7 +381,7 @@ static enum publish_outcome keep(struct shard *shard, struct publish_in *in, str
     *msg_out = msg;
     if (!wants_record(in) || log_publish(shard, in, msg, done))
         return PUBLISH_DONE;
-    bool may_wait = in->source.qos > 0 || in->is_will;
+    bool may_wait = in->from.source.qos > 0 || in->from.is_will;
     if (in->is_logged_telemetry && !may_wait)
         count_telemetry(shard, &shard->stats.telemetry_refused_log_full);
     if (!in->is_state && !may_wait)
@@ -389,9 +394,9 @@ static enum publish_outcome keep(struct shard *shard, struct publish_in *in, str
 /* Of the answer to a message with a record. */
 static uint8_t durability_of(const struct shard *shard, const struct publish_in *in)
 {
-    if (!shard->config.tiers || in->source.qos == 0)
+    if (!shard->config.tiers || in->from.source.qos == 0)
         return DURABILITY_LOG;
-    const struct tier_line *line = tier_table_match(shard->config.tiers, in->source.topic);
+    const struct tier_line *line = tier_table_match(shard->config.tiers, in->from.source.topic);
     return line ? line->durability : DURABILITY_LOG;
 }
 
@@ -414,8 +419,8 @@ static enum publish_outcome publish(struct shard *shard, struct publish_in *in, 
         give_back(shard, in);
         return outcome;
     }
-    in->source.receive_wall_ns = shard_receive_time(shard);
-    in->source.receive_steady_s = (uint32_t)(shard->now_steady_ns / NS_PER_S);
+    in->from.source.receive_wall_ns = shard_receive_time(shard);
+    in->from.source.receive_steady_s = (uint32_t)(shard->now_steady_ns / NS_PER_S);
     in->retained_number = in->is_kept ? draw_retained_number(shard) : 0;
     struct msg *msg = NULL;
     *done = (struct publish_done){.durability = DURABILITY_NONE};
@@ -542,23 +547,24 @@ static void answer_taken(struct shard *shard, struct client *client, const struc
     client_answer(shard, client, &item);
 }
 
-/* All but the properties. Member by member: clearing the rest, which publish() sets, would cost as much as all of it. */
-static void publish_in_of(const struct shard *shard, struct publish_in *in_out, struct client *client, const struct packet_publish *packet)
+static struct publish_from from_packet(const struct shard *shard, struct client *client, const struct packet_publish *packet,
+                                       struct span properties)
 {
-    in_out->source.topic = packet->topic;
-    in_out->source.payload = packet->payload;
-    in_out->source.qos = packet->qos;
-    in_out->source.retain = packet->retain;
-    in_out->source.publisher = client->session->number;
-    in_out->source.expiry_wall_ns = expiry_of(shard, packet->properties.present & MQTT_PROPERTY_BIT(MESSAGE_EXPIRY_INTERVAL),
-                                              packet->properties.message_expiry_interval_s);
-    in_out->client_id = session_client_id(client->session);
-    in_out->user_name = client_user_name(client);
-    in_out->client = client;
-    in_out->packet_id = packet->packet_id;
-    in_out->is_will = false;
-    in_out->will_session = 0;
-    in_out->dup = packet->dup;
+    return (struct publish_from){
+        .source = {.topic = packet->topic,
+                   .properties = properties,
+                   .payload = packet->payload,
+                   .qos = packet->qos,
+                   .retain = packet->retain,
+                   .publisher = client->session->number,
+                   .expiry_wall_ns = expiry_of(shard, packet->properties.present & MQTT_PROPERTY_BIT(MESSAGE_EXPIRY_INTERVAL),
+                                               packet->properties.message_expiry_interval_s)},
+        .client_id = session_client_id(client->session),
+        .user_name = client_user_name(client),
+        .client = client,
+        .packet_id = packet->packet_id,
+        .dup = packet->dup,
+    };
 }
 
 enum client_step publish_on_packet(struct shard *shard, struct client *client, const struct packet_publish *packet, size_t packet_size)
@@ -589,8 +595,7 @@ enum client_step publish_on_packet(struct shard *shard, struct client *client, c
     struct publish_refusal refusal = {MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.publish_refused_quota};
     enum publish_outcome outcome = PUBLISH_REFUSED;
     if (properties) {
-        publish_in_of(shard, &in, client, packet);
-        in.source.properties = span_of(properties, properties_forwardable_put(properties, packet->properties.raw));
+        in.from = from_packet(shard, client, packet, span_of(properties, properties_forwardable_put(properties, packet->properties.raw)));
         outcome = publish(shard, &in, &done, &refusal);
     }
     if (outcome == PUBLISH_NO_ROOM) {
@@ -638,7 +643,8 @@ bool publish_will(struct shard *shard, const struct will *will)
 {
     if (!shard_has_room(shard))
         return false;
-    struct publish_in in = {
+    struct publish_in in;
+    in.from = (struct publish_from){
         .source = {.topic = will->topic,
                    .properties = will->properties,
                    .payload = will->payload,
