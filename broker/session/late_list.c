@@ -7,23 +7,31 @@
 
 /* One piece; never empty. All of a piece are above all of the one before it. */
 struct late_list {
-    struct late_list *next;
+    struct late_list *next;     /* NULL: it is the last */
+    struct late_list *previous; /* of the first: the last, where nearly everything is added */
     struct position_list *sequences;
 };
 
-/* In a new piece behind *place. */
-static bool add_piece(struct late_list **place, const uint64_t *sequences, uint32_t count)
+/* Alone: first and last of a list of its own. NULL: memory is short. */
+static struct late_list *new_piece(const uint64_t *sequences, uint32_t count)
 {
     struct late_list *piece = calloc(1, sizeof *piece);
     if (!piece)
-        return false;
+        return NULL;
     if (position_list_push_all(&piece->sequences, sequences, count) != ERR_OK) {
         free(piece);
-        return false;
+        return NULL;
     }
-    piece->next = *place;
-    *place = piece;
-    return true;
+    piece->previous = piece;
+    return piece;
+}
+
+static void insert_piece(struct late_list *first, struct late_list *before, struct late_list *piece)
+{
+    piece->next = before->next;
+    piece->previous = before;
+    *(before->next ? &before->next->previous : &first->previous) = piece;
+    before->next = piece;
 }
 
 static void free_piece(struct late_list *piece)
@@ -53,7 +61,7 @@ static bool change_prepare(struct change *change_out, struct late_list *piece, c
     *change_out = (struct change){.piece = piece};
     if (position_list_push_all(&change_out->sequences, all, kept) != ERR_OK)
         return false;
-    if (kept == all_count || add_piece(&change_out->behind, all + kept, all_count - kept))
+    if (kept == all_count || (change_out->behind = new_piece(all + kept, all_count - kept)))
         return true;
     position_list_free(change_out->sequences);
     return false;
@@ -65,15 +73,13 @@ static void change_undo(struct change *change)
     free_piece(change->behind);
 }
 
-static void change_commit(struct change *change)
+static void change_commit(struct late_list *first, struct change *change)
 {
     struct late_list *piece = change->piece;
     position_list_free(piece->sequences);
     piece->sequences = change->sequences;
-    if (change->behind) {
-        change->behind->next = piece->next;
-        piece->next = change->behind;
-    }
+    if (change->behind)
+        insert_piece(first, piece, change->behind);
 }
 
 /* The place of one that is not before this piece's. */
@@ -83,26 +89,40 @@ static bool belongs_here(const struct late_list *piece, uint64_t sequence)
     return !late_list_first(piece->next, &next_first) || sequence < next_first;
 }
 
-static bool append(struct late_list *last, const uint64_t *sequences, uint32_t count)
+/* The piece to which it goes: looked for from the end, because that is where it is. */
+static struct late_list *find_piece(struct late_list *first, uint64_t sequence)
 {
-    if (position_list_count(last->sequences) + count > LATE_PIECE)
-        return add_piece(&last->next, sequences, count);
-    return position_list_push_all(&last->sequences, sequences, count) == ERR_OK;
+    struct late_list *piece = first->previous;
+    uint64_t lowest;
+    while (piece != first && late_list_first(piece, &lowest) && sequence < lowest)
+        piece = piece->previous;
+    return piece;
+}
+
+static bool append(struct late_list *first, const uint64_t *sequences, uint32_t count)
+{
+    struct late_list *last = first->previous, *piece;
+    if (position_list_count(last->sequences) + count <= LATE_PIECE)
+        return position_list_push_all(&last->sequences, sequences, count) == ERR_OK;
+    if ((piece = new_piece(sequences, count)))
+        insert_piece(first, last, piece);
+    return piece;
 }
 
 bool late_list_add(struct late_list **list, const uint64_t *sequences, uint32_t count)
 {
     CHECK(count > 0 && count <= LATE_ADD_MAX);
     if (!*list)
-        return add_piece(list, sequences, count);
+        return (*list = new_piece(sequences, count));
+    struct late_list *first = *list;
+    if (position_list_last(first->previous->sequences) < sequences[0])
+        return append(first, sequences, count);
     struct change changes[LATE_ADD_MAX];
     uint32_t change_count = 0;
-    struct late_list *piece = *list;
+    struct late_list *piece = find_piece(first, sequences[0]);
     for (uint32_t at = 0, end; at < count; at = end) {
         while (!belongs_here(piece, sequences[at]))
             piece = piece->next;
-        if (at == 0 && !piece->next && position_list_last(piece->sequences) < sequences[0])
-            return append(piece, sequences, count);
         for (end = at + 1; end < count && belongs_here(piece, sequences[end]);)
             end++;
         if (!change_prepare(&changes[change_count], piece, sequences + at, end - at)) {
@@ -113,7 +133,7 @@ bool late_list_add(struct late_list **list, const uint64_t *sequences, uint32_t 
         change_count++;
     }
     while (change_count > 0)
-        change_commit(&changes[--change_count]);
+        change_commit(first, &changes[--change_count]);
     return true;
 }
 
@@ -131,6 +151,8 @@ bool late_list_pop(struct late_list **place, uint64_t *sequence_out)
     CHECK(is_there);
     if (!first->sequences) {
         *place = first->next;
+        if (first->next)
+            first->next->previous = first->previous;
         free(first);
     }
     return true;

@@ -415,9 +415,10 @@ static bool late_to_front(struct queue_body *body, uint64_t below, bool is_first
         is_ok = position_list_push(&moved, sequence) == ERR_OK;
         (void)late_list_pop(&late, &sequence);
     }
-    if (moved) {
+    if (moved)
         is_ok = is_ok && list_copy(&front, is_first ? moved : body->front) && list_copy(&front, is_first ? body->front : moved);
-        CHECK_MSG(is_ok, "out of memory for a queue's positions");
+    CHECK_MSG(is_ok, "out of memory for a queue's positions");
+    if (moved) {
         position_list_free(body->front);
         body->front = front;
         body->rings->late = late;

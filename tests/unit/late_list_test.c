@@ -50,8 +50,10 @@ static void check_same(const struct late_list *list, struct model *model)
     model->at = 0;
     late_list_each(list, check_next, model);
     assert_int_equal(model->at, model->count);
-    for (; list; list = list->next)
-        assert_in_range(position_list_count(list->sequences), 1, LATE_PIECE);
+    for (const struct late_list *piece = list; piece; piece = piece->next) {
+        assert_in_range(position_list_count(piece->sequences), 1, LATE_PIECE);
+        assert_ptr_equal(piece->next ? piece->next->previous : list->previous, piece);
+    }
 }
 
 static bool has(const struct model *model, uint64_t sequence)
