@@ -130,15 +130,22 @@ static inline int bench_connect(int port, const char *id, bool clean_session, bo
     return fd;
 }
 
-/* One filter, and its SUBACK. Nothing else may be on its way to this client. */
-static inline void bench_subscribe(int fd, const char *filter, int qos)
+/* One filter; its SUBACK is the caller's to read. */
+static inline void bench_send_subscribe(int fd, const char *filter, int qos)
 {
-    uint8_t packet[300] = {0x82}, answer[5];
+    uint8_t packet[300] = {0x82};
     size_t used = 1 + bench_put_length(packet + 1, 2 + 2 + strlen(filter) + 1);
     packet[used++] = 0, packet[used++] = 1; /* packet id */
     used += bench_put_string(packet + used, filter);
     packet[used++] = (uint8_t)qos;
     bench_send(fd, packet, used);
+}
+
+/* One filter, and its SUBACK. Nothing else may be on its way to this client. */
+static inline void bench_subscribe(int fd, const char *filter, int qos)
+{
+    uint8_t answer[5];
+    bench_send_subscribe(fd, filter, qos);
     bench_read_exact(fd, answer, 5);
     if (answer[0] != 0x90 || answer[4] > 2)
         bench_die("SUBSCRIBE refused");

@@ -1,21 +1,28 @@
-/* A start with very many sessions: how long until it serves, what a session that is away costs, and how soon a client that returns has what
- * waited for it. Real objects, no sockets but those of the few that return.
+/* A start with very many sessions or retained topics: how long until it serves, what one of them costs, and how soon a client that returns
+ * has what waited for it. Real objects, no sockets but those of the few that return.
  *
- *   restart fill  DATA --sessions N [--messages 10] [--shared] [--wildcard]
+ *   restart fill  DATA --sessions N [--messages 10] [--shared] [--wildcard] [--retained N]
  *        Writes the log of a broker that made N sessions (24-byte client id, one 30-byte filter, away for good) and took the messages for
  * them, QoS 1, 100 bytes; then brings the checkpoint up to it, as a start does. Each session has messages of its own; with --shared a
- * thousand sessions share each; --wildcard: each filter is `fleet/ID/.../+`, not a topic.
+ * thousand sessions share each; --wildcard: each filter is `fleet/ID/.../+`, not a topic. --retained: so many topics of 30 bytes have a
+ * retained value of 100.
+ *   restart connect DATA --sessions N
+ *        To the log that fill wrote: all of them connect, and each tenth leaves a will. Then nothing, as if killed: the checkpoint does not
+ * know it, and the next start finds all connected.
  *   restart load  DATA
  *        The load of a start alone, in this process: time, and anonymous memory by what it is for.
- *   restart serve DATA --sessions N [--messages 10] --broker PROGRAM --config FILE [--returning 200]
+ *   restart serve DATA --sessions N [--messages 10] --broker PROGRAM --config FILE [--returning 200] [--settle 3] [--cold] [--then COMMAND]
  *        Starts the program (whose configuration names DATA) and measures it from outside: until it says where it listens; its anonymous
- * memory then, after it has served for a while, and after the returns; and, for clients picked all over, from connect() to the last of the
- * messages. Stops it.
+ * memory then, after it has served for --settle seconds, and after the returns; and, for clients picked all over, from connect() to the
+ * last of the messages. --cold: nothing of DATA is in the page cache before. --then: runs that in a shell, with $PORT, $HTTP (0 without)
+ * and $PID. Stops the program.
  *
  * Output: lines of `key=value`. DATA is removed by whoever made it. */
 #include <fcntl.h>
+#include <ftw.h>
 #include <getopt.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
@@ -38,16 +45,18 @@
 #define BLOCKS 64 /* of one write */
 #define SHARE 1000
 #define SETTLE_S 3 /* before the anonymous memory is read: a few commits and rounds of every thread */
+#define WILL_SHARE 10
+#define FIRST_EPOCH 1 /* of a new log: part of the sessions' numbers */
 #define KEY 0x5eed
 
 struct options {
-    const char *data, *broker, *config;
-    uint64_t sessions;
-    int messages, returning;
-    bool is_shared, is_wildcard;
+    const char *data, *broker, *config, *then;
+    uint64_t sessions, retained;
+    int messages, returning, settle;
+    bool is_shared, is_wildcard, is_cold;
 };
 
-static struct options opt = {.messages = 10, .returning = 200};
+static struct options opt = {.messages = 10, .returning = 200, .settle = SETTLE_S};
 
 static void check(enum err err, const struct errmsg *msg)
 {
@@ -175,6 +184,51 @@ static void put_messages(struct filler *filler, uint32_t epoch, int64_t now_wall
     }
 }
 
+static void put_retained(struct filler *filler, int64_t now_wall_ns)
+{
+    char topic[40], payload[200];
+    for (uint64_t i = 0; i < opt.retained; i++) {
+        bench_make_payload(payload, 100, (int)(i % 1000));
+        struct record rec = {
+            .type = RECORD_PUBLISH,
+            .qos = 1,
+            .retain = true,
+            .retained_number = i + 1,
+            .topic = topic_of(topic, i),
+            .payload = span_of_string(payload),
+            .received_ns = ++now_wall_ns,
+            .client_id = SPAN_LITERAL("backend"),
+        };
+        put(filler, &rec);
+    }
+}
+
+static void put_connected(struct filler *filler, uint32_t epoch, int64_t now_wall_ns)
+{
+    char id[32], topic[40];
+    for (uint64_t i = 0; i < opt.sessions; i++) {
+        struct record session = {
+            .type = RECORD_SESSION,
+            .session = number_of(epoch, i),
+            .client_id = client_id_of(id, i),
+            .received_ns = now_wall_ns,
+            .options = SESSION_NEVER_EXPIRES | RECORD_SESSION_CONNECTED | UINT64_C(4) << RECORD_SESSION_PROTOCOL_SHIFT,
+        };
+        put(filler, &session);
+        if (i % WILL_SHARE != 0)
+            continue;
+        struct record will = {
+            .type = RECORD_WILL,
+            .session = session.session,
+            .qos = 1,
+            .topic = span_of(topic, (size_t)snprintf(topic, sizeof topic, "fleet/%09lu/will", (unsigned long)i)),
+            .payload = SPAN_LITERAL("gone"),
+            .client_id = session.client_id,
+        };
+        put(filler, &will);
+    }
+}
+
 static enum err open_kv(void *arg, struct kv **kv_out, struct errmsg *msg)
 {
     char dir[FILE_PATH_MAX];
@@ -199,35 +253,62 @@ static void open_durable(struct durable *durable)
     check(recovery_open(durable, &options, &msg), &msg);
 }
 
+static void filler_begin(struct filler *filler, struct log_writer *writer)
+{
+    *filler = (struct filler){.writer = writer};
+    check(log_block_pool_init(&filler->pool, 0, BLOCKS + 1, LOG_BLOCK_BODY_MAX, log_writer_alignment(writer)), NULL);
+}
+
+static void filler_end(struct filler *filler)
+{
+    seal(filler);
+    write_sealed(filler);
+    log_block_pool_deinit(&filler->pool);
+}
+
 static void fill(void)
 {
     char dir[FILE_PATH_MAX];
     struct errmsg msg = {{0}};
-    struct filler filler = {0};
+    struct log_writer *writer;
+    struct filler filler;
     struct log_writer_options options = log_options(dir);
     mono_ns begun = clock_mono();
-    check(log_writer_open(&filler.writer, &options, NULL, &msg), &msg);
-    check(log_block_pool_init(&filler.pool, 0, BLOCKS + 1, LOG_BLOCK_BODY_MAX, log_writer_alignment(filler.writer)), NULL);
-    uint32_t epoch = log_writer_epoch(filler.writer);
-    put_sessions(&filler, epoch, options.wall_ns);
-    put_messages(&filler, epoch, options.wall_ns);
-    seal(&filler);
-    write_sealed(&filler);
+    check(log_writer_open(&writer, &options, NULL, &msg), &msg);
+    filler_begin(&filler, writer);
+    CHECK(log_writer_epoch(writer) == FIRST_EPOCH);
+    put_sessions(&filler, FIRST_EPOCH, options.wall_ns);
+    put_messages(&filler, FIRST_EPOCH, options.wall_ns);
+    put_retained(&filler, options.wall_ns);
+    filler_end(&filler);
     struct log_writer_stats stats;
-    log_writer_stats(filler.writer, &stats);
-    log_block_pool_deinit(&filler.pool);
-    log_writer_close(filler.writer);
+    log_writer_stats(writer, &stats);
+    log_writer_close(writer);
     double written = seconds_since(begun);
     struct durable durable;
     begun = clock_mono();
     open_durable(&durable);
     double replayed = seconds_since(begun);
-    struct kv_stats kv;
-    check(kv_get_stats(durable.kv, &kv), NULL);
     recovery_close(&durable);
-    printf("sessions=%lu messages=%d records=%lu log_mib=%.0f write_s=%.1f replay_s=%.1f replay_records_per_s=%.0f\n",
-           (unsigned long)opt.sessions, opt.messages, (unsigned long)filler.records, (double)stats.byte_count / 1048576, written, replayed,
-           (double)filler.records / replayed);
+    printf("sessions=%lu messages=%d retained=%lu records=%lu log_mib=%.0f write_s=%.1f replay_s=%.1f replay_records_per_s=%.0f\n",
+           (unsigned long)opt.sessions, opt.messages, (unsigned long)opt.retained, (unsigned long)filler.records,
+           (double)stats.byte_count / 1048576, written, replayed, (double)filler.records / replayed);
+}
+
+static void connect_all(void)
+{
+    struct durable durable;
+    struct filler filler;
+    struct log_writer_stats before, after;
+    open_durable(&durable);
+    log_writer_stats(durable.writer, &before);
+    filler_begin(&filler, durable.writer);
+    put_connected(&filler, FIRST_EPOCH, clock_wall());
+    filler_end(&filler);
+    log_writer_stats(durable.writer, &after);
+    recovery_close(&durable);
+    printf("sessions=%lu records=%lu log_mib=%.0f\n", (unsigned long)opt.sessions, (unsigned long)filler.records,
+           (double)(after.byte_count - before.byte_count) / 1048576);
 }
 
 /* --- load ------------------------------------------------------------------------------------------------------------------------------
@@ -447,26 +528,76 @@ static pid_t start_broker(void)
     return pid;
 }
 
+/* The port of `tcp` or `http` in the file that says where it listens; 0: not there. */
+static int listener_port(const char *path, const char *kind)
+{
+    char line[200], word[16];
+    int port, found = 0;
+    FILE *file = fopen(path, "r");
+    while (file && found == 0 && fgets(line, sizeof line, file))
+        if (sscanf(line, "%15s %*s %d", word, &port) == 2 && !strcmp(word, kind))
+            found = port;
+    if (file)
+        fclose(file);
+    return found;
+}
+
 /* Where it listens, once it says so. */
 static int await_port(pid_t pid, const char *path)
 {
-    char line[200];
-    for (;;) {
-        int port = 0;
-        FILE *file = fopen(path, "r");
-        while (file && port == 0 && fgets(line, sizeof line, file))
-            if (sscanf(line, "tcp %*s %d", &port) != 1)
-                port = 0;
-        if (file)
-            fclose(file);
-        if (port)
-            return port;
+    int port;
+    while ((port = listener_port(path, "tcp")) == 0) {
         if (waitpid(pid, NULL, WNOHANG) != 0) {
             fprintf(stderr, "restart: the broker ended; see %s/broker.out\n", opt.data);
             exit(1);
         }
         usleep(2000);
     }
+    return port;
+}
+
+static uint64_t cached_bytes;
+
+/* What the page cache has of the file goes to the disk and is forgotten; counts what is there all the same. */
+static int forget_file(const char *path, const struct stat *stat, int type, struct FTW *at)
+{
+    (void)at;
+    int fd = type == FTW_F && stat->st_size > 0 ? open(path, O_RDONLY) : -1;
+    if (fd < 0)
+        return 0;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), size = (size_t)stat->st_size, count = (size + page - 1) / page;
+    if (fsync(fd) || posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED))
+        bench_die(path);
+    void *map = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
+    unsigned char *is_cached = calloc(count, 1);
+    if (map == MAP_FAILED || !is_cached || mincore(map, size, is_cached))
+        bench_die(path);
+    for (size_t i = 0; i < count; i++)
+        cached_bytes += is_cached[i] & 1 ? page : 0;
+    free(is_cached);
+    munmap(map, size);
+    close(fd);
+    return 0;
+}
+
+static void forget_cached(void)
+{
+    if (nftw(opt.data, forget_file, 8, FTW_PHYS))
+        bench_die("nftw");
+}
+
+static void run_then(pid_t pid, int port, const char *listeners)
+{
+    char text[32];
+    snprintf(text, sizeof text, "%d", port);
+    setenv("PORT", text, 1);
+    snprintf(text, sizeof text, "%d", listener_port(listeners, "http"));
+    setenv("HTTP", text, 1);
+    snprintf(text, sizeof text, "%d", (int)pid);
+    setenv("PID", text, 1);
+    fflush(stdout);
+    if (system(opt.then) != 0)
+        bench_die("what was to be run then");
 }
 
 static void read_packet(int fd, uint8_t *packet, size_t room)
@@ -507,31 +638,44 @@ static mono_ns return_client(int port, uint64_t i)
     return took;
 }
 
-static void serve(void)
+/* Clients all over return, one after the other. */
+static void return_clients(int port, mono_ns begun)
 {
     static struct histogram took;
-    char path[FILE_PATH_MAX];
-    check(file_path(path, opt.data, "listeners"), NULL);
-    unlink(path);
-    mono_ns begun = clock_mono();
-    pid_t pid = start_broker();
-    int port = await_port(pid, path);
-    double serving = seconds_since(begun);
-    uint64_t first = bench_process_anonymous(pid), cpu = bench_process_cpu_ns(pid);
-    sleep(SETTLE_S);
-    uint64_t settled = bench_process_anonymous(pid);
     histogram_init(&took);
     /* Others at each run: who has returned has nothing waiting any more. */
     uint64_t stride = opt.sessions / (uint64_t)(opt.returning + 1), from = (uint64_t)begun / 1000 % stride;
     mono_ns first_took = return_client(port, from);
     for (int i = 1; i <= opt.returning; i++)
         histogram_record(&took, (uint64_t)return_client(port, (uint64_t)i * stride + from));
-    sleep(SETTLE_S); /* of what the returned cost, the most is the database's room for the pages of a commit: not of any session */
-    printf("sessions=%lu serving_s=%.2f start_cpu_s=%.2f anonymous_at_start=%lu anonymous=%lu anonymous_after_returns=%lu "
-           "first_return_ms=%.1f return_p50_ms=%.2f return_p99_ms=%.2f return_max_ms=%.2f\n",
-           (unsigned long)opt.sessions, serving, (double)cpu / 1e9, (unsigned long)first, (unsigned long)settled,
-           (unsigned long)bench_process_anonymous(pid), (double)first_took / 1e6, (double)histogram_quantile(&took, 0.5) / 1e6,
-           (double)histogram_quantile(&took, 0.99) / 1e6, (double)histogram_max(&took) / 1e6);
+    printf("first_return_ms=%.1f return_p50_ms=%.2f return_p99_ms=%.2f return_max_ms=%.2f ", (double)first_took / 1e6,
+           (double)histogram_quantile(&took, 0.5) / 1e6, (double)histogram_quantile(&took, 0.99) / 1e6, (double)histogram_max(&took) / 1e6);
+}
+
+static void serve(void)
+{
+    char path[FILE_PATH_MAX];
+    check(file_path(path, opt.data, "listeners"), NULL);
+    unlink(path);
+    if (opt.is_cold)
+        forget_cached();
+    mono_ns begun = clock_mono();
+    pid_t pid = start_broker();
+    int port = await_port(pid, path);
+    double serving = seconds_since(begun);
+    uint64_t first = bench_process_anonymous(pid), cpu = bench_process_cpu_ns(pid);
+    sleep((unsigned)opt.settle);
+    printf("sessions=%lu serving_s=%.2f start_cpu_s=%.2f anonymous_at_start=%lu anonymous=%lu ", (unsigned long)opt.sessions, serving,
+           (double)cpu / 1e9, (unsigned long)first, (unsigned long)bench_process_anonymous(pid));
+    if (opt.is_cold)
+        printf("cached_before_mib=%.1f ", (double)cached_bytes / 1048576);
+    if (opt.returning > 0)
+        return_clients(port, begun);
+    sleep((unsigned)
+              opt.settle); /* of what the returned cost, the most is the database's room for the pages of a commit: not of any session */
+    printf("anonymous_after_returns=%lu\n", (unsigned long)bench_process_anonymous(pid));
+    if (opt.then)
+        run_then(pid, port, path);
     begun = clock_mono();
     kill(pid, SIGTERM);
     int status = 0;
@@ -547,8 +691,9 @@ static void serve(void)
 static void parse(int argc, char **argv)
 {
     static const struct option longs[] = {
-        {"sessions", 1, 0, 'n'}, {"messages", 1, 0, 'm'}, {"shared", 0, 0, 's'},    {"wildcard", 0, 0, 'w'},
-        {"broker", 1, 0, 'b'},   {"config", 1, 0, 'c'},   {"returning", 1, 0, 'r'}, {0},
+        {"sessions", 1, 0, 'n'}, {"messages", 1, 0, 'm'}, {"shared", 0, 0, 's'}, {"wildcard", 0, 0, 'w'},
+        {"retained", 1, 0, 'R'}, {"broker", 1, 0, 'b'},   {"config", 1, 0, 'c'}, {"returning", 1, 0, 'r'},
+        {"settle", 1, 0, 'S'},   {"cold", 0, 0, 'C'},     {"then", 1, 0, 't'},   {0},
     };
     int c;
     while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
@@ -564,6 +709,18 @@ static void parse(int argc, char **argv)
             break;
         case 'w':
             opt.is_wildcard = true;
+            break;
+        case 'R':
+            opt.retained = strtoull(optarg, NULL, 10);
+            break;
+        case 'S':
+            opt.settle = atoi(optarg);
+            break;
+        case 'C':
+            opt.is_cold = true;
+            break;
+        case 't':
+            opt.then = optarg;
             break;
         case 'b':
             opt.broker = optarg;
@@ -585,14 +742,17 @@ int main(int argc, char **argv)
     parse(argc, argv);
     const char *what = optind < argc ? argv[optind++] : "";
     opt.data = optind < argc ? argv[optind] : NULL;
-    if (opt.data && !strcmp(what, "fill") && opt.sessions > 0)
+    bool can_return = opt.returning == 0 || opt.sessions > (uint64_t)opt.returning;
+    if (opt.data && !strcmp(what, "fill") && opt.sessions + opt.retained > 0)
         fill();
+    else if (opt.data && !strcmp(what, "connect") && opt.sessions > 0)
+        connect_all();
     else if (opt.data && !strcmp(what, "load"))
         load();
-    else if (opt.data && !strcmp(what, "serve") && opt.sessions > (uint64_t)opt.returning && opt.broker && opt.config && opt.returning > 0)
+    else if (opt.data && !strcmp(what, "serve") && can_return && opt.broker && opt.config && opt.returning >= 0 && opt.settle >= 0)
         serve();
     else {
-        fprintf(stderr, "usage: restart fill|load|serve DATA ... (see the head of restart.c)\n");
+        fprintf(stderr, "usage: restart fill|connect|load|serve DATA ... (see the head of restart.c)\n");
         return 2;
     }
     return 0;

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """What is left of an offline queue after kill -9: Debian's mosquitto beside tidegate, the same test on each.
 
-    tests/crash/mosquitto.py [--messages N] [--rounds N]
+    tests/crash/mosquitto.py [--messages N] [--rounds N] [--seconds S]
 
 A persistent subscriber (QoS 1, fleet/#) says goodbye; a publisher sends QoS 1 messages with up to 50 open, and is in the middle of them when
 the broker is killed. The broker starts again on the same directory, the subscriber comes back (clean session 0), and takes what there is.
@@ -90,7 +90,7 @@ def recovered(port):
     return found, present
 
 
-def try_broker(make, directory, count, rounds):
+def try_broker(make, directory, count, rounds, patience_s):
     """(acknowledged, recovered, sessions kept, msg/s of each round)"""
     total, kept, sessions, rates = 0, 0, 0, []
     for number in range(rounds):
@@ -100,7 +100,7 @@ def try_broker(make, directory, count, rounds):
         backend.connect("backend", clean=False)
         backend.subscribe(("fleet/#", 1))
         backend.disconnect()
-        publisher, acked, rate = publish(broker.port, count, 30)
+        publisher, acked, rate = publish(broker.port, count, patience_s)
         broker.kill()
         publisher.close()
         broker.start()
@@ -115,6 +115,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--messages", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=30)
     options = parser.parse_args()
 
     def tidegate(directory):
@@ -131,7 +132,7 @@ def main():
     print(f"{'broker':<44}{'acknowledged':>13}{'recovered':>11}{'lost':>8}{'sessions':>10}{'msg/s':>9}")
     for name, make in brokers:
         with tempfile.TemporaryDirectory(prefix="tidegate-compare-") as directory:
-            total, kept, sessions, rates = try_broker(make, pathlib.Path(directory), options.messages, options.rounds)
+            total, kept, sessions, rates = try_broker(make, pathlib.Path(directory), options.messages, options.rounds, options.seconds)
         print(f"{name:<44}{total:>13}{kept:>11}{total - kept:>8}{sessions:>6} of {options.rounds}{sorted(rates)[len(rates) // 2]:>8.0f}", flush=True)
     return 0
 
