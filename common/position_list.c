@@ -104,29 +104,37 @@ bool position_list_first(const struct position_list *list, uint64_t *sequence_ou
     return position_list_next(position_list_bytes(list), &offset, sequence_out) == ERR_OK;
 }
 
-bool position_list_pop(struct position_list **place, uint64_t *sequence_out)
+void position_list_drop(struct position_list **place, uint32_t count)
 {
     struct position_list *list = *place;
-    if (!position_list_first(list, sequence_out))
-        return false;
-    if (--list->count == 0) {
+    CHECK(count <= position_list_count(list));
+    if (count == 0)
+        return;
+    if ((list->count -= count) == 0) {
         free(list);
         *place = NULL;
-        return true;
+        return;
     }
     struct span bytes = position_list_bytes(list);
     size_t offset = 0;
-    uint64_t second = 0;
-    for (int i = 0; i < 2; i++) {
-        enum err err = position_list_next(bytes, &offset, &second);
+    uint64_t first = 0; /* of those that stay */
+    for (uint32_t i = 0; i <= count; i++) {
+        enum err err = position_list_next(bytes, &offset, &first);
         CHECK(err == ERR_OK);
     }
     uint8_t encoded[VARINT_SIZE_MAX];
     uint64_t zero = 0;
-    size_t size = position_list_put(encoded, &zero, second);
+    size_t size = position_list_put(encoded, &zero, first);
     CHECK(size <= offset);
     list->first += (uint32_t)(offset - size);
     memcpy(list->bytes + list->first, encoded, size);
+}
+
+bool position_list_pop(struct position_list **place, uint64_t *sequence_out)
+{
+    if (!position_list_first(*place, sequence_out))
+        return false;
+    position_list_drop(place, 1);
     return true;
 }
 

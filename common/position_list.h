@@ -23,6 +23,8 @@ enum err position_list_push_all(struct position_list **list, const uint64_t *seq
 uint64_t position_list_last(const struct position_list *list);
 /* Take the first off; false when empty. Frees the list with its last. */
 bool position_list_pop(struct position_list **list, uint64_t *sequence_out);
+/* Take the first `count` off, which are there. */
+void position_list_drop(struct position_list **list, uint32_t count);
 bool position_list_first(const struct position_list *list, uint64_t *sequence_out);
 /* Give back what a list that was much longer holds: more than twice what it needs. */
 void position_list_trim(struct position_list **list);

@@ -389,19 +389,23 @@ void waiting_after_read(struct shard *shard, struct session *sess)
 
 /* --- the checkpoint ----------------------------------------------------------------------------------------------------------------- */
 
-static void post_runs(struct shard *shard, struct session *sess)
+/* and_window: of what is in memory, too. Returns whether there was one. */
+static bool post_runs(struct shard *shard, struct session *sess, bool and_window)
 {
-    while (queue_is_tail_long(&sess->queue)) {
+    struct queue_shared *shared = and_window ? shared_of(shard) : NULL;
+    bool is_any = false;
+    for (; queue_has_run(&sess->queue, shared); is_any = true) {
         struct store_run *run = malloc(sizeof *run);
         if (!run)
-            return; /* the tail stays long */
-        if (!queue_take_run(&sess->queue, inflight_sequence_max(&sess->inflight), run)) {
+            break; /* the tail stays long */
+        if (!queue_take_run(&sess->queue, shared, inflight_sequence_max(&sess->inflight), run)) {
             free(run);
-            return;
+            break;
         }
         shard_post(shard, ACTOR_STORE,
                    &(struct op){.type = OP_STORE_RUN, .from = shard->config.index, .run = {.session_number = sess->number, .run = run}});
     }
+    return is_any;
 }
 
 /* Returns whether the session stays listed. */
@@ -411,13 +415,15 @@ static bool let_go(struct shard *shard, struct session *sess)
     sess->queue.is_run_late = false;
     /* While it is over its bounds what came last stays in memory: so there is never more than twice as much as they say, and what has to
      * go is written down as little as can be. */
-    bool is_left = !waiting_keep_bounds(shard, sess) || queue_settle(&sess->queue, shared_of(shard), is_online);
+    bool is_within = waiting_keep_bounds(shard, sess);
+    bool is_left = !is_within || queue_settle(&sess->queue, shared_of(shard), is_online);
+    while (post_runs(shard, sess, is_within) && is_within)
+        is_left = queue_settle(&sess->queue, shared_of(shard), is_online);
     if (!is_online) {
         is_left |= inflight_let_go(&sess->inflight, shard->waiting.shared.checkpoint);
         if (!sess->queue.is_reading)
             inflight_pack(&sess->inflight);
     }
-    post_runs(shard, sess);
     if (is_online)
         waiting_read(shard, sess);
     return is_left;
@@ -522,7 +528,7 @@ bool waiting_restore(struct shard *shard, struct session *sess, uint64_t sequenc
     note_change(shard, sess, was);
     note_restored(shard, sequence);
     counter_inc(&shard->stats.copies_restored);
-    post_runs(shard, sess);
+    (void)post_runs(shard, sess, false);
     return true;
 }
 

@@ -574,6 +574,9 @@ static enum err does_session_exist(struct checkpoint *checkpoint, uint64_t numbe
         *exists_out = session->exists;
         return ERR_OK;
     }
+    *exists_out = number == checkpoint->run_session;
+    if (*exists_out)
+        return ERR_OK;
     struct kv_txn *txn;
     enum err err = checkpoint_begin_look(checkpoint, &txn);
     if (err)
@@ -583,6 +586,7 @@ static enum err does_session_exist(struct checkpoint *checkpoint, uint64_t numbe
     err = kv_get(txn, KV_SESSIONS, kv_key_u64(key, number), &value);
     kv_abort(txn);
     *exists_out = err != ERR_NOTFOUND;
+    checkpoint->run_session = !err ? number : 0; /* a long queue is many runs */
     return err == ERR_NOTFOUND || err == ERR_CORRUPT ? ERR_OK : err;
 }
 

@@ -274,6 +274,7 @@ static void on_committed(struct checkpoint *checkpoint, const struct checkpoint_
     if (checkpoint->applied + 1 < state->cursor.position.sequence)
         checkpoint->applied = state->cursor.position.sequence - 1;
     checkpoint->is_new = false;
+    checkpoint->run_session = 0;
     delta_clear(&checkpoint->delta);
     counter_inc(&checkpoint->stats.commits);
     counter_add(&checkpoint->stats.written_bytes, bytes);

@@ -47,7 +47,8 @@ struct checkpoint {
     uint64_t forget_below;        /* removals with a smaller number */
     struct checkpoint_removal *removals;
     size_t removal_count, removal_capacity;
-    uint64_t *jobs; /* numbers of sessions that ended and may have runs */
+    uint64_t run_session; /* the last that runs were put for, and was in the database since the last commit; 0 = none */
+    uint64_t *jobs;       /* numbers of sessions that ended and may have runs */
     size_t job_count, job_capacity;
     struct delta_want *wants; /* scratch of a PUBLISH */
     size_t want_capacity;

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #define LATE_PIECE 256  /* sequences in one piece */
-#define LATE_ADD_MAX 16 /* sequences in one call */
+#define LATE_ADD_MAX 32 /* sequences in one call */
 
 struct late_list; /* NULL = empty */
 

@@ -7,11 +7,14 @@
 #include "common/position_list.h"
 
 #define CAPACITY_FIRST 4u
+#define WINDOW_SORT_MAX 4096u   /* messages brought into order at a time, before runs are cut from them; */
+#define WINDOW_SORTED_MIN 1024u /* again when fewer are left: what comes late is that late at most */
 
 /* Items in order. One allocation; NULL = empty. */
 struct item_ring {
     uint32_t capacity; /* a power of two */
     uint32_t first, count;
+    uint32_t sorted; /* of the window: so many of the oldest ascend by sequence, and the store has them */
     struct queue_item items[];
 };
 
@@ -32,7 +35,7 @@ struct queue_body {
     uint16_t run_misses;
 };
 
-_Static_assert(QUEUE_RUN <= LATE_ADD_MAX, "the late ones of a run are added at once");
+_Static_assert(STORE_RUN_MAX <= LATE_ADD_MAX, "the late ones of a run are added at once");
 _Static_assert(sizeof(struct queue_body) <= 48, "of every session with a queue: one size class of the allocator");
 
 /* --- rings -------------------------------------------------------------------------------------------------------------------------- */
@@ -69,7 +72,7 @@ static bool ring_put(struct item_ring **place, const struct queue_item *item)
         struct item_ring *grown = malloc(sizeof *grown + capacity * sizeof grown->items[0]);
         if (!grown)
             return false;
-        *grown = (struct item_ring){.capacity = capacity, .count = ring_count(ring)};
+        *grown = (struct item_ring){.capacity = capacity, .count = ring_count(ring), .sorted = ring ? ring->sorted : 0};
         for (uint32_t i = 0; i < grown->count; i++)
             grown->items[i] = *ring_at(ring, i);
         free(ring);
@@ -86,6 +89,7 @@ static struct queue_item ring_take(struct item_ring **place)
     CHECK(ring_count(ring) > 0);
     struct queue_item item = *ring_at(ring, 0);
     ring->first = (ring->first + 1) & (ring->capacity - 1);
+    ring->sorted -= ring->sorted > 0;
     if (--ring->count == 0) {
         free(ring);
         *place = NULL;
@@ -319,6 +323,14 @@ static void let_head_go(struct queue_body *body, struct queue_shared *shared)
         let_go(ring_take(&body->rings->head), shared);
 }
 
+/* A run can be cut from the window: without a list in between. */
+static bool is_window_long(const struct queue_body *body, const struct queue_shared *shared)
+{
+    struct item_ring *window = window_of(body);
+    return shared && ring_count(window) >= STORE_RUN_MAX && !is_joined(body) && body->reading_count == 0 &&
+           is_stored(ring_at(window, 0), shared) && is_stored(ring_at(window, STORE_RUN_MAX - 1), shared);
+}
+
 bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_online)
 {
     struct queue_body *body = queue->body;
@@ -337,6 +349,8 @@ bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_onli
         window_take(rings);
     }
     while (rings->window && is_stored(ring_at(rings->window, 0), shared)) {
+        if (queue_is_tail_long(queue) && is_window_long(body, shared))
+            return true; /* queue_take_run() goes on with it */
         if (position_list_push(&body->tail, sequence_of(ring_at(rings->window, 0))) != ERR_OK)
             return true;
         let_go(window_take(rings), shared);
@@ -429,70 +443,164 @@ static bool late_to_front(struct queue_body *body, uint64_t below, bool is_first
     return is_any;
 }
 
-/* Of the tail's oldest, those that may not go into a run because it is read before another that there is. False: memory is short. */
+/* A few that are nearly in order. */
+static void sort_sequences(uint64_t *sequences, uint32_t count)
+{
+    for (uint32_t i = 1; i < count; i++) {
+        uint64_t sequence = sequences[i];
+        uint32_t at = i;
+        for (; at > 0 && sequences[at - 1] > sequence; at--)
+            sequences[at] = sequences[at - 1];
+        sequences[at] = sequence;
+    }
+}
+
+struct sorted_item {
+    uint64_t sequence;
+    struct queue_item item;
+};
+
+/* Merge from[0, middle) and from[middle, end), which ascend. */
+static void merge_items(struct sorted_item *to, const struct sorted_item *from, uint32_t middle, uint32_t end)
+{
+    for (uint32_t a = 0, b = middle, at = 0; at < end; at++) {
+        bool is_first = b == end || (a < middle && from[a].sequence <= from[b].sequence);
+        to[at] = from[is_first ? a++ : b++];
+    }
+}
+
+/* The end of what ascends from `begin` on. */
+static uint32_t ascent_end(const struct sorted_item *items, uint32_t begin, uint32_t count)
+{
+    uint32_t end = begin + 1;
+    while (end < count && items[end - 1].sequence <= items[end].sequence)
+        end++;
+    return end < count ? end : count;
+}
+
+/* What came from few shards is made of few pieces that ascend: merge neighbours until there is one. Returns where the result is. */
+static struct sorted_item *sort_items(struct sorted_item *items, struct sorted_item *other, uint32_t count)
+{
+    while (ascent_end(items, 0, count) < count) {
+        for (uint32_t begin = 0, middle, end; begin < count; begin = end) {
+            middle = ascent_end(items, begin, count);
+            end = middle < count ? ascent_end(items, middle, count) : middle;
+            merge_items(other + begin, items + begin, middle - begin, end - begin);
+        }
+        struct sorted_item *merged = other;
+        other = items;
+        items = merged;
+    }
+    return items;
+}
+
+/* Bring the oldest of a long window into the order of their sequences, so that few come too late for a run: each publisher's order is that
+ * of its shard's, and sequences follow it. Where memory is short they stay as they are. */
+static void sort_window(struct item_ring *window, const struct queue_shared *shared)
+{
+    uint32_t count = 0, max = window->count < WINDOW_SORT_MAX ? window->count : WINDOW_SORT_MAX;
+    if (window->sorted >= WINDOW_SORTED_MIN || window->sorted == max || !is_stored(ring_at(window, window->sorted), shared))
+        return;
+    struct sorted_item *items = malloc((size_t)2 * max * sizeof *items);
+    for (; items && count < max && is_stored(ring_at(window, count), shared); count++)
+        items[count] = (struct sorted_item){sequence_of(ring_at(window, count)), *ring_at(window, count)};
+    if (count > window->sorted) {
+        const struct sorted_item *sorted = sort_items(items, items + max, count);
+        for (uint32_t i = 0; i < count; i++)
+            *ring_at(window, i) = sorted[i].item;
+        window->sorted = count;
+    }
+    free(items);
+}
+
+/* Of the oldest, those that may not go into a run because it is read before another that there is. False: memory is short. */
 static bool take_late(struct queue_body *body, struct store_run *run)
 {
-    uint64_t late[QUEUE_RUN];
+    uint64_t late[STORE_RUN_MAX];
     uint32_t late_count = 0, kept = 0;
     for (uint32_t i = 0; i < run->count; i++)
         if (run->sequences[i] <= body->run_max)
             late[late_count++] = run->sequences[i];
     if (late_count > 0) {
-        qsort(late, late_count, sizeof late[0], compare_u64);
+        sort_sequences(late, late_count);
         if (!late_add(body, late, late_count))
             return false;
     }
-    for (uint32_t i = 0; i < run->count; i++)
+    for (uint32_t i = 0; i < run->count && late_count > 0; i++)
         if (run->sequences[i] > body->run_max)
             run->sequences[kept++] = run->sequences[i];
-    run->count = kept;
+    run->count = late_count > 0 ? kept : run->count;
     return true;
 }
 
 /* --- runs --------------------------------------------------------------------------------------------------------------------------- */
 
-/* ERR_OK: a run. ERR_AGAIN: the oldest of the tail were put elsewhere, the next may be one. ERR_NOTFOUND: no run now. ERR_NOMEM. */
-static enum err take_run(struct queue *queue, uint64_t inflight_max, struct store_run *run_out)
+bool queue_has_run(const struct queue *queue, const struct queue_shared *shared)
 {
-    struct queue_body *body = queue->body;
-    if (!queue_is_tail_long(queue) || body->reading_count > 0)
-        return ERR_NOTFOUND;
-    if (body->run_count == 0) /* otherwise it is all below */
-        body->run_max = max_of(body->run_max, max_of(inflight_max, max_ahead(body)));
+    const struct queue_body *body = queue->body;
+    return body && body->reading_count == 0 && (queue_is_tail_long(queue) || is_window_long(body, shared));
+}
+
+/* The oldest of the tail, which go into a run, and behind them those of a long window. Returns how many are of the tail. */
+static uint32_t list_oldest(const struct queue_body *body, const struct queue_shared *shared, struct store_run *run_out)
+{
+    bool is_long = is_window_long(body, shared);
+    uint32_t tail_count = position_list_count(body->tail), count = is_long ? tail_count : tail_count - 1;
+    if (is_long)
+        sort_window(window_of(body), shared);
+    uint32_t max = is_long || tail_count > 2 * STORE_RUN_MAX ? STORE_RUN_MAX : QUEUE_RUN;
+    uint32_t from_tail = count < max ? count : max;
     uint64_t sequence = 0;
-    uint32_t late = 0; /* up to the last of the oldest that may not go into a run */
     struct span bytes = position_list_bytes(body->tail);
     size_t offset = 0;
-    uint32_t count = position_list_count(body->tail) - 1;
     run_out->count = 0;
-    while (run_out->count < QUEUE_RUN && run_out->count < count) {
+    while (run_out->count < from_tail) {
         enum err err = position_list_next(bytes, &offset, &sequence);
         CHECK(err == ERR_OK);
         run_out->sequences[run_out->count++] = sequence;
-        if (sequence <= body->run_max)
-            late = run_out->count;
     }
+    for (uint32_t i = 0; is_long && run_out->count < max && is_stored(ring_at(window_of(body), i), shared); i++)
+        run_out->sequences[run_out->count++] = sequence_of(ring_at(window_of(body), i));
+    return from_tail;
+}
+
+/* The oldest, which stand elsewhere now. */
+static void drop_taken(struct queue_body *body, struct queue_shared *shared, uint32_t count, uint32_t from_tail)
+{
+    position_list_drop(&body->tail, count < from_tail ? count : from_tail);
+    for (uint32_t i = from_tail; i < count; i++)
+        let_go(window_take(body->rings), shared);
+    rings_trim(body);
+}
+
+/* ERR_OK: a run. ERR_AGAIN: the oldest were put elsewhere, the next may be one. ERR_NOTFOUND: no run now. ERR_NOMEM. */
+static enum err take_run(struct queue *queue, struct queue_shared *shared, uint64_t inflight_max, struct store_run *run_out)
+{
+    struct queue_body *body = queue->body;
+    if (!queue_has_run(queue, shared))
+        return ERR_NOTFOUND;
+    if (body->run_count == 0) /* otherwise it is all below */
+        body->run_max = max_of(body->run_max, max_of(inflight_max, max_ahead(body)));
+    uint32_t from_tail = list_oldest(body, shared, run_out);
+    uint32_t count = run_out->count, late = 0; /* up to the last of the oldest that may not go into a run */
+    for (uint32_t i = 0; i < count; i++)
+        if (run_out->sequences[i] <= body->run_max)
+            late = i + 1;
     if (late > 0 && body->run_count == 0) {
         /* Before the runs none is left that it could overtake. */
-        for (; late > 0; late--) {
-            bool is_there = position_list_first(body->tail, &sequence);
-            CHECK(is_there);
-            if (position_list_push(&body->front, sequence) != ERR_OK)
-                return ERR_NOMEM;
-            position_list_pop(&body->tail, &sequence);
-        }
+        if (!list_append(&body->front, run_out->sequences, late))
+            return ERR_NOMEM;
+        drop_taken(body, shared, late, from_tail);
         return ERR_AGAIN;
     }
-    count = run_out->count;
-    if (!take_late(body, run_out))
+    if (late > 0 && !take_late(body, run_out))
         return ERR_NOMEM;
-    for (uint32_t i = 0; i < count; i++)
-        position_list_pop(&body->tail, &sequence);
+    drop_taken(body, shared, count, from_tail);
     if (!queue_is_tail_long(queue))
         position_list_trim(&body->tail); /* many came at once */
     if (run_out->count == 0)
         return ERR_AGAIN;
-    qsort(run_out->sequences, run_out->count, sizeof run_out->sequences[0], compare_u64);
+    sort_sequences(run_out->sequences, run_out->count);
     body->run_max = run_out->sequences[run_out->count - 1];
     if (body->run_count == 0)
         body->run_next = max_of(body->run_next, run_out->sequences[0]);
@@ -500,10 +608,10 @@ static enum err take_run(struct queue *queue, uint64_t inflight_max, struct stor
     return ERR_OK;
 }
 
-bool queue_take_run(struct queue *queue, uint64_t inflight_max, struct store_run *run_out)
+bool queue_take_run(struct queue *queue, struct queue_shared *shared, uint64_t inflight_max, struct store_run *run_out)
 {
     enum err err;
-    while ((err = take_run(queue, inflight_max, run_out)) == ERR_AGAIN)
+    while ((err = take_run(queue, shared, inflight_max, run_out)) == ERR_AGAIN)
         ;
     return err == ERR_OK;
 }

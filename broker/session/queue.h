@@ -36,7 +36,7 @@
 
 #define QUEUE_HEAD_MAX STORE_READ_MAX /* messages read ahead; a run may bring as many beyond half of it */
 #define QUEUE_TAIL_MAX 13             /* sequences in memory, or QUEUE_TAIL_SIZE_MAX; at one more the oldest become a run, */
-#define QUEUE_RUN 12                  /* so many at most */
+#define QUEUE_RUN 12                  /* so many; where many came at once, up to STORE_RUN_MAX */
 #define QUEUE_TAIL_SIZE_MAX 39        /* bytes of theirs: with another of 5 the list takes 64, one size class of the allocator */
 #define QUEUE_RUN_MISSES_MAX 100      /* checkpoints in a row without the run that must be there: it is given up, counted */
 
@@ -131,17 +131,18 @@ bool queue_pop_over(struct queue *queue, struct queue_shared *shared, const stru
 /* How many of the oldest have to go, as far as can be said before their costs are known: at least 1, if any has to. */
 uint32_t queue_over(const struct queue *queue, const struct queue_limits *limits);
 
-/* Let go what is below the checkpoint: the window's to the tail, and of a client that is away the head's to the front. Returns whether
- * something is left that a later checkpoint lets go. */
+/* Let go what is below the checkpoint: the window's to the tail, and of a client that is away the head's to the front. Of a window of many
+ * queue_take_run() takes the most, without a list in between. Returns whether something is left that it or a later checkpoint lets go. */
 bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_online);
 /* A sequence below which nothing is that must be read first; 0 when nothing must. */
 uint64_t queue_oldest_unread(const struct queue *queue);
 /* Whether there are runs to be read. */
 bool queue_has_runs(const struct queue *queue);
-/* Cut the tail: fill a run (ascending) that the caller posts. inflight_max: the greatest sequence that is in flight. False: it is short
- * enough, or may not be cut now. */
+/* Cut the tail, and a window of which queue_settle() left much for this: fill a run (ascending) that the caller posts. shared: NULL = the tail alone. inflight_max: the
+ * greatest sequence that is in flight. False: it is short enough, or may not be cut now. After some true, queue_settle() once more. */
 bool queue_is_tail_long(const struct queue *queue);
-bool queue_take_run(struct queue *queue, uint64_t inflight_max, struct store_run *run_out);
+bool queue_has_run(const struct queue *queue, const struct queue_shared *shared);
+bool queue_take_run(struct queue *queue, struct queue_shared *shared, uint64_t inflight_max, struct store_run *run_out);
 /* Whether queue_next_read() would say yes: something is to be read, nothing is under way, and the head is at most half full. */
 bool queue_must_read(const struct queue *queue);
 /* The next request: kind, run, count, items' sequences are set, at most `max` (1..STORE_READ_MAX; a run comes whole). False: nothing to

@@ -77,6 +77,10 @@ static void any_pushes_and_pops_leave_what_an_array_would(void **state)
                 last = draw_next(&random, last);
                 OK(position_list_push(&list, last));
                 model.items[model.end++] = last;
+            } else if (check_random_chance(&random, 1, 8)) {
+                uint32_t count = (uint32_t)check_random_below(&random, model.end - model.first + 1);
+                position_list_drop(&list, count);
+                model.first += count;
             } else {
                 uint64_t popped;
                 bool is_there = model.first < model.end;

@@ -49,7 +49,7 @@ struct world {
     size_t run_count, committed;
     struct store_read read;
     bool is_reading, is_online;
-    uint64_t reads, late, gone, crashes;
+    uint64_t reads, late, gone, crashes, long_runs;
     /* QUEUE_DROP_OLDEST, once messages_max is not 0: costs differ, and nothing is dropped behind the queue's back. */
     struct queue_limits limits;
     uint64_t bytes;          /* in the queue */
@@ -140,7 +140,7 @@ static uint64_t inflight_max(const struct world *w)
 static void cuts_runs(struct world *w)
 {
     assert_true(w->run_count < RUNS_MAX - 1);
-    while (queue_take_run(&w->queue, inflight_max(w), &w->runs[w->run_count])) {
+    while (queue_take_run(&w->queue, &w->shared, inflight_max(w), &w->runs[w->run_count])) {
         const struct store_run *run = &w->runs[w->run_count];
         for (uint32_t i = 0; i < run->count; i++) {
             assert_true(run->sequences[i] < w->shared.checkpoint);
@@ -148,6 +148,7 @@ static void cuts_runs(struct world *w)
         }
         for (size_t i = 0; i < w->run_count; i++)
             assert_true(w->is_dropped[i] != STORED || run->sequences[0] > w->runs[i].sequences[w->runs[i].count - 1]);
+        w->long_runs += run->count == STORE_RUN_MAX;
         w->is_dropped[w->run_count++] = STORED;
     }
     assert_true(w->queue.is_reading || !queue_is_tail_long(&w->queue)); /* whatever came late */
@@ -446,6 +447,7 @@ static void order_is_kept_whatever_is_let_go(void **state)
     assert_true(w->late > 0);
     assert_true(w->gone > 0);
     assert_true(w->crashes > 10);
+    assert_true(w->long_runs > 10);
     comes_to_its_end(w);
 }
 
@@ -555,9 +557,9 @@ static void a_run_is_above_all_that_is_sent_before_it(void **state)
     struct queue queue = {0};
     struct store_run run;
     push_wanted(&queue, &shared, 1, 30); /* late: 50 is in flight */
-    assert_false(queue_take_run(&queue, 50, &run));
+    assert_false(queue_take_run(&queue, &shared, 50, &run));
     push_wanted(&queue, &shared, 60, 80);
-    assert_true(queue_take_run(&queue, 50, &run));
+    assert_true(queue_take_run(&queue, &shared, 50, &run));
     assert_int_equal(run.sequences[0], 60);
     struct store_read read = {0};
     for (int i = 0; i < 2; i++) { /* 1 to 30 stand before it */
@@ -575,16 +577,16 @@ static void a_run_is_above_all_that_is_sent_before_it(void **state)
     push_wanted(&queue, &shared, 100, 105);
     assert_true(queue_next_read(&queue, &read, STORE_READ_MAX));
     push_wanted(&queue, &shared, 1, 30);
-    assert_false(queue_take_run(&queue, 0, &run)); /* 100 to 105 are being read */
+    assert_false(queue_take_run(&queue, &shared, 0, &run)); /* 100 to 105 are being read */
     uint32_t metas[STORE_READ_MAX] = {0}, lost;
     for (uint32_t i = 0; i < read.count; i++) {
         read.items[i].msg = message(read.items[i].sequence);
         read.items[i].state = STORE_ITEM_FOUND;
     }
     queue_on_read(&queue, &shared, &read, metas, &lost);
-    assert_false(queue_take_run(&queue, 0, &run)); /* they are in the head */
+    assert_false(queue_take_run(&queue, &shared, 0, &run)); /* they are in the head */
     push_wanted(&queue, &shared, 110, 130);
-    assert_true(queue_take_run(&queue, 0, &run));
+    assert_true(queue_take_run(&queue, &shared, 0, &run));
     assert_int_equal(run.sequences[0], 110);
     queue_deinit(&queue, &shared);
 }
@@ -686,14 +688,14 @@ static void late_ones_do_not_hold_the_tail(void **state)
         uint32_t count = 0;
         push_wanted(&queue, &shared, 100, 120);
         push_wanted(&queue, &shared, 200, 220);
-        while (queue_take_run(&queue, 0, &runs[count]))
+        while (queue_take_run(&queue, &shared, 0, &runs[count]))
             count++;
         assert_int_equal(count, 3);
         assert_int_equal(runs[2].sequences[0], 203);
         push_wanted(&queue, &shared, 150, 151);
         push_wanted(&queue, &shared, 50, 51);
         push_wanted(&queue, &shared, 300, 500);
-        while (queue_take_run(&queue, 0, &runs[count]))
+        while (queue_take_run(&queue, &shared, 0, &runs[count]))
             count++;
         assert_false(queue_is_tail_long(&queue));
         uint64_t wanted[300], taken[300] = {0};
@@ -726,6 +728,35 @@ static void late_ones_do_not_hold_the_tail(void **state)
         assert_memory_equal(taken, wanted, wanted_count * sizeof wanted[0]);
         queue_deinit(&queue, &shared);
     }
+}
+
+/* Blocks of two shards that cross on their way: they become runs all the same, and next to none stand aside. */
+static void many_that_came_at_once_become_runs_in_order(void **state)
+{
+    (void)state;
+    struct queue_stats window = {0};
+    struct queue_shared shared = {.window = &window, .checkpoint = 1};
+    struct queue queue = {0};
+    struct store_run run;
+    push_wanted(&queue, &shared, 1, 100);
+    for (uint64_t block = 1; block < 100; block += 2) {
+        push_wanted(&queue, &shared, (block + 1) * 100 + 1, (block + 2) * 100);
+        push_wanted(&queue, &shared, block * 100 + 1, (block + 1) * 100);
+    }
+    assert_int_equal(window.messages, 10100);
+    shared.checkpoint = 8901;
+    uint64_t last = 0, taken = 0;
+    for (int i = 0; i < 2; i++) {
+        assert_true(queue_settle(&queue, &shared, false));
+        while (queue_take_run(&queue, &shared, 0, &run)) {
+            for (uint32_t k = 0; k < run.count; k++, last = run.sequences[k - 1])
+                assert_true(run.sequences[k] > last && run.sequences[k] < 8901);
+            taken += run.count;
+        }
+    }
+    assert_int_equal(window.messages, 10100 - 8900);
+    assert_true(taken > 8800);
+    queue_deinit(&queue, &shared);
 }
 
 static void a_run_that_is_never_found_is_given_up(void **state)
@@ -805,6 +836,7 @@ int main(void)
         cmocka_unit_test(a_run_is_above_all_that_is_sent_before_it),
         cmocka_unit_test(it_is_made_again_from_what_the_store_says),
         cmocka_unit_test(late_ones_do_not_hold_the_tail),
+        cmocka_unit_test(many_that_came_at_once_become_runs_in_order),
         cmocka_unit_test(a_run_that_is_never_found_is_given_up),
         cmocka_unit_test(a_damaged_run_does_not_hold_the_others),
         cmocka_unit_test(meta_holds_what_it_is_given),

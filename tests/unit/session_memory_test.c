@@ -58,9 +58,12 @@ static void add_session(struct world *world, uint32_t i)
 static void settle(struct world *world, struct session *sess)
 {
     struct store_run run;
-    CHECK(!queue_settle(&sess->queue, &world->shared, false));
-    while (queue_is_tail_long(&sess->queue))
-        CHECK(queue_take_run(&sess->queue, 0, &run));
+    bool is_left;
+    do
+        is_left = queue_settle(&sess->queue, &world->shared, false);
+    while (queue_take_run(&sess->queue, &world->shared, 0, &run));
+    CHECK(!is_left);
+    CHECK(!queue_is_tail_long(&sess->queue));
 }
 
 /* What a client that took messages in turn with others did not acknowledge before it left. */
