@@ -478,6 +478,23 @@ static void clean_up(struct backup *backup)
     remove_all(backup->fs, backup->options->dir);
 }
 
+/* A backup in what it is a backup of would go with it, and a start would find directories that it does not know. */
+static enum err check_outside(const struct backup *backup)
+{
+    const char *places[] = {backup->options->data_dir, backup->log, backup->checkpoint};
+    bool is_inside = false;
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        enum err err = data_files_is_inside(&is_inside, backup->options->dir, places[i]);
+        if (err)
+            return err_set(backup->msg, err, "%s: %s", backup->options->dir, err_text(err));
+        if (is_inside)
+            return err_set(backup->msg, ERR_INVALID,
+                           "%s: is inside the data directory %s: a backup goes somewhere else, best to another disk", backup->options->dir,
+                           places[i]);
+    }
+    return ERR_OK;
+}
+
 static void report(const struct backup *backup)
 {
     const struct backup_list *list = &backup->list;
@@ -543,6 +560,8 @@ enum err backup_run(const struct backup_options *options, struct errmsg *msg)
         err_set(msg, err, "%s: a backup goes into a new or empty directory", options->dir);
     if (!err)
         err = backup_paths(backup);
+    if (!err)
+        err = check_outside(backup);
     if (!err)
         err = read_format(backup);
     if (!err)

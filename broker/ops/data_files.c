@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/crc32c.h"
@@ -185,6 +186,59 @@ enum err data_files_is_free(struct fs *fs, const char *dir)
     if (!err && !(count == 0 || (count == 1 && strcmp(names[0], "lost+found") == 0)))
         err = ERR_EXISTS;
     free(names);
+    return err;
+}
+
+/* Where `path` leads, with what is not there yet of it. */
+static enum err resolve(char at_out[FILE_PATH_MAX], const char *path)
+{
+    char there[FILE_PATH_MAX];
+    char *real = NULL;
+    if (snprintf(there, sizeof there, path[0] == '/' ? "%s" : "./%s", path) >= (int)sizeof there)
+        return ERR_TOOLARGE;
+    size_t size = strlen(there);
+    while (size > 0 && !(real = realpath(there, NULL))) { /* what is not there, or may not be looked at, from its end */
+        while (size > 0 && there[size - 1] == '/')
+            size--;
+        while (size > 0 && there[size - 1] != '/')
+            size--;
+        there[size] = '\0';
+    }
+    int written = snprintf(at_out, FILE_PATH_MAX, "%s", real ? real : "/");
+    free(real);
+    size_t prefix = path[0] == '/' ? 0 : 2;
+    const char *rest = path + (size > prefix ? size - prefix : 0);
+    for (size_t end; *rest && written < FILE_PATH_MAX; rest += end) { /* it will be made, without links */
+        rest += strspn(rest, "/");
+        end = strcspn(rest, "/");
+        if (end == 0 || (end == 1 && rest[0] == '.'))
+            continue;
+        if (end == 2 && rest[0] == '.' && rest[1] == '.') {
+            char *slash = strrchr(at_out, '/');
+            slash[slash == at_out] = '\0';
+            written = (int)strlen(at_out);
+        } else {
+            written += snprintf(at_out + written, (size_t)(FILE_PATH_MAX - written), "/%.*s", (int)end, rest);
+        }
+    }
+    return written < FILE_PATH_MAX ? ERR_OK : ERR_TOOLARGE;
+}
+
+enum err data_files_is_inside(bool *is_inside_out, const char *path, const char *dir)
+{
+    struct stat wanted, found;
+    char at[FILE_PATH_MAX];
+    *is_inside_out = false;
+    if (stat(dir, &wanted) < 0)
+        return ERR_OK;
+    enum err err = resolve(at, path);
+    while (!err && !*is_inside_out) {
+        *is_inside_out = stat(at, &found) == 0 && found.st_dev == wanted.st_dev && found.st_ino == wanted.st_ino;
+        char *slash = strrchr(at, '/');
+        if (slash[1] == '\0')
+            break;
+        slash[slash == at] = '\0';
+    }
     return err;
 }
 

@@ -23,6 +23,9 @@ must_check enum err data_files_write(struct fs *fs, const char *dir, const char 
 must_check enum err data_files_list(char ***names_out, size_t *count_out, struct fs *fs, const char *dir);
 /* Is it missing, or empty but for what a new file system has (lost+found)? ERR_EXISTS: neither. */
 must_check enum err data_files_is_free(struct fs *fs, const char *dir);
+/* Is `path`, which need not exist, the directory `dir` or somewhere below it? Symbolic links and ".." are followed. No when `dir` is not
+ * there. ERR_TOOLARGE: a path is too long. */
+must_check enum err data_files_is_inside(bool *is_inside_out, const char *path, const char *dir);
 /* Does the file or directory exist? */
 bool data_files_exist(const char *dir, const char *name);
 

@@ -218,6 +218,13 @@ enum err restore_run(const struct restore_options *options, struct errmsg *msg)
     if (err)
         return err_set(msg, err, "%s: %s: a backup is restored into a new or empty directory; move away what is there", options->data_dir,
                        err == ERR_EXISTS ? "is not empty" : err_text(err));
+    bool is_inside;
+    err = data_files_is_inside(&is_inside, options->data_dir, options->dir);
+    if (!err && is_inside)
+        err = ERR_INVALID;
+    if (err)
+        return err_set(msg, err, "%s: %s", options->data_dir,
+                       is_inside ? "is inside the backup, which stays as it is: a backup is restored somewhere else" : err_text(err));
     data_files_catch_signals();
     err = read_list(&restore);
     if (!err)

@@ -244,6 +244,9 @@ def test_where_backup_and_restore_refuse(pair, elsewhere, tmp_path):
     status, _, err = maintain(pair.broker, "backup", tmp_path / "backup")
     assert status == 1 and str(tmp_path / "backup") in err
 
+    status, _, err = maintain(pair.broker, "backup", pair.broker.data / "log" / ".." / "backup")
+    assert status == 1 and "inside the data directory" in err and not (pair.broker.data / "backup").exists()
+
     status, _, err = maintain(pair.broker, "restore", tmp_path / "backup") # not over a broker's data
     assert status == 1 and str(pair.broker.data) in err
     status, _, err = maintain(elsewhere, "restore", tmp_path / "full") # no backup

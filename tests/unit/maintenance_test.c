@@ -532,6 +532,41 @@ static void a_directory_in_use_or_missing_is_refused(void **state)
     assert_int_equal(restore(p), ERR_NOTFOUND);
 }
 
+/* However the path is written; a neighbour whose name begins alike is none inside. */
+static void a_backup_does_not_go_into_its_data(void **state)
+{
+    struct place *p = (struct place *)*state;
+    fill(p);
+    char link[160], elsewhere[160], moved[176];
+    snprintf(link, sizeof link, "%s/link", p->root);
+    snprintf(elsewhere, sizeof elsewhere, "%s/elsewhere", p->root);
+    snprintf(moved, sizeof moved, "%s/log", elsewhere);
+    assert_int_equal(symlink("data", link), 0);
+    assert_int_equal(mkdir(elsewhere, 0750), 0);
+    assert_int_equal(rename(p->log, moved), 0); /* as on a disk of its own */
+    assert_int_equal(symlink(moved, p->log), 0);
+    static const char *const inside[] = {"data/backup",    "data/log/backup",      "data/a/b/backup",
+                                         "link/backup",    "link/./a//backup/",    "no/../data/a/backup",
+                                         "data/../link/a", "elsewhere/log/backup", "data/log"};
+    for (size_t i = 0; i < sizeof inside / sizeof *inside; i++) {
+        snprintf(p->backup, sizeof p->backup, "%s/%s", p->root, inside[i]);
+        enum err err = backup(p);
+        if (err != ERR_INVALID && !(err == ERR_EXISTS && strcmp(inside[i], "data/log") == 0))
+            fail_msg("%s: %s: %s", inside[i], err_text(err), p->msg.text);
+        assert_true(err == ERR_EXISTS || strstr(p->msg.text, "inside the data directory"));
+    }
+    static const char *const outside[] = {"data2", "elsewhere/backup", "data/../backup", "link/../link/../new/a"};
+    for (size_t i = 0; i < sizeof outside / sizeof *outside; i++) {
+        snprintf(p->backup, sizeof p->backup, "%s/%s", p->root, outside[i]);
+        OK(backup(p));
+    }
+    use(p, "new/a/data"); /* and nothing is restored into a backup */
+    assert_int_equal(restore(p), ERR_INVALID);
+    assert_false(data_files_exist(p->data, "."));
+    use(p, "beside");
+    OK(restore(p));
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -539,6 +574,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(a_backup_is_restored_and_goes_on_under_its_own_id),
         TEST(a_backup_tells_of_damaged_values),
+        TEST(a_backup_does_not_go_into_its_data),
         TEST(a_damaged_body_costs_its_message),
         TEST(a_damaged_retained_body_costs_its_value),
         TEST(a_damaged_session_costs_its_queue),
