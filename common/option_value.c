@@ -106,6 +106,7 @@ static void complain(struct errmsg *msg, const struct option_spec *spec, const c
     struct buf expected;
     buf_init(&expected, sizeof msg->text);
     option_value_print_expected(&expected, spec);
+    option_value_print_magic(&expected, spec);
     err_set(msg, ERR_INVALID, "\"%.60s%s\" %s (expected %s)", text, strlen(text) > 60 ? "..." : "", what, buf_string(&expected));
     buf_deinit(&expected);
 }
@@ -326,6 +327,14 @@ void option_value_print_expected(struct buf *out, const struct option_spec *spec
     }
     if (spec->flags & OPTION_MAY_BE_UNLIMITED)
         buf_put_string(out, ", or unlimited");
+}
+
+void option_value_print_magic(struct buf *out, const struct option_spec *spec)
+{
+    if (spec->flags & OPTION_ZERO_UNLIMITED)
+        buf_put_string(out, "; 0 means unlimited");
+    if (spec->flags & OPTION_MINUS_ONE_UNLIMITED)
+        buf_put_string(out, "; -1 means unlimited");
 }
 
 const char *option_type_name(const struct option_spec *spec)

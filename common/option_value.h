@@ -22,6 +22,8 @@ void option_value_store(void *base, const struct option_spec *spec, union option
 void option_value_print(struct buf *out, const void *base, const struct option_spec *spec);
 /* Append what a value looks like, "an integer from 1 to 65535, or unlimited". */
 void option_value_print_expected(struct buf *out, const struct option_spec *spec);
+/* Append which number of mosquitto's is no number, "; 0 means unlimited"; nothing for most. */
+void option_value_print_magic(struct buf *out, const struct option_spec *spec);
 /* The type's name in the documents. */
 const char *option_type_name(const struct option_spec *spec);
 

@@ -384,6 +384,7 @@ static void set_value(struct options *options, const struct option_spec *spec, c
         struct buf expected;
         buf_init(&expected, PROBLEM_TEXT_SIZE);
         option_value_print_expected(&expected, spec);
+        option_value_print_magic(&expected, spec);
         problem_at(options, OPTION_ERROR, place, spec->name, "has no value (expected %s)", buf_string(&expected));
         buf_deinit(&expected);
         return;

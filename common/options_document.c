@@ -96,10 +96,7 @@ static void put_markdown_values(struct buf *out, const struct option_spec *spec)
     buf_deinit(&expected);
     if (spec->unit)
         buf_printf(out, " (%s)", spec->unit);
-    if (spec->flags & OPTION_ZERO_UNLIMITED)
-        buf_put_string(out, "; 0 means unlimited");
-    if (spec->flags & OPTION_MINUS_ONE_UNLIMITED)
-        buf_put_string(out, "; -1 means unlimited");
+    option_value_print_magic(out, spec);
     if (spec->type == OPTION_STRINGS || spec->type == OPTION_LISTENER)
         buf_put_string(out, "; repeatable");
 }

@@ -134,8 +134,10 @@ static void all_problems_of_a_file_are_told(void **state)
         "listener 0 /run/socket\n",
         ERR_INVALID,
         "demo.conf:1: persistence: \"yes\" is neither (expected true or false)\n"
-        "demo.conf:2: max_inflight_messages: \"70000\" is out of range (expected an integer from 1 to 65535, or unlimited)\n"
-        "demo.conf:3: max_inflight_messages: \"-1\" is out of range (expected an integer from 1 to 65535, or unlimited)\n"
+        "demo.conf:2: max_inflight_messages: \"70000\" is out of range (expected an integer from 1 to 65535, or unlimited; 0 means "
+        "unlimited)\n"
+        "demo.conf:3: max_inflight_messages: \"-1\" is out of range (expected an integer from 1 to 65535, or unlimited; 0 means "
+        "unlimited)\n"
         "demo.conf:4: max_packet_size: \"64K\" is no size (expected a size such as 64KiB or 1MiB from 1KiB to 256MiB)\n"
         "demo.conf:5: max_packet_size: has no value (expected a size such as 64KiB or 1MiB from 1KiB to 256MiB)\n"
         "demo.conf:6: flush_interval: \"10\" is no duration (expected a duration such as 200us, 10s or 1h from 1ms to 1h)\n"
@@ -162,8 +164,9 @@ static void mosquittos_magic_numbers_give_a_notice(void **state)
                                                    "demo.conf:2: notice: max_connections: -1 means unlimited\n");
     assert_true(run.config.inflight == OPTION_UNLIMITED);
     run_end(&run);
-    assert_problems("max_connections 0\n", ERR_INVALID,
-                    "demo.conf:1: max_connections: \"0\" is out of range (expected an integer from 1 up, or unlimited)\n");
+    assert_problems(
+        "max_connections 0\n", ERR_INVALID,
+        "demo.conf:1: max_connections: \"0\" is out of range (expected an integer from 1 up, or unlimited; -1 means unlimited)\n");
 }
 
 static void the_last_value_counts_with_a_warning(void **state)
