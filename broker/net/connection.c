@@ -148,7 +148,7 @@ static void connection_on_linger(struct connection *conn, int status)
 static void connection_on_poll(uv_poll_t *poll, int status, int events)
 {
     struct connection *conn = connection_of(poll);
-    loop_enter_turn(conn->loop);
+    conn->loop->enter_turn(conn->loop);
     if (conn->state == CONNECTION_LINGER) {
         if (status < 0)
             conn->events = 0;

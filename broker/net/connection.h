@@ -17,7 +17,7 @@
 #ifndef TIDEGATE_BROKER_NET_CONNECTION_H
 #define TIDEGATE_BROKER_NET_CONNECTION_H
 
-#include "broker/net/loop.h"
+#include "broker/net/loop_state.h"
 
 enum connection_state { CONNECTION_OPEN, CONNECTION_BROKEN, CONNECTION_LINGER, CONNECTION_DEAD };
 

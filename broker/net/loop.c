@@ -79,7 +79,7 @@ static void loop_take_arrivals(struct loop *loop)
         loop->must_turn = true;
 }
 
-void loop_enter_turn(struct loop *loop)
+static void loop_enter_turn(struct loop *loop)
 {
     DCHECK(loop->magic == LOOP_MAGIC);
     if (loop->in_turn)
@@ -232,6 +232,7 @@ struct loop *loop_new(const struct loop_config *config, struct errmsg *msg)
     loop->exchange = config->exchange;
     loop->listeners = config->listeners;
     loop->boss = config->boss;
+    loop->enter_turn = loop_enter_turn;
     loop->timer_at_ns = INT64_MAX;
     atomic_init(&loop->seen_ns, clock_mono());
     list_init(&loop->connections);
