@@ -18,43 +18,11 @@
 #ifndef TIDEGATE_BROKER_OPS_REPAIR_H
 #define TIDEGATE_BROKER_OPS_REPAIR_H
 
-#include <stdio.h>
-
-#include "common/file.h"
-#include "common/log_block.h"
-
-struct checkpoint_look;
-
-struct repair_options {
-    const char *data_dir;
-    uint64_t checkpoint_bytes_max; /* map size of a new database */
-    bool yes;                      /* carry out; otherwise tell only */
-    FILE *out;                     /* findings, for people */
-};
+#include "broker/ops/repair_finding.h"
+#include "common/err.h"
 
 /* found_out: findings (with `yes`: that were put right). Returns 0; ERR_NOTFOUND (no data directory), ERR_LOCKED (in use), ERR_VERSION
  * (written by a newer program), ERR_CORRUPT (what it cannot put right: msg), ERR_NOSPACE, ERR_IO. */
 enum err repair_run(const struct repair_options *options, unsigned *found_out, struct errmsg *msg) must_check;
-
-/* ---- between repair.c and repair_checkpoint.c ---- */
-
-struct repair {
-    const struct repair_options *options;
-    struct fs *fs;
-    struct errmsg *msg;
-    /* Paths; aside is made with the first thing that goes there. */
-    char log[FILE_PATH_MAX], checkpoint[FILE_PATH_MAX], aside[FILE_PATH_MAX];
-    char aside_name[32];
-    unsigned found;
-};
-
-/* Tell a finding; three lines. Returns whether to carry it out. */
-bool repair_find(struct repair *repair, const char *wrong, const char *remedy, const char *loss);
-/* Move data_dir/NAME (a relative path of one or two parts) aside. */
-enum err repair_move_aside(struct repair *repair, const char *name) must_check;
-
-/* The checkpoint's findings. begin: where a new one begins to read (generation 0: the log is empty). */
-enum err repair_checkpoint(struct repair *repair, const struct checkpoint_look *look, uint32_t format,
-                           const struct log_end *begin) must_check;
 
 #endif

@@ -1,6 +1,4 @@
-/* The checkpoint's part of a repair: a new database beside the old one, which then goes aside whole. So whatever happens in between, one of
- * the two is there, and what could not be read today may be read by somebody else tomorrow. */
-#include "broker/ops/repair.h"
+#include "broker/ops/repair_checkpoint.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
