@@ -91,7 +91,7 @@ bool delta_is_empty(const struct delta *delta)
            delta->run_count == 0;
 }
 
-static struct delta_message *alloc_message(struct delta *delta, size_t size)
+static struct delta_message *alloc_message(struct delta *delta, struct delta_block **block_out, size_t size)
 {
     size = align_up(size, 8);
     struct delta_block *block = delta->last_message_block;
@@ -104,14 +104,13 @@ static struct delta_message *alloc_message(struct delta *delta, size_t size)
         delta->last_message_block = block;
     }
     block->live++;
-    struct delta_message *message = (struct delta_message *)block_alloc(delta, block, size);
-    message->block = block;
-    return message;
+    *block_out = block;
+    return (struct delta_message *)block_alloc(delta, block, size);
 }
 
 static void free_message(struct delta *delta, struct delta_entry *entry)
 {
-    struct delta_block *block = entry->message->block;
+    struct delta_block *block = entry->block;
     entry->message = NULL;
     delta->dead_count++;
     if (--block->live > 0)
@@ -213,11 +212,11 @@ enum err delta_put_message(struct delta *delta, uint64_t sequence, const struct 
         return err;
     size_t wants_size = want_count * sizeof *wants, body_size = record_size(body);
     size_t recipients_size = want_count ? rec->recipients.size : 0;
-    struct delta_message *message = alloc_message(delta, sizeof *message + wants_size + recipients_size + 1 + body_size);
+    struct delta_block *block;
+    struct delta_message *message = alloc_message(delta, &block, sizeof *message + wants_size + recipients_size + 1 + body_size);
     if (!message)
         return ERR_NOMEM;
     *message = (struct delta_message){
-        .block = message->block,
         .want_count = want_count,
         .outstanding = want_count,
         .recipients_size = (uint32_t)recipients_size,
@@ -232,7 +231,8 @@ enum err delta_put_message(struct delta *delta, uint64_t sequence, const struct 
     }
     at[recipients_size] = 0;
     record_encode(at + recipients_size + 1, body);
-    delta->messages[delta->message_count++] = (struct delta_entry){sequence, message};
+    delta->messages[delta->message_count++] =
+        (struct delta_entry){sequence, message, block, want_count == 1 && !is_retained ? wants[0].session : 0};
     delta->bytes += sizeof *delta->messages;
     return ERR_OK;
 }
@@ -254,9 +254,14 @@ struct span delta_message_body(const struct delta_message *message)
     return span_of(row.data + 1, row.size - 1);
 }
 
-static struct delta_entry *find_entry(const struct delta *delta, uint64_t sequence)
+static struct delta_entry *find_entry(struct delta *delta, uint64_t sequence)
 {
-    size_t low = 0, high = delta->message_count;
+    size_t low = delta->found + 1, high = delta->message_count;
+    if (low < high && delta->messages[low].sequence == sequence) {
+        delta->found = low;
+        return &delta->messages[low];
+    }
+    low = 0;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
         if (delta->messages[middle].sequence < sequence)
@@ -264,21 +269,22 @@ static struct delta_entry *find_entry(const struct delta *delta, uint64_t sequen
         else
             high = middle;
     }
-    return low < delta->message_count && delta->messages[low].sequence == sequence ? &delta->messages[low] : NULL;
-}
-
-struct delta_message *delta_find_message(const struct delta *delta, uint64_t sequence)
-{
-    struct delta_entry *entry = find_entry(delta, sequence);
-    return entry ? entry->message : NULL;
+    if (low == delta->message_count || delta->messages[low].sequence != sequence)
+        return NULL;
+    delta->found = low;
+    return &delta->messages[low];
 }
 
 bool delta_end_want(struct delta *delta, uint64_t sequence, uint64_t session)
 {
     struct delta_entry *entry = find_entry(delta, sequence);
     struct delta_message *message = entry ? entry->message : NULL;
-    if (!message)
+    if (!message || (entry->only != 0 && entry->only != session))
         return false;
+    if (entry->only != 0) {
+        free_message(delta, entry);
+        return true;
+    }
     uint32_t low = 0, high = message->want_count;
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;

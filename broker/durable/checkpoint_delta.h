@@ -6,7 +6,7 @@
  *   retained   topics that were touched, with what the database has of them, by hash and topic
  *   runs       put and dropped, in order
  * It knows nothing of the database: whoever looks there gives it what was found. Sequences come in ascending order, so the messages are an
- * array that only grows at its end; an acknowledgement costs two binary searches.
+ * array that only grows at its end. What is acknowledged in the order of publishing is found without a search, the rest by a binary one.
  *
  * Memory comes in blocks and is kept from one delta to the next, as much as the greatest of late needed: each second's messages go where
  * the last second's were, without a call of the allocator or a fresh page. Messages lie in blocks of their own, in order of arrival; a
@@ -23,6 +23,8 @@
 
 #define DELTA_WANT_DONE UINT32_MAX
 
+struct delta_block;
+
 struct delta_want {
     uint64_t session;
     uint32_t at, size; /* of its encoding in the recipients' bytes; at: DELTA_WANT_DONE */
@@ -31,7 +33,6 @@ struct delta_want {
 /* Contiguous: wants ascending by session, then the recipients as the record had them, a byte 0, and the body as an encoded record. With the
  * 0 it is a row of its own (checkpoint_row.h). */
 struct delta_message {
-    struct delta_block *block; /* in which it lies */
     uint32_t want_count, outstanding;
     uint32_t recipients_size, body_size;
     uint32_t content_bytes; /* of topic, properties and payload */
@@ -39,9 +40,12 @@ struct delta_message {
     struct delta_want wants[];
 };
 
+/* With all that the end of the one session's want needs, so that the message itself, out of the caches by then, is not touched. */
 struct delta_entry {
     uint64_t sequence;
     struct delta_message *message; /* NULL: nobody wants it any more */
+    struct delta_block *block;     /* in which it lies */
+    uint64_t only;                 /* the one session that wants it, if nothing else holds it; 0: the message knows */
 };
 
 struct delta_ack {
@@ -71,11 +75,10 @@ struct delta_run {
     struct span positions; /* encoded; empty: dropped */
 };
 
-struct delta_block;
-
 struct delta {
     struct delta_entry *messages;
     size_t message_count, message_capacity, dead_count; /* dead: entries without message */
+    size_t found;                                       /* the entry found last: the next is often the one behind it */
     struct delta_ack *acks;
     size_t ack_count, ack_capacity;
     struct stored_session **session_buckets;
@@ -109,7 +112,6 @@ void *delta_alloc(struct delta *delta, size_t size);
 /* A message with `wants` (ascending, `at` in rec->recipients; want_count may be 0). body: the record as it is stored. */
 enum err delta_put_message(struct delta *delta, uint64_t sequence, const struct record *rec, const struct record *body,
                            const struct delta_want *wants, uint32_t want_count, bool is_retained) must_check;
-struct delta_message *delta_find_message(const struct delta *delta, uint64_t sequence);
 /* Where the recipients' and the body's bytes are. */
 struct span delta_message_recipients(const struct delta_message *message);
 struct span delta_message_body(const struct delta_message *message);
