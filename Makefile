@@ -56,7 +56,10 @@ endif
 
 COMMIT := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 CPPFLAGS := -I. -D_GNU_SOURCE
-CFLAGS := -std=gnu11 $(MODEFLAGS) $(WARN) $(CWARN) $(EXTRA_CFLAGS)
+# gcc for x86 clears and copies structs of some hundred bytes (a record, a packet) with `rep`, whose start takes longer than the stores do.
+STRINGS := -mmemset-strategy=vector_loop:512:noalign,libcall:-1:noalign -mmemcpy-strategy=vector_loop:512:noalign,libcall:-1:noalign
+OPTIMIZE_release := $(shell $(CC) $(STRINGS) -E -x c /dev/null >/dev/null 2>&1 && echo "$(STRINGS)")
+CFLAGS := -std=gnu11 $(MODEFLAGS) $(OPTIMIZE_$(MODE)) $(WARN) $(CWARN) $(EXTRA_CFLAGS)
 CXXFLAGS := -std=gnu++17 $(MODEFLAGS) $(WARN) $(EXTRA_CFLAGS)
 LDFLAGS := $(MODEFLAGS)
 COMMON_LIBS := -lmicrohttpd -llz4 -lck -lxxhash -lpthread -lm
