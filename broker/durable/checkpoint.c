@@ -358,7 +358,7 @@ static uint32_t drop_deleted(struct checkpoint *checkpoint, uint32_t count)
 /* The topic as the delta has it, looked up if it was not. */
 static enum err touch_retained(struct checkpoint *checkpoint, struct delta_retained **retained_out, struct span topic)
 {
-    struct delta_topic_hash hash = checkpoint_topic_hash(checkpoint, topic);
+    struct topic_hash hash = checkpoint_topic_hash(checkpoint->random, topic);
     *retained_out = delta_find_retained(&checkpoint->delta, hash, topic);
     if (*retained_out)
         return ERR_OK;
@@ -367,7 +367,7 @@ static enum err touch_retained(struct checkpoint *checkpoint, struct delta_retai
     if (err)
         return err;
     struct checkpoint_retained stored;
-    struct delta_topic_hash at;
+    struct topic_hash at;
     err = checkpoint_find_retained(txn, &stored, &at, hash, topic, &checkpoint->stats.corrupt);
     kv_abort(txn);
     if (err && err != ERR_NOTFOUND && err != ERR_FULL)

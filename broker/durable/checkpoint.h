@@ -31,26 +31,16 @@
 #ifndef TIDEGATE_BROKER_DURABLE_CHECKPOINT_H
 #define TIDEGATE_BROKER_DURABLE_CHECKPOINT_H
 
+#include "broker/durable/checkpoint_value.h"
 #include "broker/durable/kv.h"
-#include "common/log_cursor.h"
 #include "common/metrics.h"
 #include "common/record.h"
 
 #define CHECKPOINT_FORMAT 2        /* 1: before the first release, each message with rows of its own */
 #define CHECKPOINT_CHUNK 256       /* sessions of one message under one key: an acknowledgement rewrites at most so many */
-#define CHECKPOINT_RUN 32          /* positions of a run */
 #define CHECKPOINT_JOB_WANTS 16384 /* of ended sessions, at most so many (and one run) a commit */
 
 struct checkpoint;
-
-/* What the database says of itself. */
-struct checkpoint_state {
-    uint64_t broker_id;             /* 0: nothing was ever committed */
-    struct log_cursor_value cursor; /* applied up to here, exclusive; reopen is where replay begins to read */
-    uint64_t retained_number_max;   /* greatest applied */
-    uint64_t session_count, retained_count, body_count;
-    int64_t steady_ns, wall_ns; /* the broker's own time and the wall clock at the commit; 0: not told */
-};
 
 /* Cells: the store thread. */
 struct checkpoint_stats {
@@ -144,11 +134,7 @@ struct checkpoint_session {
     struct span will;            /* one record WILL, likewise, or empty */
     const uint16_t *inbound_ids; /* QoS 2 PUBLISHes not released */
     uint32_t inbound_count;
-    const struct checkpoint_sent { /* outgoing QoS 2, in the order of sending */
-        uint64_t sequence;
-        uint16_t packet_id;
-        bool is_received; /* PUBREC came */
-    } * sent;
+    const struct checkpoint_sent *sent; /* outgoing QoS 2, in the order of sending */
     uint32_t sent_count;
 };
 

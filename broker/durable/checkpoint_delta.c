@@ -426,12 +426,12 @@ enum err delta_list_sessions(const struct delta *delta, struct stored_session **
 
 /* --- retained ------------------------------------------------------------------------------------------------------------------------ */
 
-static size_t retained_bucket(const struct delta *delta, struct delta_topic_hash hash)
+static size_t retained_bucket(const struct delta *delta, struct topic_hash hash)
 {
     return (size_t)(hash.low >> 8) & (delta->retained_bucket_count - 1);
 }
 
-struct delta_retained *delta_find_retained(const struct delta *delta, struct delta_topic_hash hash, struct span topic)
+struct delta_retained *delta_find_retained(const struct delta *delta, struct topic_hash hash, struct span topic)
 {
     if (delta->retained_count == 0)
         return NULL;
@@ -463,7 +463,7 @@ static enum err grow_retained(struct delta *delta)
     return ERR_OK;
 }
 
-enum err delta_add_retained(struct delta *delta, struct delta_retained **retained_out, struct delta_topic_hash hash, struct span topic)
+enum err delta_add_retained(struct delta *delta, struct delta_retained **retained_out, struct topic_hash hash, struct span topic)
 {
     enum err err = delta->retained_count >= delta->retained_bucket_count ? grow_retained(delta) : ERR_OK;
     if (err)

@@ -52,22 +52,17 @@ struct delta_ack {
     uint64_t sequence, session;
 };
 
-/* Hash of a topic, as in the tree's key. */
-struct delta_topic_hash {
-    uint64_t high, low;
-};
-
 struct delta_retained {
     struct delta_retained *next; /* in its bucket */
-    struct delta_topic_hash hash;
+    struct topic_hash hash;
     struct span topic;
     uint64_t number, sequence; /* as it is now; sequence 0: a removal */
     int64_t expiry_ns;
     uint32_t content_bytes;
-    bool is_changed;            /* against the database */
-    bool is_stored;             /* the database has something under this topic: */
-    struct delta_topic_hash at; /* its key */
-    uint64_t stored_sequence;   /* 0: a removal */
+    bool is_changed;          /* against the database */
+    bool is_stored;           /* the database has something under this topic: */
+    struct topic_hash at;     /* its key */
+    uint64_t stored_sequence; /* 0: a removal */
 };
 
 struct delta_run {
@@ -136,9 +131,9 @@ static inline void delta_count_session(struct delta *delta, const struct stored_
 /* All of them, ascending by number, in a block of the caller's. */
 enum err delta_list_sessions(const struct delta *delta, struct stored_session ***sessions_out) must_check;
 
-struct delta_retained *delta_find_retained(const struct delta *delta, struct delta_topic_hash hash, struct span topic);
+struct delta_retained *delta_find_retained(const struct delta *delta, struct topic_hash hash, struct span topic);
 /* A new entry that says "nothing", with a copy of the topic. */
-enum err delta_add_retained(struct delta *delta, struct delta_retained **retained_out, struct delta_topic_hash hash,
+enum err delta_add_retained(struct delta *delta, struct delta_retained **retained_out, struct topic_hash hash,
                             struct span topic) must_check;
 
 #endif

@@ -12,7 +12,7 @@
 #ifndef TIDEGATE_BROKER_DURABLE_CHECKPOINT_SESSION_H
 #define TIDEGATE_BROKER_DURABLE_CHECKPOINT_SESSION_H
 
-#include "broker/durable/checkpoint.h"
+#include "broker/durable/checkpoint_value.h"
 #include "common/buf.h"
 
 /* A value, taken apart. Everything borrowed from it. */
