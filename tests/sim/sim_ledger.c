@@ -433,7 +433,8 @@ static void check_will(struct sim *sim, const struct sim_message *will, uint64_t
 
 void sim_ledger_check_wills(struct sim *sim)
 {
-    if (has_dropped(sim))
+    /* Under that policy a will passes by those whose queues are full. */
+    if (has_dropped(sim) || (sim->config.is_bounded && sim->config.queue_policy == QUEUE_REFUSE))
         return;
     for (uint32_t i = 0; i < sim->config.client_count; i++) {
         const struct sim_client *client = &sim->clients[i];
