@@ -145,7 +145,9 @@ static void draw_purpose(struct sim *sim, struct sim_config *config)
         config->starve_one_in = 50;
         config->starves_route = true;
         return;
-    case 5: /* long queues of many that are away */
+    case 5: /* long queues of many that are away, and deaths while they are read */
+        config->has_steady = true;
+        config->haste = 40;
         config->away_one_in = 1;
         config->away_steps = 1000;
         config->queue_qos0 = sim_chance(sim, 2, 3);
