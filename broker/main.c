@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "broker/durable/kv_lmdb.h"
+#include "broker/durable/log_room.h"
 #include "broker/durable/reader_thread.h"
 #include "broker/durable/recovery.h"
 #include "broker/net/bell.h"
@@ -511,12 +512,11 @@ static enum err load_checkpoint(struct broker *broker, struct errmsg *msg)
 static enum err start_log(struct broker *broker)
 {
     const struct broker_config *config = &broker->config;
-    uint64_t margin = (uint64_t)config->shard_count * (uint64_t)config->log_blocks_per_shard * LOG_BLOCK_SIZE_MAX;
-    uint64_t margin_max = (uint64_t)config->log_max_size / 8;
     struct log_thread_config log = {
         .shard_count = config->shard_count,
         .commit_spacing_ns = config->log_commit_spacing_ns,
-        .room_margin = margin < margin_max ? margin : margin_max,
+        .room_margin = log_room_margin(config->shard_count, (uint64_t)config->log_blocks_per_shard, LOG_BLOCK_SIZE_MAX,
+                                       (uint64_t)config->log_max_size),
         .on_failed = on_log_failed,
         .on_failed_arg = broker,
     };

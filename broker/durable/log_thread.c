@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "broker/core/op_backlog.h"
+#include "broker/durable/log_room.h"
 #include "broker/net/bell.h"
 #include "common/check.h"
 #include "common/clock.h"
@@ -134,8 +135,7 @@ static void log_thread_look_at_room(struct log_thread *thread, mono_ns now)
 {
     thread->next_room_ns = now + LOG_THREAD_ROOM_NS;
     uint64_t room = log_writer_room(thread->writer, LOG_ROOM_PUBLISH);
-    /* Up again only when twice the margin is free, so that it does not flutter. */
-    bool has_room = room > (thread->has_room ? thread->config.room_margin : 2 * thread->config.room_margin);
+    bool has_room = log_room_is_there(room, thread->config.room_margin, thread->has_room);
     if (has_room == thread->has_room)
         return;
     thread->has_room = has_room;

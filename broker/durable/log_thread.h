@@ -23,7 +23,7 @@ struct log_thread;
 struct log_thread_config {
     uint16_t shard_count;
     int64_t commit_spacing_ns;    /* least time between two starts while two or more connections wait */
-    uint64_t room_margin;         /* bytes that may be under way: PUBLISH stops when less is left */
+    uint64_t room_margin;         /* log_room_margin() */
     void (*on_failed)(void *arg); /* called once, on the log thread */
     void *on_failed_arg;
 };

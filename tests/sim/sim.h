@@ -189,6 +189,8 @@ struct sim_ledger {
     uint8_t *logged;                                         /* per message: its record was read */
 };
 
+#define SIM_LOG_BYTES(config) (4 * (uint64_t)(config)->segment_size) /* log_max_size */
+
 struct sim_config {
     uint16_t shard_count;
     uint32_t client_count, device_count, partition_count;

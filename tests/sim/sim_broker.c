@@ -9,11 +9,10 @@
 #include "broker/core/delivery.h"
 #include "broker/core/msg.h"
 #include "broker/core/shard_stats.h"
+#include "broker/durable/log_room.h"
 #include "broker/route/topic_tree.h"
 #include "common/check.h"
 #include "tests/sim/sim_broker.h"
-
-#define ROOM_LOW(config) ((config)->segment_size / 3) /* bytes of log room below which publishers are told to wait */
 
 unsigned sim_node_of(actor_id id)
 {
@@ -362,7 +361,10 @@ static void log_fail(struct sim_broker *broker, const char *what)
 
 static void log_say_room(struct sim_broker *broker)
 {
-    bool room = log_writer_room(broker->writer, LOG_ROOM_PUBLISH) > ROOM_LOW(&broker->sim->config);
+    const struct sim_config *config = &broker->sim->config;
+    uint64_t block_bytes = align_up(LOG_BLOCK_HEADER_SIZE + config->block_body, config->alignment);
+    uint64_t margin = log_room_margin(broker->sim->shard_count, config->block_count, block_bytes, SIM_LOG_BYTES(config));
+    bool room = log_room_is_there(log_writer_room(broker->writer, LOG_ROOM_PUBLISH), margin, broker->room_said);
     if (room == broker->room_said)
         return;
     for (uint16_t i = 0; i < broker->sim->shard_count; i++)
@@ -654,7 +656,7 @@ bool sim_broker_step(struct sim *sim)
 bool sim_broker_is_log_full(const struct sim *sim)
 {
     const struct sim_broker *broker = sim->broker;
-    /* What was under way when publishers were told may fill it to the end, if that is more than ROOM_LOW; main.c has a larger margin. */
+    /* What was under way when publishers were told may fill it to the end, if that is more than the margin of a small log. */
     uint64_t under_way = 0;
     for (size_t i = 0; i < broker->collected_count; i++)
         under_way += broker->collected[i]->size;

@@ -44,7 +44,7 @@ bool sim_store_open(struct sim_broker *broker)
         .log = {.fs = sim_fs_fs(sim->fs),
                 .dir = SIM_LOG_DIR,
                 .segment_size = sim->config.segment_size,
-                .log_bytes_max = 4 * (uint64_t)sim->config.segment_size,
+                .log_bytes_max = SIM_LOG_BYTES(&sim->config),
                 .alignment = sim->config.alignment,
                 .wall_ns = sim->wall},
         .random = sim->seed,
