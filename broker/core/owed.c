@@ -35,6 +35,22 @@ void owed_deinit(struct owed *owed)
     owed_init(owed);
 }
 
+/* --- what is newer ------------------------------------------------------------------------------------------------------------------ */
+
+/* A message for a session that awaits retained values: an older one of its topic is not to come behind it. One that is dropped because
+ * nobody is there takes no value's place; one of QoS 0 does as long as its connection lives, with which it may be lost. */
+static void note_live(struct shard *shard, struct session *sess, const struct msg *msg, uint8_t qos)
+{
+    bool is_connected = sess->client && sess->client->state == CLIENT_CONNECTED;
+    if (qos > 0 || is_connected || shard->config.limits.queue_qos0_messages)
+        session_note_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg, qos == 0 && is_connected ? sess->connection : 0);
+}
+
+static bool is_stale(const struct shard *shard, const struct session *sess, const struct msg *msg)
+{
+    return session_has_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg, sess->client ? sess->connection : 0);
+}
+
 /* --- copies ------------------------------------------------------------------------------------------------------------------------- */
 
 /* Whether a record of `size` bytes may be logged now, and its message held. */
@@ -181,7 +197,7 @@ static bool give(struct shard *shard, struct session *sess, struct msg *msg, con
     enum copy_outcome outcome = COPY_LOGGED;
     if ((filter->options & SUBSCRIBER_NO_LOCAL) && msg->publisher == sess->number)
         counter_inc(&shard->stats.dropped_no_local);
-    else if (session_has_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg))
+    else if (is_stale(shard, sess, msg))
         counter_inc(&shard->stats.dropped_stale_retained);
     else if (qos > 0 && !is_expired && waiting_is_logged(shard, sess))
         outcome = log_copy(shard, sess, msg, qos, filter->subscription_id);
@@ -217,7 +233,7 @@ static void check_given(struct shard *shard, struct session *sess)
 bool owed_on_released(struct shard *shard, struct session *sess, const struct msg *msg, const struct recipient *recipient)
 {
     CHECK(sess->rare);
-    bool is_stale = recipient->is_large && session_has_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg);
+    bool is_dropped = recipient->is_large && is_stale(shard, sess, msg);
     if (recipient->is_large) {
         CHECK(sess->rare->large_copies_held > 0);
         sess->rare->large_copies_held--;
@@ -228,11 +244,11 @@ bool owed_on_released(struct shard *shard, struct session *sess, const struct ms
     if (recipient->is_copy)
         check_given(shard, sess);
     session_rare_trim(sess);
-    if (is_stale) {
+    if (is_dropped) {
         counter_inc(&shard->stats.dropped_stale_retained);
         waiting_log_drop(shard, sess->number, msg_sequence(msg), SHARD_dropped_stale_retained);
     }
-    return !is_stale;
+    return !is_dropped;
 }
 
 bool owed_note_subscription(struct shard *shard, struct session *sess, const struct route_request *request, uint32_t filter_index)
@@ -357,18 +373,12 @@ bool owed_may_go_on(const struct shard *shard)
 
 /* --- order -------------------------------------------------------------------------------------------------------------------------- */
 
-/* Whether the session gets a message at all: what is dropped because nobody is there takes no retained value's place. */
-static bool will_come(const struct shard *shard, const struct session *sess, uint8_t qos)
-{
-    return qos > 0 || shard->config.limits.queue_qos0_messages || (sess->client && sess->client->state == CLIENT_CONNECTED);
-}
-
 bool owed_hold_live(struct shard *shard, struct session *sess, struct msg *msg, const struct recipient *recipient)
 {
     if (!sess->rare)
         return false;
-    if (session_awaits_retained(sess) && will_come(shard, sess, recipient->qos))
-        session_note_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg);
+    if (session_awaits_retained(sess))
+        note_live(shard, sess, msg, recipient->qos);
     if (sess->rare->copies_held + sess->rare->behind_held == 0)
         return false;
     size_t size = recipient_size(recipient->id_count);
@@ -394,9 +404,8 @@ bool owed_judge_restored(struct shard *shard, struct session *sess, const struct
 {
     if (!session_awaits_retained(sess) || !waiting_is_restored(shard, item->sequence))
         return false;
-    uint64_t hash = hash_span(msg_topic(item->msg), shard->config.hash_key);
     if (item->options & RECORD_RECIPIENT_RETAINED)
-        return session_has_newer(sess, hash, item->msg);
-    session_note_newer(sess, hash, item->msg);
+        return is_stale(shard, sess, item->msg);
+    session_note_newer(sess, hash_span(msg_topic(item->msg), shard->config.hash_key), item->msg, 0);
     return false;
 }

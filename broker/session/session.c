@@ -187,7 +187,7 @@ static bool newer_grow(struct session_rare *rare)
     return true;
 }
 
-void session_note_newer(struct session *sess, uint64_t topic_hash, const struct msg *msg)
+void session_note_newer(struct session *sess, uint64_t topic_hash, const struct msg *msg, uint32_t connection)
 {
     struct session_rare *rare = sess->rare;
     topic_hash |= 1; /* never the mark of a free cell */
@@ -201,19 +201,23 @@ void session_note_newer(struct session *sess, uint64_t topic_hash, const struct 
         rare->newer_count++;
     }
     struct newer_topic *cell = newer_cell(rare, topic_hash);
+    /* What comes for certain counts alone; what may be lost makes the note one that may be, so that nothing is missed for its sake. */
+    if (connection == 0 && cell->connection != 0)
+        *cell = (struct newer_topic){0};
     cell->topic_hash = topic_hash;
+    cell->connection = connection;
     if (msg->retained_number > cell->retained_number)
         cell->retained_number = msg->retained_number;
     if (msg->receive_wall_ns > cell->receive_wall_ns)
         cell->receive_wall_ns = msg->receive_wall_ns;
 }
 
-bool session_has_newer(const struct session *sess, uint64_t topic_hash, const struct msg *retained)
+bool session_has_newer(const struct session *sess, uint64_t topic_hash, const struct msg *retained, uint32_t connection)
 {
     if (!sess->rare || sess->rare->newer_count == 0)
         return false;
     const struct newer_topic *cell = newer_cell(sess->rare, topic_hash | 1);
-    if (cell->topic_hash == 0)
+    if (cell->topic_hash == 0 || (cell->connection != 0 && cell->connection != connection))
         return false;
     /* The same one counts too: it came live. */
     bool came_live = retained->retained_number && cell->retained_number >= retained->retained_number;

@@ -65,6 +65,7 @@ struct newer_topic {
     uint64_t topic_hash; /* 0 = free cell */
     uint64_t retained_number;
     int64_t receive_wall_ns;
+    uint32_t connection; /* it was sent on this one at QoS 0, and may be lost with it; 0 = it comes whatever happens */
 };
 
 struct id_set {
@@ -157,9 +158,10 @@ static inline bool session_awaits_retained(const struct session *sess)
 {
     return sess->rare && (sess->rare->pending || sess->rare->owed || sess->rare->has_restored_copies || sess->rare->large_copies_held > 0);
 }
-/* Note one, while it awaits any; ask whether a retained one is stale. */
-void session_note_newer(struct session *sess, uint64_t topic_hash, const struct msg *msg);
-bool session_has_newer(const struct session *sess, uint64_t topic_hash, const struct msg *retained);
+/* Note one, while it awaits any; connection: see struct newer_topic. */
+void session_note_newer(struct session *sess, uint64_t topic_hash, const struct msg *msg, uint32_t connection);
+/* Whether a retained one is stale. connection: that of now, 0 = none. */
+bool session_has_newer(const struct session *sess, uint64_t topic_hash, const struct msg *retained, uint32_t connection);
 
 struct pending_request *session_find_pending(const struct session *sess, uint64_t id);
 void session_remove_pending(struct session *sess, uint64_t id);

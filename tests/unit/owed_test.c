@@ -283,6 +283,39 @@ static void a_message_that_does_not_come_makes_no_value_stale(void **state)
     rig_free(rig);
 }
 
+/* Of QoS 0, sent, and lost with its connection: a value that comes after that is owed still; on a connection that lives it is not sent behind
+ * the newer message. */
+static void a_message_that_was_lost_with_its_connection_makes_no_value_stale(void **state)
+{
+    (void)state;
+    for (int is_lost = 0; is_lost < 2; is_lost++) {
+        struct rig *rig = RIG(0);
+        struct record rec;
+        struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false);
+        retain(rig, pub, "a/0", "first", 1);
+        retain(rig, pub, "a/1", "old", 1);
+        rig_log_room(rig, false); /* the values are parked, and the first does not let the second past */
+        rig_subscribe(car, 1, "a/+", 2);
+        rig_publish(pub, "a/1", "zero", 0, 0);
+        rig_settle(rig);
+        expect_publish(car, "zero", 0, false);
+        if (is_lost)
+            rig_break(car);
+        rig_settle(rig);
+        rig_log_room(rig, true);
+        rig_settle(rig);
+        if (is_lost)
+            car = come_back(rig);
+        expect_publish(car, "first", 1, true);
+        if (is_lost)
+            expect_publish(car, "old", 1, true);
+        assert_null(rig_next(car));
+        assert_int_equal(RIG_COUNTER(rig, dropped_stale_retained), !is_lost);
+        assert_int_equal(copies_logged(rig, &rec), 1 + is_lost);
+        rig_free(rig);
+    }
+}
+
 /* A large record takes its time: what overtakes it on its topic makes it stale. */
 static void a_large_copy_that_was_overtaken_is_dropped(void **state)
 {
@@ -832,6 +865,7 @@ int main(void)
         cmocka_unit_test_prestate(live_messages_do_not_overtake_copies, &many),
         cmocka_unit_test(a_stale_value_is_not_logged),
         cmocka_unit_test(a_message_that_does_not_come_makes_no_value_stale),
+        cmocka_unit_test(a_message_that_was_lost_with_its_connection_makes_no_value_stale),
         cmocka_unit_test(a_large_copy_that_was_overtaken_is_dropped),
         cmocka_unit_test(each_large_copy_may_become_stale),
         cmocka_unit_test(without_room_the_scan_pauses),
