@@ -32,6 +32,7 @@
 #include "broker/ops/broker_options.h"
 #include "broker/ops/maintenance.h"
 #include "broker/route/topic_tree.h"
+#include "broker/session/queue_totals.h"
 #include "broker/session/session.h"
 #include "common/check.h"
 #include "common/data_dir.h"

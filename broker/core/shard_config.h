@@ -82,7 +82,7 @@ struct shard_config {
     uint16_t listener_count;
     const struct rule_table *rules;     /* borrowed for life; NULL = no telemetry */
     const struct tier_table *tiers;     /* borrowed for life; NULL = tier log for all */
-    struct queue_totals *queue_totals;  /* of the process, session/queue.h; NULL = no bound on all queues together */
+    struct queue_totals *queue_totals;  /* of the process, session/queue_totals.h; NULL = no bound on all queues together */
     _Atomic uint64_t *retained_counter; /* process-wide: numbers retained PUBLISHes, the first is 1; shared by all shards */
     struct retained *retained;          /* the route actor's: room is reserved here; borrowed for life */
     int64_t steady_offset_ns; /* the broker's own time less mono: deadlines are in it, so a step of the wall clock does not touch them */

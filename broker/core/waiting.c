@@ -5,6 +5,7 @@
 #include "broker/core/request.h"
 #include "broker/core/shard_log.h"
 #include "broker/core/shard_state.h"
+#include "broker/session/queue_totals.h"
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/position_list.h"
@@ -48,17 +49,19 @@ struct queue_before {
 };
 static struct queue_before before(const struct session *sess) { return (struct queue_before){sess->queue.count, sess->queue.bytes}; }
 
-static void note_change(struct shard *shard, const struct session *sess, struct queue_before was)
+static void note_queued(struct shard *shard, int64_t count, int64_t bytes)
 {
-    int64_t count = (int64_t)sess->queue.count - was.count, bytes = (int64_t)(sess->queue.bytes - was.bytes);
     struct queue_stats *queued = &shard->stats.queued;
     queue_stats_set(queued, queued->messages + (uint64_t)count, queued->bytes + (uint64_t)bytes,
                     queued->messages == 0 ? shard->now_mono_ns : queued->oldest_ns);
-    struct queue_totals *totals = shard->config.queue_totals;
-    if (!totals || (count == 0 && bytes == 0))
-        return;
-    atomic_fetch_add_explicit(&totals->messages, (uint64_t)count, memory_order_relaxed);
-    atomic_fetch_add_explicit(&totals->bytes, (uint64_t)bytes, memory_order_relaxed);
+}
+
+static void note_change(struct shard *shard, const struct session *sess, struct queue_before was)
+{
+    int64_t count = (int64_t)sess->queue.count - was.count, bytes = (int64_t)(sess->queue.bytes - was.bytes);
+    note_queued(shard, count, bytes);
+    if (shard->config.queue_totals)
+        queue_totals_change(shard->config.queue_totals, count, bytes);
 }
 
 static struct queue_shared *shared_of(struct shard *shard)
@@ -183,25 +186,26 @@ bool waiting_keep_bounds(struct shard *shard, struct session *sess)
     return false;
 }
 
-/* The process's own bounds: whatever the policy, the newest is dropped. */
-static struct counter *judge_totals(struct shard *shard, size_t cost, enum shard_drop *reason_out)
+/* The process's own bounds: whatever the policy, the newest is dropped. NULL: it is counted in. */
+static struct counter *take_totals(struct shard *shard, size_t cost, enum shard_drop *reason_out)
 {
-    const struct queue_totals *totals = shard->config.queue_totals;
-    *reason_out = SHARD_dropped_total_messages;
-    if (totals && atomic_load_explicit(&totals->messages, memory_order_relaxed) >= totals->messages_max)
+    struct queue_totals *totals = shard->config.queue_totals;
+    switch (totals ? queue_totals_take(totals, cost) : QUEUE_TOTALS_TAKEN) {
+    case QUEUE_TOTALS_TAKEN:
+        return NULL;
+    case QUEUE_TOTALS_MESSAGES:
+        *reason_out = SHARD_dropped_total_messages;
         return &shard->stats.dropped_total_messages;
-    *reason_out = SHARD_dropped_total_bytes;
-    if (totals && atomic_load_explicit(&totals->bytes, memory_order_relaxed) + cost > totals->bytes_max)
+    case QUEUE_TOTALS_BYTES:
+        *reason_out = SHARD_dropped_total_bytes;
         return &shard->stats.dropped_total_bytes;
-    return NULL;
+    }
+    UNREACHABLE();
 }
 
 /* Whether the message may wait; NULL: it may. Else the counter of its drop. */
 static struct counter *admit(struct shard *shard, struct session *sess, size_t cost, enum shard_drop *reason_out)
 {
-    struct counter *cell = judge_totals(shard, cost, reason_out);
-    if (cell)
-        return cell;
     struct queue_limits limits = limits_of(shard);
     enum queue_verdict verdict = queue_judge(&sess->queue, cost, &limits);
     if (verdict == QUEUE_HAS_ROOM)
@@ -220,20 +224,25 @@ static struct counter *admit(struct shard *shard, struct session *sess, size_t c
 void waiting_add(struct shard *shard, struct session *sess, struct msg *msg, uint32_t meta, bool is_wanted)
 {
     enum shard_drop reason = SHARD_dropped_no_memory;
-    struct counter *cell = admit(shard, sess, msg_cost(msg), &reason);
-    struct queue_before was = before(sess);
+    size_t cost = msg_cost(msg);
+    struct counter *cell = take_totals(shard, cost, &reason);
+    bool is_taken = !cell && shard->config.queue_totals;
+    if (!cell)
+        cell = admit(shard, sess, cost, &reason);
     struct queue_item item = {.msg = msg, .meta = meta, .is_wanted = is_wanted};
     if (!cell && !queue_push(&sess->queue, shared_of(shard), &item)) {
         reason = SHARD_dropped_no_memory;
         cell = &shard->stats.dropped_no_memory;
     }
     if (cell) {
+        if (is_taken)
+            queue_totals_change(shard->config.queue_totals, -1, -(int64_t)cost);
         counter_inc(cell);
         waiting_log_drop(shard, sess->number, is_wanted ? msg_sequence(msg) : 0, reason);
         return;
     }
     msg_ref(msg);
-    note_change(shard, sess, was);
+    note_queued(shard, 1, (int64_t)cost); /* in the totals it is already */
     if (is_wanted)
         list_session(shard, sess);
     waiting_keep_bounds(shard, sess);

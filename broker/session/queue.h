@@ -76,13 +76,6 @@ struct queue_limits {
     uint64_t bytes_max;
 };
 
-/* What waits in all queues of the process. Each shard looks before it adds, so as many messages as there are shards may come for the last
- * place. */
-struct queue_totals {
-    _Atomic uint64_t messages, bytes;
-    uint64_t messages_max, bytes_max;
-};
-
 /* What the queues of a shard have in common. */
 struct queue_shared {
     uint64_t checkpoint;        /* every sequence below it can be read from the store; 0 = none */

@@ -9,6 +9,7 @@
 #include "broker/durable/store_writer.h"
 #include "broker/guard/tier.h"
 #include "broker/session/queue.h"
+#include "broker/session/queue_totals.h"
 #include "broker/telemetry/rule.h"
 #include "common/log_writer.h"
 #include "tests/sim/sim.h"

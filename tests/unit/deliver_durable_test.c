@@ -11,6 +11,7 @@
 
 #include "broker/core/shard_state.h"
 #include "broker/core/waiting.h"
+#include "broker/session/queue_totals.h"
 #include "common/check.h"
 #include "common/position_list.h"
 #include "tests/lib/check_random.h"
