@@ -122,7 +122,7 @@ static void on_corrupt(void *arg, enum kv_tree tree, struct span key)
 static void load(struct bench *b)
 {
     struct errmsg msg;
-    struct checkpoint_loader loader = {on_session, on_runs, on_want, on_retained, on_corrupt, b};
+    struct checkpoint_loader loader = {on_session, on_runs, on_want, on_retained, on_corrupt, b, NULL};
     b->sessions = b->wants = b->retained = 0;
     CHECK(checkpoint_load(b->checkpoint, &loader, &msg) == ERR_OK);
 }

@@ -145,6 +145,18 @@ static enum err restore_among_sent(struct shard *shard, struct session *sess, ui
     return waiting_restore_resent(shard, sess, sequence) ? ERR_OK : ERR_NOMEM;
 }
 
+/* The bucket, then the session, then its queue: each is known when the one before is there. */
+void shard_restore_want_soon(const struct shard *shard, uint64_t number, int step)
+{
+    if (step < 2) {
+        session_table_fetch(&shard->sessions, number, step);
+        return;
+    }
+    const struct session *sess = session_table_find_number(&shard->sessions, number);
+    if (sess && sess->queue.body)
+        __builtin_prefetch(sess->queue.body, 1);
+}
+
 enum err shard_restore_want(struct shard *shard, uint64_t number, uint64_t sequence, uint8_t qos, uint32_t cost, bool is_in_run,
                             uint64_t run_last)
 {

@@ -25,6 +25,8 @@
 enum err shard_restore_session(struct shard *shard, const struct checkpoint_session *session) must_check;
 /* The caller has put its subscriptions into the tree: one that is alone is not kept twice. Fine for a session that is not there. */
 void shard_restore_filters_done(struct shard *shard, uint64_t number);
+/* As checkpoint_loader.on_want_soon: fetch towards the CPU what shard_restore_want() will touch. A hint; changes nothing. */
+void shard_restore_want_soon(const struct shard *shard, uint64_t number, int step);
 /* The session wants this message, at this QoS; ascending by sequence. What may have been sent goes again in that order, QoS 1 between what
  * is in flight of QoS 2 [MQTT-4.6.0-1]. cost: bytes that it counts for; is_in_run: as checkpoint_loader.on_want;
  * run_last: the newest position that stands in a run of the session, 0 = none. Returns 0, ERR_NOTFOUND (there is no such session),

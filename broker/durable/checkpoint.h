@@ -153,7 +153,11 @@ struct checkpoint_loader {
     /* A damaged value was left out. It stays as it is, but a run, which says nothing new, is made again. */
     void (*on_corrupt)(void *arg, enum kv_tree tree, struct span key);
     void *arg;
+    /* NULL, or: some wants are about to be told, of this session one. Of each of them first with step 0, then of each with step 1 and so
+     * on up to CHECKPOINT_SOON_STEPS - 1, so that what stands far apart in memory is on its way from all places at once. */
+    void (*on_want_soon)(void *arg, uint64_t session, int step);
 };
+#define CHECKPOINT_SOON_STEPS 3
 
 /* Read everything, once, before anything is applied in this run (but after replay was committed). Cleans up what belongs to nobody, in
  * transactions of bounded size; if there is no space for that, the next load does. Memory: a run of each session that has any, 8 bytes a

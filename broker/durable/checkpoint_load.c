@@ -586,6 +586,15 @@ static enum err keep_row(struct load *load, struct span *key, struct span *value
     return ERR_OK;
 }
 
+static void call_on_want_soon(struct load *load, struct checkpoint_row row, int step)
+{
+    struct checkpoint_wants wants;
+    struct record_recipient recipient;
+    while (checkpoint_row_next_wants(&row, &wants) == ERR_OK)
+        while (record_recipient_next(&recipient, &wants.recipients) == ERR_OK)
+            load->loader->on_want_soon(load->loader->arg, recipient.session, step);
+}
+
 static enum err on_row(struct load *load, enum err err, struct span key, struct span value)
 {
     enum err kept = keep_row(load, &key, &value);
@@ -600,6 +609,8 @@ static enum err on_row(struct load *load, enum err err, struct span key, struct 
     }
     struct checkpoint_row row = checkpoint_row_read(key, value);
     struct checkpoint_wants wants;
+    for (int step = 0; load->loader->on_want_soon && step < CHECKPOINT_SOON_STEPS; step++)
+        call_on_want_soon(load, row, step);
     while (!err && checkpoint_row_next_wants(&row, &wants) == ERR_OK)
         err = on_wants(load, &wants);
     return err;

@@ -172,6 +172,8 @@ void recovery_close(struct durable *durable)
 
 /* --- load ---------------------------------------------------------------------------------------------------------------------------- */
 
+#define LOAD_FOUND 64
+
 /* Where sessions went: numbers come ascending, so finding one again is a search in a sorted array. */
 struct load {
     const struct recovery_target *target;
@@ -180,6 +182,10 @@ struct load {
     uint64_t *run_lasts; /* the newest position that stands in a run of the session; 0 = none */
     uint8_t *homes;      /* and WAS_CONNECTED */
     size_t count, capacity;
+    struct {
+        uint64_t number;
+        size_t index;
+    } found[LOAD_FOUND]; /* lately, at number % LOAD_FOUND; there is no session 0 */
 };
 
 #define NOT_LOADED SIZE_MAX
@@ -213,9 +219,11 @@ static enum err load_remember(struct load *load, uint64_t number, actor_id home,
     return ERR_OK;
 }
 
-static size_t load_find(const struct load *load, uint64_t number)
+static size_t load_find(struct load *load, uint64_t number)
 {
-    size_t low = 0, high = load->count;
+    size_t low = 0, high = load->count, at = number % LOAD_FOUND;
+    if (number != 0 && load->found[at].number == number)
+        return load->found[at].index;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
         if (load->numbers[middle] < number)
@@ -223,7 +231,11 @@ static size_t load_find(const struct load *load, uint64_t number)
         else
             high = middle;
     }
-    return low < load->count && load->numbers[low] == number ? low : NOT_LOADED;
+    if (low == load->count || load->numbers[low] != number)
+        return NOT_LOADED;
+    load->found[at].number = number;
+    load->found[at].index = low;
+    return low;
 }
 
 static enum err load_subscriptions(struct load *load, const struct checkpoint_session *session, actor_id home)
@@ -291,6 +303,14 @@ static enum err load_want(void *arg, uint64_t number, uint64_t sequence, const s
     return err;
 }
 
+static void load_want_soon(void *arg, uint64_t number, int step)
+{
+    struct load *load = arg;
+    size_t index = load_find(load, number);
+    if (index != NOT_LOADED)
+        shard_restore_want_soon(load->target->shards[load->homes[index] & ~WAS_CONNECTED], number, step);
+}
+
 static enum err load_retained(void *arg, struct span topic, uint64_t number, uint64_t sequence, uint32_t cost, int64_t expiry_wall_ns)
 {
     struct load *load = arg;
@@ -324,6 +344,7 @@ enum err recovery_load(struct recovery_loaded *loaded_out, struct durable *durab
         .on_retained = load_retained,
         .on_corrupt = load_corrupt,
         .arg = &load,
+        .on_want_soon = load_want_soon,
     };
     /* A little apart: what shards say in this turn, wills that are due, must not have one receive time, which names a row of the sink. */
     for (uint16_t i = 0; i < target->shard_count; i++)

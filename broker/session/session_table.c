@@ -168,6 +168,17 @@ struct session *session_table_find_number(const struct session_table *table, uin
     return sess;
 }
 
+void session_table_fetch(const struct session_table *table, uint64_t number, int step)
+{
+    struct session **bucket = bucket_of(&table->by_number, hash_number(number, table->by_number.hash_key));
+    if (step == 0) {
+        __builtin_prefetch(bucket);
+    } else if (*bucket) { /* where the table's links and the number are, and behind them what is changed */
+        __builtin_prefetch(*bucket);
+        __builtin_prefetch(&(*bucket)->queue, 1);
+    }
+}
+
 struct session *session_table_add(struct session_table *table, struct span client_id, uint64_t number)
 {
     CHECK(client_id.size > 0);

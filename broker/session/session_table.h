@@ -35,6 +35,8 @@ void session_table_deinit(struct session_table *table);
 struct session *session_table_find(const struct session_table *table, struct span client_id);
 /* The same by number: NULL when that session is gone, or at home elsewhere. */
 struct session *session_table_find_number(const struct session_table *table, uint64_t number);
+/* A hint that it will be asked for: step 0 fetches its bucket towards the CPU, step 1, when that is there, what the bucket begins with. */
+void session_table_fetch(const struct session_table *table, uint64_t number, int step);
 /* For whoever looks at all of them, a bucket at a time: the first of a bucket below session_table_bucket_count(), the others by
  * next_by_number. What comes and goes meanwhile may be passed over, or seen twice. */
 static inline uint32_t session_table_bucket_count(const struct session_table *table) { return table->by_number.count; }

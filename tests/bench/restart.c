@@ -392,6 +392,12 @@ static enum err on_want(void *arg, uint64_t session, uint64_t sequence, const st
     return err;
 }
 
+static void on_want_soon(void *arg, uint64_t session, int step)
+{
+    struct loader *loader = arg;
+    shard_restore_want_soon(loader->shard, session, step);
+}
+
 static enum err on_retained(void *arg, struct span topic, uint64_t number, uint64_t sequence, uint32_t cost, int64_t expiry)
 {
     (void)arg, (void)topic, (void)number, (void)sequence, (void)cost, (void)expiry;
@@ -480,7 +486,8 @@ static void load(void)
                                           .on_want = on_want,
                                           .on_retained = on_retained,
                                           .on_corrupt = on_corrupt,
-                                          .arg = &loader};
+                                          .arg = &loader,
+                                          .on_want_soon = on_want_soon};
     uint64_t anonymous = bench_process_anonymous((int)getpid());
     struct part from = measure(&loader);
     shard_turn_begin(loader.shard, clock_mono(), clock_wall());

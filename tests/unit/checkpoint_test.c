@@ -281,7 +281,7 @@ static void say_corrupt(void *arg, enum kv_tree tree, struct span key)
 
 static enum err try_load(struct bench *b, struct loaded *loaded)
 {
-    struct checkpoint_loader loader = {say_session, say_runs, say_want, say_retained, say_corrupt, loaded};
+    struct checkpoint_loader loader = {say_session, say_runs, say_want, say_retained, say_corrupt, loaded, NULL};
     return checkpoint_load(b->checkpoint, &loader, &b->msg);
 }
 
@@ -1926,7 +1926,7 @@ static void check_counts(struct world *w)
 
 static void check_load(struct world *w)
 {
-    struct checkpoint_loader loader = {check_session, check_runs, check_want, check_retained, check_corrupt, w};
+    struct checkpoint_loader loader = {check_session, check_runs, check_want, check_retained, check_corrupt, w, NULL};
     memset(w->seen_session, 0, sizeof w->seen_session);
     memset(w->seen_runs, 0, sizeof w->seen_runs);
     memset(w->seen_want, 0, sizeof w->seen_want);

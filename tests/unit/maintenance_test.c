@@ -197,7 +197,7 @@ static void count_corrupt(void *arg, enum kv_tree tree, struct span key)
 static struct counts look(struct place *p)
 {
     struct counts counts = {0};
-    struct checkpoint_loader loader = {count_session, count_runs, count_want, count_retained, count_corrupt, &counts};
+    struct checkpoint_loader loader = {count_session, count_runs, count_want, count_retained, count_corrupt, &counts, NULL};
     enum err err = start(p);
     if (err)
         print_message("%s\n", p->msg.text);
