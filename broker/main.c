@@ -36,6 +36,7 @@
 #include "broker/session/session.h"
 #include "common/check.h"
 #include "common/data_dir.h"
+#include "common/log_cursor.h"
 #include "common/logger.h"
 #include "common/proc.h"
 #include "common/sd_notify.h"
@@ -384,6 +385,34 @@ static void remove_stale_cursors(const char *log_dir)
         LOG_WARNING("the cursor of a backup that was killed holds the log", LOG_TEXT("detail", why.text));
 }
 
+static bool is_cursor_wanted(const struct broker *broker, const char *name)
+{
+    const struct option_list *asked = &broker->config.log_cursors;
+    bool is_wanted =
+        (broker->rules.count > 0 && strcmp(name, "sink") == 0) || strncmp(name, BACKUP_CURSOR_PREFIX, strlen(BACKUP_CURSOR_PREFIX)) == 0;
+    for (size_t i = 0; i < asked->count && !is_wanted; i++)
+        is_wanted = strcmp(name, asked->items[i].value) == 0;
+    return is_wanted;
+}
+
+/* A cursor holds the log as long as its file is there: its records were promised to a consumer, and only the operator knows whether that
+ * comes again. One that the configuration does not ask for any more is told of. */
+static void look_at_cursor(void *arg, const char *file_name)
+{
+    const struct broker *broker = arg;
+    const char *name = file_name + strlen(LOG_CURSOR_PREFIX);
+    struct log_cursor_value value;
+    char dir[FILE_PATH_MAX];
+    if (strncmp(file_name, LOG_CURSOR_PREFIX, strlen(LOG_CURSOR_PREFIX)) != 0 || is_cursor_wanted(broker, name))
+        return;
+    if (file_path(dir, broker->data_dir.path, "log") != ERR_OK || log_cursor_read(&value, fs_posix(), dir, name) != ERR_OK)
+        return; /* the log's writer has said so */
+    uint64_t end = broker->durable.log.end.position.sequence;
+    LOG_WARNING("a cursor that the configuration does not ask for holds the log: start its consumer, or remove the file",
+                LOG_TEXT("path", dir), LOG_TEXT("cursor", name),
+                LOG_U64("records_behind", end > value.position.sequence ? end - value.position.sequence : 0));
+}
+
 static enum err start_data(struct broker *broker, struct errmsg *msg)
 {
     const struct broker_config *config = &broker->config;
@@ -431,6 +460,8 @@ static enum err start_data(struct broker *broker, struct errmsg *msg)
         err = log_writer_ensure_cursor(writer, "sink", msg);
     for (size_t i = 0; err == ERR_OK && i < config->log_cursors.count; i++)
         err = log_writer_ensure_cursor(writer, config->log_cursors.items[i].value, msg);
+    if (err == ERR_OK && (err = fs_list(fs_posix(), dir, broker, look_at_cursor)) != ERR_OK)
+        err_set(msg, err, "%s: %s", dir, err_text(err));
     return err;
 }
 

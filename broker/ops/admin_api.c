@@ -214,7 +214,7 @@ static void register_store(struct admin_api *admin)
     X(roll_count, counter, "tidegate_log_segments_begun_total", "Segments begun.")                                                         \
     X(roll_unprepared_count, counter, "tidegate_log_segments_unprepared_total", "Segments the log thread had to make itself.")             \
     X(recycled_count, counter, "tidegate_log_segments_recycled_total", "Segments used again.")                                             \
-    X(used_bytes, gauge, "tidegate_log_used_bytes", "Bytes of the log that somebody still needs.")                                         \
+    X(used_bytes, gauge, "tidegate_log_used_bytes", "Bytes of the log that the checkpoint or a cursor still needs, configured or not.")                                         \
     X(limit_bytes, gauge, "tidegate_log_limit_bytes", "Bytes the log may use.")                                                            \
     X(free_bytes, gauge, "tidegate_log_disk_free_bytes", "Free bytes of the log's disk, as last looked.")                                  \
     X(segment_count, gauge, "tidegate_log_segments", "Segments of the log.")                                                               \

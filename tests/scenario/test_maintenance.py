@@ -550,6 +550,26 @@ def test_a_start_removes_cursors_of_dead_backups(pair):
     assert [path.name for path in log.glob("cursor.*")] == ["cursor.sink"]
 
 
+def test_a_cursor_holds_the_log_whatever_the_configuration_says(pair):
+    """Telemetry that was acknowledged stays for the sink though its rule is gone; the operator is told, and decides."""
+    warning = "the configuration does not ask for holds the log"
+    pair.start(sink=False)
+    pair.publish_rows(pair.publisher(), "car1", rows(0, 50))
+    pair.broker.stop()
+    assert warning not in pair.broker.stderr()
+    conf = pair.broker.conf
+    pair.broker.conf = "".join(line for line in conf.splitlines(True) if not line.startswith("telemetry "))
+    assert pair.broker.conf != conf
+    pair.broker.start()
+    assert (pair.broker.data / "log" / "cursor.sink").exists()
+    pair.broker.stop()
+    told = [line for line in pair.broker.stderr().splitlines() if warning in line]
+    assert len(told) == 1 and "cursor=sink" in told[0] and "records_behind=50" in told[0], told
+    pair.broker.start()
+    pair.sink.start()
+    pair.wait_complete()
+
+
 # ---- durable: with the checkpoint ----
 
 def make_state(port):
