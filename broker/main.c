@@ -21,16 +21,16 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include "broker/actor/bell.h"
 #include "broker/durable/kv_lmdb.h"
 #include "broker/durable/log_room.h"
 #include "broker/durable/reader_thread.h"
-#include "broker/durable/recovery.h"
-#include "broker/net/bell.h"
 #include "broker/net/tls.h"
 #include "broker/ops/admin_api.h"
 #include "broker/ops/backup.h"
 #include "broker/ops/broker_options.h"
 #include "broker/ops/maintenance.h"
+#include "broker/ops/recovery.h"
 #include "broker/route/topic_tree.h"
 #include "broker/session/queue_totals.h"
 #include "broker/session/session.h"

@@ -14,8 +14,8 @@
 #ifndef TIDEGATE_BROKER_CORE_CLIENT_STATE_H
 #define TIDEGATE_BROKER_CORE_CLIENT_STATE_H
 
+#include "broker/core/ack_gate.h"
 #include "broker/core/shard_state.h"
-#include "broker/durable/ack_gate.h"
 #include "broker/mqtt/packet.h"
 #include "broker/session/outbox.h"
 #include "broker/session/session.h"

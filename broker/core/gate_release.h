@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include "broker/durable/ack_gate.h"
+#include "broker/core/ack_gate.h"
 #include "common/bytes.h"
 
 /* For ack_gate_release(): the gate lets an item out. */

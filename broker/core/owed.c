@@ -7,12 +7,12 @@
 #include "broker/core/publish_job.h"
 #include "broker/core/recipient.h"
 #include "broker/core/request.h"
-#include "broker/core/route_actor.h"
 #include "broker/core/scan.h"
 #include "broker/core/session_log.h"
 #include "broker/core/shard_log.h"
 #include "broker/core/shard_state.h"
 #include "broker/core/waiting.h"
+#include "broker/route/route_actor.h"
 #include "common/check.h"
 #include "common/hash.h"
 

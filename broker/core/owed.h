@@ -26,7 +26,7 @@
 
 #include <stdbool.h>
 
-#include "broker/core/ops.h"
+#include "broker/actor/ops.h"
 #include "common/bytes.h"
 
 #define OWED_TAKE_PER_TURN 64 /* parked ones that are tried before publishers are */

@@ -2,7 +2,7 @@
 
 #include <stdlib.h>
 
-#include "broker/core/msg.h"
+#include "broker/actor/msg.h"
 
 void publish_job_free(struct publish_job *job)
 {

@@ -7,8 +7,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "broker/core/ack_gate.h"
 #include "broker/core/publish_scratch.h"
-#include "broker/durable/ack_gate.h"
 
 struct msg;
 

@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "broker/core/route_actor.h"
+#include "broker/route/route_actor.h"
 #include "common/bytes.h"
 
 struct pending_request;

@@ -15,7 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "broker/core/ops.h"
+#include "broker/actor/ops.h"
 #include "common/bytes.h"
 #include "common/err.h"
 

@@ -13,7 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "broker/durable/ack_gate.h"
+#include "broker/core/ack_gate.h"
 #include "common/bytes.h"
 #include "common/record.h"
 

@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-#include "broker/core/ops.h"
+#include "broker/actor/ops.h"
 #include "common/bytes.h"
 
 struct queue_totals;

@@ -4,12 +4,12 @@
 #ifndef TIDEGATE_BROKER_CORE_SHARD_STATE_H
 #define TIDEGATE_BROKER_CORE_SHARD_STATE_H
 
-#include "broker/core/op_backlog.h"
-#include "broker/core/ops.h"
+#include "broker/actor/op_backlog.h"
+#include "broker/actor/ops.h"
+#include "broker/core/ack_gate.h"
 #include "broker/core/publish_scratch.h"
 #include "broker/core/shard_config.h"
 #include "broker/core/shard_stats.h"
-#include "broker/durable/ack_gate.h"
 #include "broker/route/topic_tree.h"
 #include "broker/session/outbox.h"
 #include "broker/session/session_table.h"

@@ -8,7 +8,7 @@
 #define TIDEGATE_BROKER_CORE_SUBSCRIBE_H
 
 #include "broker/core/client_state.h"
-#include "broker/core/route_actor.h"
+#include "broker/route/route_actor.h"
 
 enum client_step subscribe_on_subscribe(struct shard *shard, struct client *client, const struct packet_subscribe *packet);
 enum client_step subscribe_on_unsubscribe(struct shard *shard, struct client *client, const struct packet_unsubscribe *packet);

@@ -13,7 +13,7 @@
 #ifndef TIDEGATE_BROKER_DURABLE_CHECKPOINT_INTERNAL_H
 #define TIDEGATE_BROKER_DURABLE_CHECKPOINT_INTERNAL_H
 
-#include "broker/core/msg.h"
+#include "broker/actor/msg.h"
 #include "broker/durable/age_marks.h"
 #include "broker/durable/checkpoint.h"
 #include "broker/durable/checkpoint_delta.h"

@@ -4,7 +4,7 @@
 #ifndef TIDEGATE_BROKER_DURABLE_CHECKPOINT_VALUE_H
 #define TIDEGATE_BROKER_DURABLE_CHECKPOINT_VALUE_H
 
-#include "broker/core/msg.h"
+#include "broker/actor/msg.h"
 #include "broker/durable/kv.h"
 #include "common/log_cursor.h"
 #include "common/metrics.h"

@@ -10,9 +10,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "broker/core/op_backlog.h"
+#include "broker/actor/bell.h"
+#include "broker/actor/op_backlog.h"
 #include "broker/durable/log_room.h"
-#include "broker/net/bell.h"
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/crash_point.h"

@@ -14,7 +14,7 @@
 #ifndef TIDEGATE_BROKER_DURABLE_LOG_THREAD_H
 #define TIDEGATE_BROKER_DURABLE_LOG_THREAD_H
 
-#include "broker/net/exchange.h"
+#include "broker/actor/exchange.h"
 #include "common/histogram.h"
 #include "common/log_writer.h"
 

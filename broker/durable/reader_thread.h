@@ -5,8 +5,8 @@
 #ifndef TIDEGATE_BROKER_DURABLE_READER_THREAD_H
 #define TIDEGATE_BROKER_DURABLE_READER_THREAD_H
 
+#include "broker/actor/exchange.h"
 #include "broker/durable/store_reader.h"
-#include "broker/net/exchange.h"
 
 struct reader_thread;
 

@@ -2,8 +2,8 @@
 
 #include <stdlib.h>
 
-#include "broker/core/msg.h"
-#include "broker/core/op_backlog.h"
+#include "broker/actor/msg.h"
+#include "broker/actor/op_backlog.h"
 #include "broker/durable/checkpoint.h"
 #include "common/check.h"
 #include "common/clock.h"

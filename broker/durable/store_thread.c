@@ -4,7 +4,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-#include "broker/net/bell.h"
+#include "broker/actor/bell.h"
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/logger.h"

@@ -6,8 +6,8 @@
 #ifndef TIDEGATE_BROKER_DURABLE_STORE_THREAD_H
 #define TIDEGATE_BROKER_DURABLE_STORE_THREAD_H
 
+#include "broker/actor/exchange.h"
 #include "broker/durable/store_writer.h"
-#include "broker/net/exchange.h"
 #include "common/log_writer.h"
 
 struct store_thread;

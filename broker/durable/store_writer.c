@@ -7,7 +7,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-#include "broker/core/op_backlog.h"
+#include "broker/actor/op_backlog.h"
 #include "common/check.h"
 #include "common/clock.h"
 #include "common/crash_point.h"

@@ -16,7 +16,7 @@
 #ifndef TIDEGATE_BROKER_DURABLE_STORE_WRITER_H
 #define TIDEGATE_BROKER_DURABLE_STORE_WRITER_H
 
-#include "broker/core/ops.h"
+#include "broker/actor/ops.h"
 #include "broker/durable/checkpoint.h"
 #include "common/log_writer.h"
 

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/random.h>
 
-#include "broker/net/bell.h"
+#include "broker/actor/bell.h"
 #include "broker/net/connection.h"
 #include "common/check.h"
 #include "common/logger.h"

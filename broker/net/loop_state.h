@@ -9,8 +9,8 @@
 
 #include <uv.h>
 
+#include "broker/actor/exchange.h"
 #include "broker/core/shard.h"
-#include "broker/net/exchange.h"
 #include "broker/net/listener.h"
 #include "broker/net/transport.h"
 #include "common/clock.h"

@@ -4,11 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "broker/core/route_stats.h"
 #include "broker/core/shard_stats.h"
 #include "broker/durable/checkpoint.h"
 #include "broker/durable/reader_thread.h"
 #include "broker/durable/store_reader.h"
+#include "broker/route/route_stats.h"
 #include "common/check.h"
 #include "common/data_dir.h"
 #include "common/http.h"

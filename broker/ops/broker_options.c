@@ -5,7 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "broker/core/ops.h"
+#include "broker/actor/ops.h"
 #include "common/clock.h"
 #include "common/logger.h"
 

@@ -6,10 +6,10 @@
 #include <string.h>
 
 #include "broker/durable/data_format.h"
-#include "broker/durable/recovery.h"
 #include "broker/ops/backup.h"
 #include "broker/ops/checkpoint_look.h"
 #include "broker/ops/data_files.h"
+#include "broker/ops/recovery.h"
 #include "broker/ops/repair_checkpoint.h"
 #include "common/clock.h"
 #include "common/crash_point.h"

@@ -4,8 +4,8 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-#include "broker/core/route_stats.h"
-#include "broker/net/bell.h"
+#include "broker/actor/bell.h"
+#include "broker/route/route_stats.h"
 #include "common/check.h"
 #include "common/clock.h"
 

@@ -4,8 +4,8 @@
 #ifndef TIDEGATE_BROKER_ROUTE_ROUTE_THREAD_H
 #define TIDEGATE_BROKER_ROUTE_ROUTE_THREAD_H
 
-#include "broker/core/route_actor.h"
-#include "broker/net/exchange.h"
+#include "broker/actor/exchange.h"
+#include "broker/route/route_actor.h"
 
 struct route_thread;
 

@@ -22,7 +22,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "broker/core/msg.h"
+#include "broker/actor/msg.h"
 
 enum inflight_state { INFLIGHT_FREE, INFLIGHT_PUBLISH_1, INFLIGHT_PUBLISH_2, INFLIGHT_PUBREL };
 

@@ -17,7 +17,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-#include "broker/core/msg.h"
+#include "broker/actor/msg.h"
 
 #define OUTBOX_BUFFER_SIZE 4048 /* bytes; with its header and malloc's about a page */
 #define OUTBOX_COPY_MAX 1024    /* bytes; a larger payload goes by reference */

@@ -29,9 +29,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "broker/core/msg.h"
-#include "broker/core/ops.h"
-#include "broker/durable/store_reader.h"
+#include "broker/actor/msg.h"
+#include "broker/actor/ops.h"
+#include "broker/actor/store_read.h"
 #include "common/metrics.h"
 
 #define QUEUE_HEAD_MAX STORE_READ_MAX /* messages read ahead; a run may bring as many beyond half of it */
@@ -131,8 +131,9 @@ bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_onli
 uint64_t queue_oldest_unread(const struct queue *queue);
 /* Whether there are runs to be read. */
 bool queue_has_runs(const struct queue *queue);
-/* Cut the tail, and a window of which queue_settle() left much for this: fill a run (ascending) that the caller posts. shared: NULL = the tail alone. inflight_max: the
- * greatest sequence that is in flight. False: it is short enough, or may not be cut now. After some true, queue_settle() once more. */
+/* Cut the tail, and a window of which queue_settle() left much for this: fill a run (ascending) that the caller posts. shared: NULL = the
+ * tail alone. inflight_max: the greatest sequence that is in flight. False: it is short enough, or may not be cut now. After some true,
+ * queue_settle() once more. */
 bool queue_is_tail_long(const struct queue *queue);
 bool queue_has_run(const struct queue *queue, const struct queue_shared *shared);
 bool queue_take_run(struct queue *queue, struct queue_shared *shared, uint64_t inflight_max, struct store_run *run_out);

@@ -19,7 +19,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "broker/core/ops.h"
+#include "broker/actor/ops.h"
 #include "broker/route/topic_tree.h"
 #include "broker/session/inbound_ids.h"
 #include "broker/session/inflight.h"

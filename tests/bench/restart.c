@@ -27,12 +27,12 @@
 #include <sys/wait.h>
 
 #include "broker/core/request.h"
-#include "broker/core/route_actor.h"
 #include "broker/core/shard.h"
 #include "broker/core/shard_restore.h"
 #include "broker/durable/kv_lmdb.h"
-#include "broker/durable/recovery.h"
+#include "broker/ops/recovery.h"
 #include "broker/route/retained.h"
+#include "broker/route/route_actor.h"
 #include "broker/route/topic_tree.h"
 #include "broker/session/session.h"
 #include "common/check.h"

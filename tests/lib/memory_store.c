@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "broker/core/msg.h"
+#include "broker/actor/msg.h"
 #include "common/check.h"
 #include "common/position_list.h"
 

@@ -11,7 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "broker/core/ops.h"
+#include "broker/actor/ops.h"
 #include "broker/durable/store_reader.h"
 #include "common/record.h"
 

@@ -3,14 +3,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "broker/actor/msg.h"
 #include "broker/core/delivery.h"
-#include "broker/core/msg.h"
 #include "broker/core/recipient.h"
 #include "broker/core/request.h"
-#include "broker/core/route_actor.h"
 #include "broker/core/shard_restore.h"
 #include "broker/durable/age_marks.h"
 #include "broker/guard/tier.h"
+#include "broker/route/route_actor.h"
 #include "broker/route/topic_tree.h"
 #include "broker/telemetry/rule.h"
 #include "common/check.h"

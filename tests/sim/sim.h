@@ -10,7 +10,7 @@
  * stand still for long; the log is small and the sink may be away until it is full.
  *
  * The broker has many lives. What a life leaves is its log (sim_fs) and its database (tests/lib/sim_kv.h), which end with the process or
- * with the power, with commits that fail for space or for good; the next one begins with broker/durable/recovery.h, with another number of
+ * with the power, with commits that fail for space or for good; the next one begins with broker/ops/recovery.h, with another number of
  * shards and another hash key. The store's writer and reader are actors like the others, and checkpoints come every few messages.
  *
  * A ledger notes what clients were promised. Checked at every step: what a subscriber may not see twice, order per (publishing client,
@@ -27,7 +27,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "broker/core/ops.h"
+#include "broker/actor/ops.h"
 #include "broker/mqtt/packet.h"
 #include "common/bytes.h"
 #include "common/log_block.h"

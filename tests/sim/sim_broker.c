@@ -6,8 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "broker/actor/msg.h"
 #include "broker/core/delivery.h"
-#include "broker/core/msg.h"
 #include "broker/core/shard_stats.h"
 #include "broker/durable/log_room.h"
 #include "broker/route/topic_tree.h"

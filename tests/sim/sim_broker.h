@@ -2,12 +2,12 @@
 #ifndef TIDEGATE_TESTS_SIM_SIM_BROKER_H
 #define TIDEGATE_TESTS_SIM_SIM_BROKER_H
 
-#include "broker/core/route_actor.h"
 #include "broker/core/shard.h"
-#include "broker/durable/recovery.h"
 #include "broker/durable/store_reader.h"
 #include "broker/durable/store_writer.h"
 #include "broker/guard/tier.h"
+#include "broker/ops/recovery.h"
+#include "broker/route/route_actor.h"
 #include "broker/session/queue.h"
 #include "broker/session/queue_totals.h"
 #include "broker/telemetry/rule.h"

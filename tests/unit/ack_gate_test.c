@@ -1,5 +1,5 @@
 /* The ack gate: nothing leaves early, nothing leaves out of order, nothing is lost. */
-#include "broker/durable/ack_gate.h"
+#include "broker/core/ack_gate.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

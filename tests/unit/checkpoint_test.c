@@ -3,7 +3,7 @@
 #include "broker/durable/checkpoint.h"
 #include "broker/durable/checkpoint_row.h"
 
-#include "broker/core/msg.h"
+#include "broker/actor/msg.h"
 #include "common/hash.h"
 #include "common/position_list.h"
 #include "tests/lib/check_random.h"

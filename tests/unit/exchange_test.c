@@ -1,4 +1,4 @@
-#include "broker/net/exchange.h"
+#include "broker/actor/exchange.h"
 
 #include <pthread.h>
 #include <setjmp.h>
@@ -8,7 +8,7 @@
 
 #include <cmocka.h>
 
-#include "broker/net/bell.h"
+#include "broker/actor/bell.h"
 
 struct seen {
     uint32_t count;

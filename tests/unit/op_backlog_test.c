@@ -1,5 +1,5 @@
 /* What waits for a full ring: kept in order for each receiver, all of it let out, and the memory of a burst given back. */
-#include "broker/core/op_backlog.h"
+#include "broker/actor/op_backlog.h"
 
 #include <malloc.h>
 #include <setjmp.h>

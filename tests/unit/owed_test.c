@@ -10,10 +10,10 @@
 #include <cmocka.h>
 
 #include "broker/core/owed.h"
-#include "broker/core/route_actor.h"
 #include "broker/core/scan.h"
 #include "broker/core/shard_restore.h"
 #include "broker/core/shard_state.h"
+#include "broker/route/route_actor.h"
 #include "broker/session/session.h"
 #include "common/check.h"
 #include "common/clock.h"

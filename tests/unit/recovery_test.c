@@ -5,7 +5,7 @@
 
 #include <cmocka.h>
 
-#include "broker/durable/recovery.h"
+#include "broker/ops/recovery.h"
 #include "common/clock.h"
 
 /* Committed when its own time was 1000 s, the wall clock 5000 s: somebody had set that by 4000 s while it ran. */

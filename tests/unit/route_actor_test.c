@@ -1,4 +1,4 @@
-#include "broker/core/route_actor.h"
+#include "broker/route/route_actor.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -7,9 +7,9 @@
 
 #include <cmocka.h>
 
-#include "broker/core/msg.h"
-#include "broker/core/route_stats.h"
+#include "broker/actor/msg.h"
 #include "broker/durable/store_reader.h"
+#include "broker/route/route_stats.h"
 #include "broker/route/topic_tree.h"
 #include "common/check.h"
 #include "tests/lib/check_random.h"

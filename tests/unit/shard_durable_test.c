@@ -11,7 +11,7 @@
 
 #include <cmocka.h>
 
-#include "broker/core/msg.h"
+#include "broker/actor/msg.h"
 #include "tests/lib/rig_expect.h"
 #include "tests/lib/shard_rig.h"
 

@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-#include "broker/core/msg.h"
+#include "broker/actor/msg.h"
 #include "broker/durable/checkpoint.h"
 #include "common/clock.h"
 #include "tests/lib/sim_kv.h"

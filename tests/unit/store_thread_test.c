@@ -11,10 +11,10 @@
 
 #include <cmocka.h>
 
-#include "broker/core/msg.h"
+#include "broker/actor/bell.h"
+#include "broker/actor/msg.h"
 #include "broker/durable/kv_lmdb.h"
 #include "broker/durable/reader_thread.h"
-#include "broker/net/bell.h"
 #include "common/clock.h"
 
 #define BODY_MAX 8192

@@ -2,13 +2,13 @@
  *
  * Once one op to a receiver waits here, all later ones to it queue behind, so the order of a ring is kept. What may pile up is bounded by
  * its owner: a shard stops reading sockets, the route actor stops scanning, the store answers only what was asked. Pure. One owner. */
-#ifndef TIDEGATE_BROKER_CORE_OP_BACKLOG_H
-#define TIDEGATE_BROKER_CORE_OP_BACKLOG_H
+#ifndef TIDEGATE_BROKER_ACTOR_OP_BACKLOG_H
+#define TIDEGATE_BROKER_ACTOR_OP_BACKLOG_H
 
 #include <stdbool.h>
 #include <stddef.h>
 
-#include "broker/core/ops.h"
+#include "broker/actor/ops.h"
 
 struct op_lane {
     struct op *ops;

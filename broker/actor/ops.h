@@ -6,8 +6,8 @@
  *
  * An op is passed by value; pointers in it are *taken* by the receiver unless it says "shared (ref)". Pure: production runs ops over
  * common/ring.h, the simulator over its own queues. */
-#ifndef TIDEGATE_BROKER_CORE_OPS_H
-#define TIDEGATE_BROKER_CORE_OPS_H
+#ifndef TIDEGATE_BROKER_ACTOR_OPS_H
+#define TIDEGATE_BROKER_ACTOR_OPS_H
 
 #include <stdbool.h>
 #include <stdint.h>

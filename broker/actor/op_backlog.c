@@ -1,4 +1,4 @@
-#include "broker/core/op_backlog.h"
+#include "broker/actor/op_backlog.h"
 
 #include <stdlib.h>
 

@@ -6,10 +6,10 @@
  *
  * Nobody listens yet: a failure ends the start with a message that names file or key, and changes nothing that another start could not
  * find again. Thread: main. */
-#ifndef TIDEGATE_BROKER_DURABLE_RECOVERY_H
-#define TIDEGATE_BROKER_DURABLE_RECOVERY_H
+#ifndef TIDEGATE_BROKER_OPS_RECOVERY_H
+#define TIDEGATE_BROKER_OPS_RECOVERY_H
 
-#include "broker/core/ops.h"
+#include "broker/actor/ops.h"
 #include "broker/durable/checkpoint.h"
 #include "broker/durable/kv.h"
 #include "common/log_writer.h"

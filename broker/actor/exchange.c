@@ -1,4 +1,4 @@
-#include "broker/net/exchange.h"
+#include "broker/actor/exchange.h"
 
 #include <stdlib.h>
 

@@ -1,4 +1,4 @@
-#include "broker/core/msg.h"
+#include "broker/actor/msg.h"
 
 #include <stdlib.h>
 

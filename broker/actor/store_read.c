@@ -1,8 +1,8 @@
-/* Apart from the reader itself: askers free answers, and need no database for it. */
+#include "broker/actor/store_read.h"
+
 #include <stdlib.h>
 
-#include "broker/core/msg.h"
-#include "broker/durable/store_reader.h"
+#include "broker/actor/msg.h"
 
 void store_read_free(struct store_read *read)
 {

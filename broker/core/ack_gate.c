@@ -1,4 +1,4 @@
-#include "broker/durable/ack_gate.h"
+#include "broker/core/ack_gate.h"
 
 #include <stdlib.h>
 

@@ -11,14 +11,14 @@
  * replaced it reaches the subscription by the tree or by the rule for numbers on their way, as it would have without the wait.
  *
  * Pure; owner: the route thread (or the simulator). */
-#ifndef TIDEGATE_BROKER_CORE_ROUTE_ACTOR_H
-#define TIDEGATE_BROKER_CORE_ROUTE_ACTOR_H
+#ifndef TIDEGATE_BROKER_ROUTE_ROUTE_ACTOR_H
+#define TIDEGATE_BROKER_ROUTE_ROUTE_ACTOR_H
 
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "broker/core/ops.h"
+#include "broker/actor/ops.h"
 #include "common/bytes.h"
 #include "common/err.h"
 
@@ -90,7 +90,7 @@ struct route_limits {
 #define ROUTE_READS_MAX 32
 
 struct route_actor;
-struct route_stats; /* broker/core/route_stats.h */
+struct route_stats; /* broker/route/route_stats.h */
 
 /* tree: its only writer from here on. retained_counter: the process-wide one of shard_config, read only; it holds its first value already,
  * which no restored number is above. hash_key: random. shard_count: shards that send. limits copied; io borrowed for life. NULL when memory

@@ -14,16 +14,16 @@
  * out: by (1) to (3) the subscription is given whatever came to the index after it was added. So too with a body that is gone, because the
  * store saw a newer value of the topic before we did: that one is on its way here and was drawn before the subscription was added (3) or
  * after (2). */
-#include "broker/core/route_actor.h"
+#include "broker/route/route_actor.h"
 
 #include <stdlib.h>
 
-#include "broker/core/msg.h"
-#include "broker/core/op_backlog.h"
-#include "broker/core/route_stats.h"
-#include "broker/durable/store_reader.h"
+#include "broker/actor/msg.h"
+#include "broker/actor/op_backlog.h"
+#include "broker/actor/store_read.h"
 #include "broker/mqtt/topic.h"
 #include "broker/route/retained.h"
+#include "broker/route/route_stats.h"
 #include "broker/route/topic_tree.h"
 #include "common/check.h"
 #include "common/clock.h"

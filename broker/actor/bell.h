@@ -1,8 +1,8 @@
 /* How a thread without an event loop sleeps until it is called or a time has passed: an eventfd.
  *
  * bell_ring() is the wake of a ring_waker; a ring before the wait is not lost. Owner: the sleeping thread; bell_ring from any. */
-#ifndef TIDEGATE_BROKER_NET_BELL_H
-#define TIDEGATE_BROKER_NET_BELL_H
+#ifndef TIDEGATE_BROKER_ACTOR_BELL_H
+#define TIDEGATE_BROKER_ACTOR_BELL_H
 
 #include <stdint.h>
 

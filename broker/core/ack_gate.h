@@ -25,14 +25,14 @@
  * Items stand in chunks of memory one behind the other; nothing is allocated per item. Bound: ACK_GATE_BYTES_MAX with the messages held
  * (and by that of the blocks, since each has an item);
  * ack_gate_has_room() says no before that, and the shard stops reading whoever needs it. Pure; owner: the shard. */
-#ifndef TIDEGATE_BROKER_DURABLE_ACK_GATE_H
-#define TIDEGATE_BROKER_DURABLE_ACK_GATE_H
+#ifndef TIDEGATE_BROKER_CORE_ACK_GATE_H
+#define TIDEGATE_BROKER_CORE_ACK_GATE_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include "broker/core/msg.h"
+#include "broker/actor/msg.h"
 #include "common/bytes.h"
 #include "common/metrics.h"
 

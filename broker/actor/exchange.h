@@ -6,14 +6,14 @@
  * of a ring is a reserve for control traffic, so a flood of deliveries never keeps an acknowledgement or a log block from passing.
  *
  * Threads: post, flush, drain, sleep and awake of actor `a` from a's thread only; wake_outside and stats from any. */
-#ifndef TIDEGATE_BROKER_NET_EXCHANGE_H
-#define TIDEGATE_BROKER_NET_EXCHANGE_H
+#ifndef TIDEGATE_BROKER_ACTOR_EXCHANGE_H
+#define TIDEGATE_BROKER_ACTOR_EXCHANGE_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include "broker/core/ops.h"
+#include "broker/actor/ops.h"
 #include "common/clock.h"
 #include "common/err.h"
 #include "common/metrics.h"

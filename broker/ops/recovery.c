@@ -1,17 +1,17 @@
-#include "broker/durable/recovery.h"
+#include "broker/ops/recovery.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "broker/core/msg.h"
+#include "broker/actor/msg.h"
 #include "broker/core/request.h"
-#include "broker/core/route_actor.h"
 #include "broker/core/shard.h"
 #include "broker/core/shard_restore.h"
 #include "broker/durable/data_format.h"
 #include "broker/durable/store_writer.h"
+#include "broker/route/route_actor.h"
 #include "broker/route/topic_tree.h"
 #include "common/check.h"
 #include "common/clock.h"

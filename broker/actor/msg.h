@@ -6,8 +6,8 @@
  *
  * Layout of bytes[]: topic, then forwardable MQTT 5 properties (encoded, without the length prefix; topic alias, message expiry interval
  * and subscription identifiers taken out), then payload. One allocation. Thread: any; refs is atomic. */
-#ifndef TIDEGATE_BROKER_CORE_MSG_H
-#define TIDEGATE_BROKER_CORE_MSG_H
+#ifndef TIDEGATE_BROKER_ACTOR_MSG_H
+#define TIDEGATE_BROKER_ACTOR_MSG_H
 
 #include <stdatomic.h>
 #include <stdbool.h>

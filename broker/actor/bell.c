@@ -1,4 +1,4 @@
-#include "broker/net/bell.h"
+#include "broker/actor/bell.h"
 
 #include <errno.h>
 #include <poll.h>

@@ -1,6 +1,6 @@
 /* What the route actor tells. Cells: one writer, the route actor's thread. */
-#ifndef TIDEGATE_BROKER_CORE_ROUTE_STATS_H
-#define TIDEGATE_BROKER_CORE_ROUTE_STATS_H
+#ifndef TIDEGATE_BROKER_ROUTE_ROUTE_STATS_H
+#define TIDEGATE_BROKER_ROUTE_ROUTE_STATS_H
 
 #include "common/metrics.h"
 
