@@ -102,6 +102,10 @@ static inline size_t varint_put(uint8_t *at, uint64_t value)
 static inline size_t varint_get(uint64_t *value_out, const uint8_t *at, const uint8_t *end)
 {
     uint64_t value = 0;
+    if (at < end && *at < 0x80) { /* most are one byte */
+        *value_out = *at;
+        return 1;
+    }
     for (size_t i = 0; i < VARINT_SIZE_MAX && at + i < end; i++) {
         if (i == VARINT_SIZE_MAX - 1 && at[i] > 1)
             return 0;

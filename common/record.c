@@ -324,6 +324,20 @@ enum err record_decode(struct record *rec_out, struct span bytes)
     return ERR_OK;
 }
 
+bool record_find_recipients(struct span *field_out, struct span bytes, const struct record *rec)
+{
+    uint64_t size;
+    size_t head = 1 + varint_size(rec->recipients.size);
+    if (rec->recipients.size == 0)
+        return false;
+    const uint8_t *at = rec->recipients.data - head; /* behind RECORD_SIZE_MIN bytes, or the encoding is another */
+    if (at < bytes.data + RECORD_SIZE_MIN || at[0] != TAG_RECIPIENTS || varint_get(&size, at + 1, rec->recipients.data) != head - 1 ||
+        size != rec->recipients.size)
+        return false;
+    *field_out = span_of(at, head + rec->recipients.size);
+    return true;
+}
+
 enum err record_next(struct span *record_out, struct span *bytes)
 {
     if (bytes->size == 0)

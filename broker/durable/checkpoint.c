@@ -429,6 +429,34 @@ static struct record body_of(const struct record *rec)
     return body;
 }
 
+/* Whether body_of() would leave out nothing but the recipients. */
+static bool is_body(const struct record *rec)
+{
+    return !rec->dup && rec->packet_id == 0 && rec->will_session == 0 && rec->client_id.size == 0 && rec->rule.size == 0 &&
+           rec->rule_index == 0 && rec->device.size == 0 && rec->partition == 0 && rec->partition_count == 0 && rec->codec == 0 &&
+           rec->shared_groups.size == 0 && rec->subject_epoch == 0 && rec->subject_sequence == 0 && rec->positions.size == 0 &&
+           rec->user_name.size == 0;
+}
+
+/* bytes: of which rec was decoded, or none. */
+static enum err put_message(struct checkpoint *checkpoint, const struct record *rec, struct span bytes, uint64_t sequence,
+                            uint32_t want_count, bool is_retained)
+{
+    struct record body_rec;
+    struct delta_body body = {0};
+    struct span field;
+    if (bytes.size > 0 && is_body(rec) && record_find_recipients(&field, bytes, rec)) {
+        const uint8_t *behind = field.data + field.size, *end = bytes.data + bytes.size;
+        body.parts[0] = span_of(bytes.data, (size_t)(field.data - bytes.data));
+        body.parts[1] = span_of(behind, (size_t)(end - behind));
+    } else {
+        body_rec = body_of(rec);
+        body.rec = &body_rec;
+    }
+    counter_inc(&checkpoint->stats.applied_puts);
+    return delta_put_message(&checkpoint->delta, sequence, rec, &body, checkpoint->wants, want_count, is_retained);
+}
+
 /* A removal in the place of that value. One that was replaced meanwhile is gone already: *is_removed_out tells. */
 static enum err end_retained(struct checkpoint *checkpoint, struct span topic, uint64_t number, bool *is_removed_out)
 {
@@ -444,7 +472,7 @@ static enum err end_retained(struct checkpoint *checkpoint, struct span topic, u
     return ERR_OK;
 }
 
-static enum err apply_publish(struct checkpoint *checkpoint, const struct record *rec, uint64_t sequence)
+static enum err apply_publish(struct checkpoint *checkpoint, const struct record *rec, struct span bytes, uint64_t sequence)
 {
     uint32_t want_count;
     bool is_sorted, is_retained = false;
@@ -454,11 +482,8 @@ static enum err apply_publish(struct checkpoint *checkpoint, const struct record
     if (err)
         return err;
     want_count = drop_deleted(checkpoint, sort_wants(rec, checkpoint->wants, want_count, is_sorted));
-    if (want_count > 0 || is_retained) {
-        struct record body = body_of(rec);
-        counter_inc(&checkpoint->stats.applied_puts);
-        err = delta_put_message(&checkpoint->delta, sequence, rec, &body, checkpoint->wants, want_count, is_retained);
-    }
+    if (want_count > 0 || is_retained)
+        err = put_message(checkpoint, rec, bytes, sequence, want_count, is_retained);
     if (!err && rec->qos == 2 && rec->packet_id != 0 && rec->session != 0)
         err = apply_session(checkpoint, rec->session, rec);
     if (!err && rec->will_session != 0)
@@ -509,12 +534,12 @@ static bool is_valid(const struct record *rec)
     return true;
 }
 
-static enum err apply(struct checkpoint *checkpoint, const struct record *rec, uint64_t sequence)
+static enum err apply(struct checkpoint *checkpoint, const struct record *rec, struct span bytes, uint64_t sequence)
 {
     enum err err = ERR_OK;
     switch ((enum record_type)rec->type) {
     case RECORD_PUBLISH:
-        return apply_publish(checkpoint, rec, sequence);
+        return apply_publish(checkpoint, rec, bytes, sequence);
     case RECORD_SESSION_DELETE:
         return apply_delete(checkpoint, rec);
     case RECORD_SESSION:
@@ -548,6 +573,11 @@ static enum err apply(struct checkpoint *checkpoint, const struct record *rec, u
 
 enum err checkpoint_apply(struct checkpoint *checkpoint, const struct record *rec, uint64_t sequence)
 {
+    return checkpoint_apply_encoded(checkpoint, rec, span_of(NULL, 0), sequence);
+}
+
+enum err checkpoint_apply_encoded(struct checkpoint *checkpoint, const struct record *rec, struct span bytes, uint64_t sequence)
+{
     if (sequence <= checkpoint->applied)
         return ERR_OK;
     if (!is_valid(rec))
@@ -555,7 +585,7 @@ enum err checkpoint_apply(struct checkpoint *checkpoint, const struct record *re
     if (rec->type == RECORD_PUBLISH && rec->received_ns > checkpoint->received_max_ns)
         checkpoint->received_max_ns = rec->received_ns;
     bool was_empty = delta_is_empty(&checkpoint->delta);
-    enum err err = apply(checkpoint, rec, sequence);
+    enum err err = apply(checkpoint, rec, bytes, sequence);
     if (err)
         return err;
     checkpoint->applied = sequence;

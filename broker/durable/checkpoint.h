@@ -76,6 +76,8 @@ struct checkpoint_state checkpoint_state(const struct checkpoint *checkpoint);
  * Returns 0, ERR_CORRUPT (a record that no broker writes: changes nothing, the caller counts it); ERR_NOMEM,
  * ERR_IO (parts of it may be in the delta, so nothing may be committed any more). */
 enum err checkpoint_apply(struct checkpoint *checkpoint, const struct record *rec, uint64_t sequence) must_check;
+/* The same with the bytes of which rec was decoded at hand: a body is copied from them instead of being encoded again. */
+enum err checkpoint_apply_encoded(struct checkpoint *checkpoint, const struct record *rec, struct span bytes, uint64_t sequence) must_check;
 
 /* From homes: positions (ascending, 1..CHECKPOINT_RUN, all below the position committed) that stand in a run from now on; and a run that is
  * consumed. Go with the next commit. What a session that is gone puts in a run, it does not want any more. Return 0, ERR_NOMEM, ERR_IO. */

@@ -202,7 +202,23 @@ static void sweep_messages(struct delta *delta)
     delta->dead_count = 0;
 }
 
-enum err delta_put_message(struct delta *delta, uint64_t sequence, const struct record *rec, const struct record *body,
+static size_t body_size_of(const struct delta_body *body)
+{
+    return body->rec ? record_size(body->rec) : body->parts[0].size + body->parts[1].size;
+}
+
+static void put_body(uint8_t *at, const struct delta_body *body, size_t size)
+{
+    if (body->rec) {
+        record_encode(at, body->rec);
+        return;
+    }
+    memcpy(at, body->parts[0].data, body->parts[0].size);
+    memcpy(at + body->parts[0].size, body->parts[1].data, body->parts[1].size);
+    store_le32(at, (uint32_t)size);
+}
+
+enum err delta_put_message(struct delta *delta, uint64_t sequence, const struct record *rec, const struct delta_body *body,
                            const struct delta_want *wants, uint32_t want_count, bool is_retained)
 {
     CHECK(delta->message_count == 0 || delta->messages[delta->message_count - 1].sequence < sequence);
@@ -210,7 +226,7 @@ enum err delta_put_message(struct delta *delta, uint64_t sequence, const struct 
     enum err err = delta_grow((void **)&delta->messages, &delta->message_capacity, delta->message_count, sizeof *delta->messages);
     if (err)
         return err;
-    size_t wants_size = want_count * sizeof *wants, body_size = record_size(body);
+    size_t wants_size = want_count * sizeof *wants, body_size = body_size_of(body);
     size_t recipients_size = want_count ? rec->recipients.size : 0;
     struct delta_block *block;
     struct delta_message *message = alloc_message(delta, &block, sizeof *message + wants_size + recipients_size + 1 + body_size);
@@ -230,7 +246,7 @@ enum err delta_put_message(struct delta *delta, uint64_t sequence, const struct 
         memcpy(at, rec->recipients.data, recipients_size);
     }
     at[recipients_size] = 0;
-    record_encode(at + recipients_size + 1, body);
+    put_body(at + recipients_size + 1, body, body_size);
     delta->messages[delta->message_count++] =
         (struct delta_entry){sequence, message, block, want_count == 1 && !is_retained ? wants[0].session : 0};
     delta->bytes += sizeof *delta->messages;

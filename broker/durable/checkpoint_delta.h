@@ -40,6 +40,12 @@ struct delta_message {
     struct delta_want wants[];
 };
 
+/* A body to be kept: a record to encode, or (NULL) its encoding in two parts, with any size in its first four bytes. */
+struct delta_body {
+    const struct record *rec;
+    struct span parts[2];
+};
+
 /* With all that the end of the one session's want needs, so that the message itself, out of the caches by then, is not touched. */
 struct delta_entry {
     uint64_t sequence;
@@ -104,8 +110,8 @@ static inline size_t delta_message_count(const struct delta *delta) { return del
 /* Memory that lives until delta_clear(), for bytes at any alignment of 8. NULL: none. */
 void *delta_alloc(struct delta *delta, size_t size);
 
-/* A message with `wants` (ascending, `at` in rec->recipients; want_count may be 0). body: the record as it is stored. */
-enum err delta_put_message(struct delta *delta, uint64_t sequence, const struct record *rec, const struct record *body,
+/* A message with `wants` (ascending, `at` in rec->recipients; want_count may be 0). */
+enum err delta_put_message(struct delta *delta, uint64_t sequence, const struct record *rec, const struct delta_body *body,
                            const struct delta_want *wants, uint32_t want_count, bool is_retained) must_check;
 /* Where the recipients' and the body's bytes are. */
 struct span delta_message_recipients(const struct delta_message *message);

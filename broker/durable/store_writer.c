@@ -95,7 +95,7 @@ static enum err apply_item(struct checkpoint *checkpoint, const struct log_reade
         return ERR_OK;
     }
     if (err == ERR_OK)
-        err = checkpoint_apply(checkpoint, &rec, item->position.sequence);
+        err = checkpoint_apply_encoded(checkpoint, &rec, item->bytes, item->position.sequence);
     if (err == ERR_CORRUPT) {
         *applied_out = APPLIED_REFUSED;
         return ERR_OK;

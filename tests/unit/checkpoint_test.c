@@ -1477,8 +1477,9 @@ static uint64_t emit(struct world *w, const struct record *rec)
     w->log = (struct m_record *)realloc(w->log, (w->log_count + 1) * sizeof *w->log);
     w->log[w->log_count++] = (struct m_record){span_of(bytes, record_encode(bytes, rec)), b->sequence};
     struct record decoded;
-    OK(record_decode(&decoded, w->log[w->log_count - 1].bytes));
-    OK(checkpoint_apply(b->checkpoint, &decoded, b->sequence));
+    struct span encoded = w->log[w->log_count - 1].bytes;
+    OK(record_decode(&decoded, encoded));
+    OK(checkpoint_apply_encoded(b->checkpoint, &decoded, draw(w, 2) ? encoded : span_of(NULL, 0), b->sequence));
     return b->sequence;
 }
 
