@@ -39,6 +39,11 @@ void proc_trim_memory(void);
  * left at one that is idle since would stay. To be called now and then; cheap. */
 void proc_decay_memory(void);
 
+/* The calling thread does work in bulk for which nobody waits: its share of the processors stays what it is, in long turns that any other
+ * thread may cut short when it wakes up. Where the kernel knows no length of turns (before Linux 6.12), at least it does not interrupt
+ * others when it wakes up. */
+void proc_run_in_bulk(void);
+
 /* Raise the soft limit of open descriptors to the hard one; returns the limit in effect. */
 uint64_t proc_raise_fd_limit(void);
 

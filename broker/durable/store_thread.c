@@ -177,6 +177,7 @@ static void *store_thread_main(void *arg)
 {
     struct store_thread *thread = arg;
     pthread_setname_np(pthread_self(), "store");
+    proc_run_in_bulk(); /* publishers wait for shards and the log thread */
     for (;;) {
         /* Before the look into the rings: what was posted before the stop is seen by it, however long the step takes. */
         bool is_stopping = atomic_load_explicit(&thread->stop_asked, memory_order_acquire);
