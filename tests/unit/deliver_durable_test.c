@@ -16,6 +16,7 @@
 #include "common/position_list.h"
 #include "tests/lib/check_random.h"
 #include "tests/lib/memory_store.h"
+#include "tests/lib/rig_clients.h"
 #include "tests/lib/shard_rig.h"
 
 #define RIG(...) rig_new(&(struct rig_options){.has_store = true, __VA_ARGS__})
@@ -61,17 +62,6 @@ static uint64_t named_session(const struct rig *rig)
     }
     fail_msg("no record names a session");
     return 0;
-}
-
-static size_t count_records(const struct rig *rig, enum record_type type)
-{
-    size_t count = 0;
-    struct record rec;
-    for (size_t i = 0; i < rig_record_count(rig); i++) {
-        rig_record(rig, &rec, i);
-        count += rec.type == type;
-    }
-    return count;
 }
 
 /* Messages named by the positions of such records. */

@@ -18,6 +18,7 @@
 #include "common/check.h"
 #include "common/clock.h"
 #include "tests/lib/memory_store.h"
+#include "tests/lib/rig_clients.h"
 #include "tests/lib/rig_expect.h"
 #include "tests/lib/shard_rig.h"
 
@@ -25,22 +26,11 @@
 #define TEXT(packet) ((int)(packet)->publish.payload.size), (const char *)(packet)->publish.payload.data
 
 /* A PUBLISH with this payload; returns its packet identifier. */
-static uint16_t expect_publish(struct rig_client *client, const char *payload, uint8_t qos, bool retain)
+static uint16_t expect_retained(struct rig_client *client, const char *payload, uint8_t qos, bool retain)
 {
-    const struct packet *packet = expect(client, MQTT_PUBLISH);
-    if (!span_equal(packet->publish.payload, span_of_string(payload)))
-        fail_msg("\"%.*s\" instead of \"%s\"", TEXT(packet), payload);
-    assert_int_equal(packet->publish.qos, qos);
-    assert_int_equal(packet->publish.retain, retain);
-    return packet->publish.packet_id;
-}
-
-static struct rig_client *come_back(struct rig *rig)
-{
-    struct packet connect = rig_connect_packet("car", MQTT_V5, false);
-    struct rig_client *car = rig_connect_with(rig, &connect);
-    assert_true(expect(car, MQTT_CONNACK)->connack.session_present);
-    return car;
+    const struct packet_publish *publish = expect_payload_at(client, payload, qos);
+    assert_int_equal(publish->retain, retain);
+    return publish->packet_id;
 }
 
 static void retain(struct rig *rig, struct rig_client *pub, const char *topic, const char *payload, uint8_t qos)
@@ -55,22 +45,6 @@ static void retain(struct rig *rig, struct rig_client *pub, const char *topic, c
         rig_settle(rig);
         expect(pub, MQTT_PUBCOMP);
     }
-}
-
-/* Records of a type; the last one and its sequence. */
-static size_t records_of(const struct rig *rig, struct record *last_out, uint64_t *sequence_out, enum record_type type)
-{
-    size_t count = 0;
-    struct record rec;
-    for (size_t i = 0; i < rig_record_count(rig); i++) {
-        rig_record(rig, &rec, i);
-        if (rec.type != type)
-            continue;
-        count++;
-        *last_out = rec;
-        *sequence_out = i + 1;
-    }
-    return count;
 }
 
 /* Copies of retained values; the last one. */
@@ -97,7 +71,7 @@ static uint64_t session_number(const struct rig *rig)
 {
     struct record rec = {0};
     uint64_t sequence;
-    assert_true(records_of(rig, &rec, &sequence, RECORD_SUBSCRIPTION) > 0);
+    assert_true(last_record(rig, &rec, &sequence, RECORD_SUBSCRIPTION) > 0);
     return rec.session;
 }
 
@@ -116,17 +90,17 @@ static void a_copy_is_a_message_like_any_other(void **state)
     rig_settle(rig);
     expect(car, MQTT_SUBACK);
     uint64_t number = session_number(rig);
-    assert_int_equal(records_of(rig, &rec, &owed_at, RECORD_SUBSCRIPTION), 1);
+    assert_int_equal(last_record(rig, &rec, &owed_at, RECORD_SUBSCRIPTION), 1);
     assert_int_equal(rec.options, 2 | (uint64_t)77 << 8 | RECORD_SUBSCRIPTION_OWED);
     assert_int_equal(copies_logged(rig, &rec), 2);
     assert_true(span_equal(rec.topic, SPAN_LITERAL("a/2")));
     assert_true(rec.options > 0);
-    assert_int_equal(records_of(rig, &rec, &given_at, RECORD_RETAINED_GIVEN), 1);
+    assert_int_equal(last_record(rig, &rec, &given_at, RECORD_RETAINED_GIVEN), 1);
     assert_int_equal(rec.session, number);
     assert_true(given_at > owed_at + 2);
     rig_checkpoint(rig);
     assert_int_equal(memory_store_want_count(rig_store(rig), number), 2);
-    uint16_t first = expect_publish(car, "one", 1, true);
+    uint16_t first = expect_retained(car, "one", 1, true);
     rig_send_ack(car, MQTT_PUBACK, first);
     rig_settle(rig);
     rig_checkpoint(rig);
@@ -134,7 +108,7 @@ static void a_copy_is_a_message_like_any_other(void **state)
     const struct packet *packet = expect(car, MQTT_PUBLISH);
     assert_int_equal(packet->publish.properties.subscription_identifier, 77);
     uint16_t second = packet->publish.packet_id;
-    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_SENT), 1);
+    assert_int_equal(last_record(rig, &rec, &sequence, RECORD_SENT), 1);
     assert_true(memory_store_wants(rig_store(rig), number, rec.subject_sequence)); /* no PUBREL without PUBLISH */
     rig_send_ack(car, MQTT_PUBREC, second);
     rig_settle(rig);
@@ -158,22 +132,22 @@ static void what_needs_no_record_has_none(void **state)
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false),
                       *clean = rig_connect(rig, "clean", MQTT_V5, true);
     rig_subscribe(car, 1, "none/#", 1); /* there is no retained value at all */
-    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_SUBSCRIPTION), 1);
+    assert_int_equal(last_record(rig, &rec, &sequence, RECORD_SUBSCRIPTION), 1);
     assert_int_equal(rec.options, 1);
     retain(rig, pub, "a/1", "one", 1);
     rig_send_subscribe(car, 1, "a/1", 0, 0);
     rig_settle(rig);
-    expect_publish(car, "one", 0, true); /* it waits for nothing; SUBACK does */
+    expect_retained(car, "one", 0, true); /* it waits for nothing; SUBACK does */
     expect(car, MQTT_SUBACK);
     rig_subscribe(clean, 1, "a/1", 1);
-    expect_publish(clean, "one", 1, true);
+    expect_retained(clean, "one", 1, true);
     rig_send_subscribe(car, 1, "a/+", 1 | 2 << SUBSCRIBER_RETAIN_HANDLING_SHIFT, 0); /* it does not want them */
     rig_settle(rig);
     expect(car, MQTT_SUBACK);
-    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_SUBSCRIPTION), 3);
+    assert_int_equal(last_record(rig, &rec, &sequence, RECORD_SUBSCRIPTION), 3);
     assert_false(rec.options & RECORD_SUBSCRIPTION_OWED);
     assert_int_equal(copies_logged(rig, &rec), 0);
-    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 0);
+    assert_int_equal(last_record(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 0);
     rig_free(rig);
 }
 
@@ -195,11 +169,11 @@ static void a_large_value_is_a_large_record(void **state)
     rig_subscribe(car, 1, "a/+", 1);
     const char *values[] = {"two", payload, payload}; /* what is small goes past it */
     for (int i = 0; i < 3; i++)
-        rig_send_ack(car, MQTT_PUBACK, expect_publish(car, values[i], 1, true));
+        rig_send_ack(car, MQTT_PUBACK, expect_retained(car, values[i], 1, true));
     rig_settle(rig);
     assert_int_equal(copies_logged(rig, &rec), 3);
-    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 1);
-    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_ACK), 1); /* of all three, in a row */
+    assert_int_equal(last_record(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 1);
+    assert_int_equal(last_record(rig, &rec, &sequence, RECORD_ACK), 1); /* of all three, in a row */
     rig_checkpoint(rig);
     assert_int_equal(memory_store_want_count(rig_store(rig), session_number(rig)), 0);
     free(payload);
@@ -216,7 +190,7 @@ static void live_messages_do_not_overtake_copies(void **state)
                       *clean = rig_connect(rig, "clean", MQTT_V5, true);
     retain(rig, pub, "a/1", "old", 1);
     rig_subscribe(clean, 1, "a/+", 1);
-    expect_publish(clean, "old", 1, true);
+    expect_retained(clean, "old", 1, true);
     rig_log_hold(rig, true);
     rig_send_subscribe(car, 1, "a/+", 1, 0);
     rig_settle(rig);
@@ -226,15 +200,15 @@ static void live_messages_do_not_overtake_copies(void **state)
     rig_publish(pub, "a/2", "other", 0, 0);
     rig_settle(rig);
     assert_null(rig_next(car));
-    expect_publish(clean, "zero", 0, false); /* nobody else waits */
+    expect_retained(clean, "zero", 0, false); /* nobody else waits */
     rig_log_hold(rig, false);
     rig_settle(rig);
     expect(car, MQTT_SUBACK);
-    expect_publish(car, "old", 1, true);
-    expect_publish(car, "zero", 0, false);
+    expect_retained(car, "old", 1, true);
+    expect_retained(car, "zero", 0, false);
     const struct packet *packet = expect(car, MQTT_PUBLISH);
     bool is_new_first = span_equal(packet->publish.payload, SPAN_LITERAL("new")); /* between QoS 0 and 1 there is no order */
-    expect_publish(car, is_new_first ? "other" : "new", is_new_first ? 0 : 1, false);
+    expect_retained(car, is_new_first ? "other" : "new", is_new_first ? 0 : 1, false);
     assert_null(rig_next(car));
     rig_free(rig);
 }
@@ -253,11 +227,11 @@ static void a_stale_value_is_not_logged(void **state)
     assert_int_equal(rig_stats(rig, 0)->parked_copies.messages, 2); /* and the end of its scan */
     rig_publish(pub, "a/1", "zero", 0, 0);
     rig_settle(rig);
-    expect_publish(car, "zero", 0, false);
+    expect_retained(car, "zero", 0, false);
     assert_null(rig_next(car));
     assert_int_equal(RIG_COUNTER(rig, dropped_stale_retained), 1);
     assert_int_equal(copies_logged(rig, &rec), 0);
-    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 1);
+    assert_int_equal(last_record(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 1);
     rig_free(rig);
 }
 
@@ -279,12 +253,12 @@ static void a_message_that_does_not_come_makes_no_value_stale(void **state)
     rig_log_room(rig, true);
     rig_settle(rig);
     assert_int_equal(copies_logged(rig, &rec), 1);
-    expect_publish(come_back(rig), "old", 1, true);
+    expect_retained(come_back(rig, "car"), "old", 1, true);
     rig_free(rig);
 }
 
-/* Of QoS 0, sent, and lost with its connection: a value that comes after that is owed still; on a connection that lives it is not sent behind
- * the newer message. */
+/* Of QoS 0, sent, and lost with its connection: a value that comes after that is owed still; on a connection that lives it is not sent
+ * behind the newer message. */
 static void a_message_that_was_lost_with_its_connection_makes_no_value_stale(void **state)
 {
     (void)state;
@@ -298,17 +272,17 @@ static void a_message_that_was_lost_with_its_connection_makes_no_value_stale(voi
         rig_subscribe(car, 1, "a/+", 2);
         rig_publish(pub, "a/1", "zero", 0, 0);
         rig_settle(rig);
-        expect_publish(car, "zero", 0, false);
+        expect_retained(car, "zero", 0, false);
         if (is_lost)
             rig_break(car);
         rig_settle(rig);
         rig_log_room(rig, true);
         rig_settle(rig);
         if (is_lost)
-            car = come_back(rig);
-        expect_publish(car, "first", 1, true);
+            car = come_back(rig, "car");
+        expect_retained(car, "first", 1, true);
         if (is_lost)
-            expect_publish(car, "old", 1, true);
+            expect_retained(car, "old", 1, true);
         assert_null(rig_next(car));
         assert_int_equal(RIG_COUNTER(rig, dropped_stale_retained), !is_lost);
         assert_int_equal(copies_logged(rig, &rec), 1 + is_lost);
@@ -331,7 +305,7 @@ static void a_large_copy_that_was_overtaken_is_dropped(void **state)
     rig_send_subscribe(car, 1, "a/1", 1, 0);
     rig_settle(rig);
     expect(car, MQTT_SUBACK);
-    rig_send_ack(car, MQTT_PUBACK, expect_publish(car, payload, 1, true)); /* in time */
+    rig_send_ack(car, MQTT_PUBACK, expect_retained(car, payload, 1, true)); /* in time */
     rig_log_hold(rig, true);
     rig_send_subscribe(car, 2, "a/2", 1, 0);
     rig_settle(rig);
@@ -382,7 +356,7 @@ static void each_large_copy_may_become_stale(void **state)
     rig_settle(rig);
     rig_log_hold(rig, false);
     rig_settle(rig);
-    expect_publish(car, "zero", 0, false);
+    expect_retained(car, "zero", 0, false);
     assert_null(rig_next(car));
     assert_int_equal(RIG_COUNTER(rig, dropped_stale_retained), 1);
     free(payload);
@@ -414,13 +388,13 @@ static void without_room_the_scan_pauses(void **state)
     rig_subscribe(clean, 1, "a/+", 0);
     for (int i = 0; i < COUNT; i++) {
         snprintf(topic, sizeof topic, "a/%03d", i);
-        expect_publish(clean, topic, 0, true);
+        expect_retained(clean, topic, 0, true);
     }
     rig_store_room(rig, false);
     rig_log_room(rig, true);
     rig_settle(rig);
     assert_null(rig_next(car));
-    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 0);
+    assert_int_equal(last_record(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 0);
     rig_store_room(rig, true);
     rig_settle(rig);
     bool is_zero_there = false;
@@ -439,7 +413,7 @@ static void without_room_the_scan_pauses(void **state)
     assert_null(rig_next(car));
     assert_int_equal(rig_stats(rig, 0)->parked_copies.messages, 0);
     assert_int_equal(copies_logged(rig, &rec), COUNT);
-    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 1);
+    assert_int_equal(last_record(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 1);
     rig_free(rig);
 }
 
@@ -470,7 +444,7 @@ static void what_is_parked_has_a_bound_in_bytes(void **state)
     assert_true(rig_stats(rig, 0)->parked_copies.bytes >= SCAN_PARKED_BYTES_MAX);
     rig_subscribe(clean, 1, "a/+", 1); /* who needs no record does not wait */
     for (int i = 0; i < VALUES; i++)
-        rig_send_ack(clean, MQTT_PUBACK, expect_publish(clean, payload, 1, true));
+        rig_send_ack(clean, MQTT_PUBACK, expect_retained(clean, payload, 1, true));
     rig_send_unsubscribe(cars[CARS - 1], 1, "a/+"); /* before its turn has come */
     rig_settle(rig);
     expect(cars[CARS - 1], MQTT_UNSUBACK);
@@ -480,14 +454,14 @@ static void what_is_parked_has_a_bound_in_bytes(void **state)
     rig_settle(rig);
     for (int i = 0; i < CARS - 2; i++) {
         for (int value = 0; value < VALUES; value++) {
-            rig_send_ack(cars[i], MQTT_PUBACK, expect_publish(cars[i], payload, 1, true));
+            rig_send_ack(cars[i], MQTT_PUBACK, expect_retained(cars[i], payload, 1, true));
             rig_settle(rig);
         }
         assert_null(rig_next(cars[i]));
     }
     assert_null(rig_next(cars[CARS - 1]));
     assert_int_equal(copies_logged(rig, &rec), VALUES * (CARS - 2));
-    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), CARS - 1);
+    assert_int_equal(last_record(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), CARS - 1);
     assert_int_equal(rig_stats(rig, 0)->parked_copies.messages, 0);
     assert_int_equal(rig_shard(rig, 0)->scans.coming, 0);
     free(payload);
@@ -523,12 +497,12 @@ static void what_is_parked_has_a_bound_in_values(void **state)
     for (int i = 0; i < CARS; i++) {
         expect(cars[i], MQTT_SUBACK);
         for (int value = 0; value < VALUES; value++)
-            rig_send_ack(cars[i], MQTT_PUBACK, expect_publish(cars[i], "x", 1, true));
+            rig_send_ack(cars[i], MQTT_PUBACK, expect_retained(cars[i], "x", 1, true));
         assert_null(rig_next(cars[i]));
     }
     rig_settle(rig);
     assert_int_equal(copies_logged(rig, &rec), VALUES * CARS);
-    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), CARS);
+    assert_int_equal(last_record(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), CARS);
     assert_int_equal(rig_stats(rig, 0)->parked_copies.messages, 0);
     assert_int_equal(rig_shard(rig, 0)->scans.coming, 0);
     free(cars);
@@ -558,7 +532,7 @@ static void a_slow_client_holds_its_scan_up(void **state)
     car = rig_connect(rig, "car", MQTT_V5, false);
     for (int i = 0; i < COUNT; i++) {
         snprintf(topic, sizeof topic, "a/%03d", i);
-        rig_send_ack(car, MQTT_PUBACK, expect_publish(car, topic, 1, true));
+        rig_send_ack(car, MQTT_PUBACK, expect_retained(car, topic, 1, true));
         rig_settle(rig);
     }
     assert_null(rig_next(car));
@@ -678,11 +652,11 @@ static void copies_come_back(void **state)
         shard_restore_copy(rig_shard(rig, 0), from.number);
         pub = rig_connect(rig, "pub", MQTT_V5, true);
         retain(rig, pub, "a/4", "four", qos);
-        car = come_back(rig);
+        car = come_back(rig, "car");
         const char *values[] = {"one", "two", "three", "four"};
         for (int i = 0; i < 4; i++) {
             rig_settle(rig);
-            uint16_t id = expect_publish(car, values[i], qos, i < 3);
+            uint16_t id = expect_retained(car, values[i], qos, i < 3);
             rig_send_ack(car, qos == 1 ? MQTT_PUBACK : MQTT_PUBREC, id);
             rig_settle(rig);
             if (qos == 1)
@@ -716,14 +690,14 @@ static void an_interrupted_scan_is_made_again(void **state)
     retain(rig, pub, "a/2", "two", 1);
     rig_settle(rig);
     assert_int_equal(copies_logged(rig, &rec), 0);
-    struct rig_client *car = come_back(rig);
+    struct rig_client *car = come_back(rig, "car");
     const char *values[] = {"old", "one", "two"};
     for (int i = 0; i < 3; i++)
-        rig_send_ack(car, MQTT_PUBACK, expect_publish(car, values[i], 1, false));
+        rig_send_ack(car, MQTT_PUBACK, expect_retained(car, values[i], 1, false));
     rig_settle(rig);
     assert_null(rig_next(car)); /* what came live is not sent again */
     assert_int_equal(RIG_COUNTER(rig, dropped_stale_retained), 2);
-    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 1);
+    assert_int_equal(last_record(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 1);
     assert_int_equal(rec.session, number);
     rig_free(rig);
 }
@@ -748,8 +722,8 @@ static void owed_values_are_given(void **state)
     rig_publish(pub, "a/00", "waits", 1, 1);
     rig_settle(rig);
     assert_int_equal(copies_logged(rig, &rec), 0); /* not before the client is back: it gets what is retained then */
-    struct rig_client *car = come_back(rig);
-    rig_send_ack(car, MQTT_PUBACK, expect_publish(car, "waits", 1, false));
+    struct rig_client *car = come_back(rig, "car");
+    rig_send_ack(car, MQTT_PUBACK, expect_retained(car, "waits", 1, false));
     rig_settle(rig);
     for (int i = 1; i < 50; i++) { /* of a/00 it has got a newer one */
         snprintf(topic, sizeof topic, "a/%02d", i);
@@ -761,10 +735,10 @@ static void owed_values_are_given(void **state)
         rig_settle(rig);
     }
     assert_int_equal(copies_logged(rig, &rec), 49);
-    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 1);
+    assert_int_equal(last_record(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 1);
     rig_break(car);
     rig_settle(rig);
-    car = come_back(rig);
+    car = come_back(rig, "car");
     assert_null(rig_next(car)); /* given is given */
     rig_free(rig);
 }
@@ -790,16 +764,16 @@ static void an_unsubscribed_filter_is_owed_nothing(void **state)
     struct checkpoint_session from = stored_car(rig, number, filters, 1 | RECORD_SUBSCRIPTION_OWED);
     rig_restore(rig, &from, 1);
     rig_reader_hold(rig, true); /* the scan stands behind what waited */
-    struct rig_client *car = come_back(rig);
+    struct rig_client *car = come_back(rig, "car");
     rig_send_unsubscribe(car, 1, "a/+");
     rig_settle(rig);
     expect(car, MQTT_UNSUBACK);
     rig_reader_hold(rig, false);
     rig_settle(rig);
-    expect_publish(car, "waits", 1, false);
+    expect_retained(car, "waits", 1, false);
     assert_null(rig_next(car));
     assert_int_equal(copies_logged(rig, &rec), 0);
-    assert_int_equal(records_of(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 1);
+    assert_int_equal(last_record(rig, &rec, &sequence, RECORD_RETAINED_GIVEN), 1);
     rig_free(rig);
 }
 
@@ -844,11 +818,11 @@ static void a_restored_copy_does_not_come_behind_a_newer_message(void **state)
     memory_store_commit(rig_store(rig));
     rig_restore(rig, &from, 1);
     shard_restore_copy(rig_shard(rig, 0), number);
-    struct rig_client *car = come_back(rig);
-    expect_publish(car, "newer", 1, false);
-    expect_publish(car, "newer", 1, false);
-    expect_publish(car, "older", 1, true);
-    expect_publish(car, "newer", 1, false);
+    struct rig_client *car = come_back(rig, "car");
+    expect_retained(car, "newer", 1, false);
+    expect_retained(car, "newer", 1, false);
+    expect_retained(car, "older", 1, true);
+    expect_retained(car, "newer", 1, false);
     assert_null(rig_next(car));
     assert_int_equal(RIG_COUNTER(rig, dropped_stale_retained), 2);
     rig_free(rig);

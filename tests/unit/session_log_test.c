@@ -14,42 +14,9 @@
 #include "broker/core/shard_state.h"
 #include "common/clock.h"
 #include "common/position_list.h"
+#include "tests/lib/rig_clients.h"
 #include "tests/lib/rig_expect.h"
-#include "tests/lib/shard_rig.h"
-
-struct mode {
-    uint16_t shard_count;
-    uint64_t delay_seed;
-};
-
-static struct rig *new_rig(void **state, struct rig_options options)
-{
-    const struct mode *mode = *state;
-    options.shard_count = mode->shard_count;
-    options.delay_seed = mode->delay_seed;
-    return rig_new(&options);
-}
-#define RIG(...) new_rig(state, (struct rig_options){__VA_ARGS__})
-
-static void expect_connack(struct rig_client *client, bool session_present)
-{
-    const struct packet *packet = expect(client, MQTT_CONNACK);
-    assert_int_equal(packet->connack.reason, 0);
-    assert_int_equal(packet->connack.session_present, session_present);
-}
-
-static void expect_publish(struct rig_client *client, const char *payload)
-{
-    const struct packet *packet = expect(client, MQTT_PUBLISH);
-    if (!span_equal(packet->publish.payload, span_of_string(payload)))
-        fail_msg("\"%.*s\" is not \"%s\"", (int)packet->publish.payload.size, (const char *)packet->publish.payload.data, payload);
-}
-
-static void expect_text(struct span text, const char *wanted)
-{
-    if (!span_equal(text, span_of_string(wanted)))
-        fail_msg("\"%.*s\" is not \"%s\"", (int)text.size, (const char *)text.data, wanted);
-}
+#include "tests/lib/rig_modes.h"
 
 /* A session that stays for an hour, or with 0 ends with its connection. */
 static struct packet hour(const char *id, uint32_t expiry_s)
@@ -69,13 +36,6 @@ static void add_will(struct packet *connect, uint32_t delay_s)
     connect->connect.will_properties.present = delay_s > 0 ? MQTT_PROPERTY_BIT(WILL_DELAY_INTERVAL) : 0;
 }
 
-static void disconnect(struct rig *rig, struct rig_client *client)
-{
-    rig_send(client, &(struct packet){.type = MQTT_DISCONNECT});
-    rig_settle(rig);
-    assert_true(rig_is_closed(client));
-}
-
 /* The `skip`-th record of a type (from 0) about a client's session; its place in the log is returned. */
 static size_t find_record(const struct rig *rig, struct record *rec_out, enum record_type type, size_t skip)
 {
@@ -86,17 +46,6 @@ static size_t find_record(const struct rig *rig, struct record *rec_out, enum re
     }
     fail_msg("no such record: %s", record_type_name((uint8_t)type));
     return SIZE_MAX;
-}
-
-static size_t count_records(const struct rig *rig, enum record_type type)
-{
-    size_t count = 0;
-    for (size_t i = 0; i < rig_record_count(rig); i++) {
-        struct record rec;
-        rig_record(rig, &rec, i);
-        count += rec.type == type;
-    }
-    return count;
 }
 
 static void expect_state(const struct record *rec, const char *client_id, uint32_t expiry_s, bool is_connected)
@@ -123,7 +72,7 @@ static void connack_comes_when_the_session_is_durable(void **state)
     expect_state(&rec, "car", 3600, true);
     rig_log_hold(rig, false);
     rig_settle(rig);
-    expect_connack(client, false);
+    expect_connack(client, false, 0);
     rig_free(rig);
 }
 
@@ -133,11 +82,11 @@ static void session_that_ends_with_its_connection_is_not_logged(void **state)
     rig_log_hold(rig, true);
     struct packet connect = hour("car", 0);
     struct rig_client *client = rig_connect_with(rig, &connect);
-    expect_connack(client, false);
+    expect_connack(client, false, 0);
     rig_send_subscribe(client, 1, "x", 1, 0);
     rig_settle(rig);
     expect(client, MQTT_SUBACK);
-    disconnect(rig, client);
+    leave(rig, client);
     assert_int_equal(rig_record_count(rig), 0);
     rig_log_hold(rig, false);
     rig_free(rig);
@@ -149,10 +98,10 @@ static void without_persistence_nothing_waits(void **state)
     struct packet connect = hour("car", 3600);
     add_will(&connect, 0);
     struct rig_client *client = rig_connect_with(rig, &connect);
-    expect_connack(client, false);
-    disconnect(rig, client);
+    expect_connack(client, false, 0);
+    leave(rig, client);
     client = rig_connect_with(rig, &connect);
-    expect_connack(client, true);
+    expect_connack(client, true, 0);
     rig_free(rig);
 }
 
@@ -172,7 +121,7 @@ static void packets_behind_connect_are_handled_after_it(void **state) /* LOG 8 *
     assert_true(rig_is_paused(client));
     rig_log_hold(rig, false);
     rig_settle(rig);
-    expect_connack(client, false);
+    expect_connack(client, false, 0);
     bool has_pingresp = false, has_suback = false, has_puback = false;
     for (const struct packet *packet; (packet = rig_next(client)) != NULL;) {
         has_pingresp |= packet->type == MQTT_PINGRESP;
@@ -190,7 +139,7 @@ static void resumed_session_keeps_its_number_and_connack_waits_again(void **stat
 {
     struct rig *rig = RIG();
     struct packet connect = hour("car", 3600);
-    disconnect(rig, rig_connect_with(rig, &connect));
+    leave(rig, rig_connect_with(rig, &connect));
     struct record first, away, again;
     find_record(rig, &first, RECORD_SESSION, 0);
     find_record(rig, &away, RECORD_SESSION, 1);
@@ -206,7 +155,7 @@ static void resumed_session_keeps_its_number_and_connack_waits_again(void **stat
     assert_true(again.received_ns >= away.received_ns + 5 * NS_PER_S); /* the clock of its expiry: from when to when it was away */
     rig_log_hold(rig, false);
     rig_settle(rig);
-    expect_connack(client, true);
+    expect_connack(client, true, 0);
     rig_free(rig);
 }
 
@@ -215,7 +164,7 @@ static void clean_start(void **state, bool keeps)
 {
     struct rig *rig = RIG();
     struct packet connect = hour("car", 3600);
-    disconnect(rig, rig_connect_with(rig, &connect));
+    leave(rig, rig_connect_with(rig, &connect));
     rig_log_hold(rig, true);
     connect.connect.clean_start = true;
     connect.connect.properties.session_expiry_interval_s = keeps ? 60 : 0;
@@ -232,7 +181,7 @@ static void clean_start(void **state, bool keeps)
     }
     rig_log_hold(rig, false);
     rig_settle(rig);
-    expect_connack(client, false);
+    expect_connack(client, false, 0);
     rig_free(rig);
 }
 static void clean_start_deletes_the_old_session_first(void **state) { clean_start(state, true); }
@@ -243,7 +192,7 @@ static void clean_start_that_comes_twice_waits_for_the_old_one_s_end(void **stat
 {
     struct rig *rig = RIG();
     struct packet connect = hour("car", 3600);
-    expect_connack(rig_connect_with(rig, &connect), false);
+    expect_connack(rig_connect_with(rig, &connect), false, 0);
     rig_log_hold(rig, true);
     connect = hour("car", 0);
     connect.connect.clean_start = true;
@@ -255,7 +204,7 @@ static void clean_start_that_comes_twice_waits_for_the_old_one_s_end(void **stat
     expect_nothing(client);
     rig_log_hold(rig, false);
     rig_settle(rig);
-    expect_connack(client, false);
+    expect_connack(client, false, 0);
     rig_free(rig);
 }
 
@@ -266,7 +215,7 @@ static void clean_start_waits_for_the_old_one_s_end_when_its_will_has_to_wait(vo
     struct packet connect = hour("car", 3600);
     add_will(&connect, 60);
     struct rig_client *client = rig_connect_with(rig, &connect);
-    expect_connack(client, false);
+    expect_connack(client, false, 0);
     rig_break(client);
     rig_settle(rig);
     rig_log_room(rig, false);
@@ -289,7 +238,7 @@ static void clean_start_waits_for_the_old_one_s_end_when_its_will_has_to_wait(vo
     assert_int_equal(count_records(rig, RECORD_SESSION_DELETE), 0);
     rig_log_hold(rig, false);
     rig_settle(rig);
-    expect_connack(client, false); /* the log is full for PUBLISH alone */
+    expect_connack(client, false, 0); /* the log is full for PUBLISH alone */
     assert_int_equal(RIG_COUNTER(rig, wills_published), 0);
     rig_log_room(rig, true);
     rig_advance(rig, 1000);
@@ -310,7 +259,7 @@ static void takeover_of_a_connection_that_waits(void **state)
     rig_log_hold(rig, false);
     rig_settle(rig);
     expect_nothing(first);
-    expect_connack(second, true);
+    expect_connack(second, true, 0);
     struct record rec;
     find_record(rig, &rec, RECORD_SESSION, count_records(rig, RECORD_SESSION) - 1);
     expect_state(&rec, "car", 3600, true);
@@ -331,13 +280,13 @@ static void connection_lost_while_it_waits(void **state)
     rig_log_hold(rig, false);
     rig_settle(rig);
     expect_nothing(client);
-    expect_publish(watcher, "bye"); /* the CONNECT was accepted: 3.1.2-8 */
+    expect_payload(watcher, "bye"); /* the CONNECT was accepted: 3.1.2-8 */
     struct record rec;
     find_record(rig, &rec, RECORD_SESSION, 1);
     expect_state(&rec, "car", 3600, false);
     connect.connect.has_will = false;
     client = rig_connect_with(rig, &connect);
-    expect_connack(client, true);
+    expect_connack(client, true, 0);
     rig_free(rig);
 }
 
@@ -347,9 +296,9 @@ static void messages_wait_behind_connack(void **state)
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     struct packet connect = hour("car", 3600);
     struct rig_client *client = rig_connect_with(rig, &connect);
-    expect_connack(client, false);
+    expect_connack(client, false, 0);
     rig_subscribe(client, 1, "t/car/x", 1);
-    disconnect(rig, client);
+    leave(rig, client);
     rig_publish(pub, "t/car/x", "old", 1, 1);
     rig_settle(rig);
     rig_log_hold(rig, true);
@@ -359,9 +308,9 @@ static void messages_wait_behind_connack(void **state)
     expect_nothing(client);
     rig_log_hold(rig, false);
     rig_settle(rig);
-    expect_connack(client, true);
-    expect_publish(client, "old");
-    expect_publish(client, "new");
+    expect_connack(client, true, 0);
+    expect_payload(client, "old");
+    expect_payload(client, "new");
     rig_free(rig);
 }
 
@@ -376,7 +325,7 @@ static void keep_alive_begins_with_connack(void **state)
     assert_false(rig_is_closed(client));
     rig_log_hold(rig, false);
     rig_settle(rig);
-    expect_connack(client, false);
+    expect_connack(client, false, 0);
     rig_advance(rig, 14000);
     assert_false(rig_is_closed(client));
     rig_advance(rig, 2000);
@@ -391,7 +340,7 @@ static void suback_comes_when_the_subscription_is_durable(void **state)
     struct rig *rig = RIG();
     struct packet connect = hour("car", 3600);
     struct rig_client *client = rig_connect_with(rig, &connect);
-    expect_connack(client, false);
+    expect_connack(client, false, 0);
     rig_log_hold(rig, true);
     rig_send_subscribe(client, 1, "a/+", 2 | 1 << 2 | 1 << 3 | 2 << 4, 268435455);
     rig_settle(rig);
@@ -424,7 +373,7 @@ static void refused_filter_is_not_logged(void **state)
     struct rig *rig = RIG();
     struct packet connect = hour("car", 3600);
     struct rig_client *client = rig_connect_with(rig, &connect);
-    expect_connack(client, false);
+    expect_connack(client, false, 0);
     rig_send_subscribe(client, 1, "$share/g/x", 1, 0);
     rig_settle(rig);
     assert_true(expect(client, MQTT_SUBACK)->suback.codes.data[0] >= 0x80);
@@ -463,7 +412,7 @@ static void will_of_any_session_is_durable_before_connack(void **state)
     assert_true(will.expiry_ns == 9 * NS_PER_S);
     rig_log_hold(rig, false);
     rig_settle(rig);
-    expect_connack(client, false);
+    expect_connack(client, false, 0);
     rig_free(rig);
 }
 
@@ -472,7 +421,7 @@ static void goodbye_deletes_the_will(void **state)
     struct rig *rig = RIG();
     struct packet connect = hour("car", 3600);
     add_will(&connect, 0);
-    disconnect(rig, rig_connect_with(rig, &connect));
+    leave(rig, rig_connect_with(rig, &connect));
     struct record rec;
     find_record(rig, &rec, RECORD_WILL_DELETE, 0);
     assert_int_equal(rig_published_count(rig), 0);
@@ -508,7 +457,7 @@ static void will_that_finds_no_room_is_owed(void **state)
     rig_log_room(rig, false);
     rig_break(client);
     rig_settle(rig);
-    expect_connack(rig_connect_with(rig, &connect), true);
+    expect_connack(rig_connect_with(rig, &connect), true, 0);
     assert_int_equal(RIG_COUNTER(rig, wills_published), 0);
     struct record session, shell, will, away, back, said, deleted;
     find_record(rig, &session, RECORD_SESSION, 0);
@@ -549,10 +498,10 @@ static void nothing_overtakes_a_large_will(void **state)
         add_will(&connect, 0);
         connect.connect.will_payload = span_of(payload, sizeof payload);
         struct rig_client *client = rig_connect_with(rig, &connect);
-        expect_connack(client, false);
+        expect_connack(client, false, 0);
         rig_break(client);
         connect.connect.has_will = false;
-        expect_connack(rig_connect_with(rig, &connect), expiry_s > 0);
+        expect_connack(rig_connect_with(rig, &connect), expiry_s > 0, 0);
         rig_settle(rig);
         struct record said, away;
         size_t said_at = find_record(rig, &said, RECORD_PUBLISH, 0);
@@ -596,7 +545,7 @@ static void reconnect_within_the_delay_deletes_the_will(void **state)
     expect_nothing(client);
     rig_log_hold(rig, false);
     rig_settle(rig);
-    expect_connack(client, true);
+    expect_connack(client, true, 0);
     rig_advance(rig, 120000);
     assert_int_equal(rig_published_count(rig), 0);
     rig_free(rig);
@@ -632,12 +581,12 @@ static void expired_session_names_what_it_wanted_and_is_deleted(void **state)
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     struct packet connect = hour("car", 10);
     struct rig_client *client = rig_connect_with(rig, &connect);
-    expect_connack(client, false);
+    expect_connack(client, false, 0);
     rig_subscribe(client, 1, "t/car/x", 1);
     rig_publish(pub, "t/car/x", "in flight", 1, 1);
     rig_settle(rig);
-    expect_publish(client, "in flight");
-    disconnect(rig, client);
+    expect_payload(client, "in flight");
+    leave(rig, client);
     rig_publish(pub, "t/car/x", "queued", 1, 2);
     rig_settle(rig);
     struct record rec;
@@ -665,7 +614,7 @@ static void shutdown_leaves_sessions_as_connected(void **state)
     struct rig *rig = RIG();
     struct packet connect = hour("car", 3600);
     add_will(&connect, 0);
-    expect_connack(rig_connect_with(rig, &connect), false);
+    expect_connack(rig_connect_with(rig, &connect), false, 0);
     size_t before = rig_record_count(rig);
     for (unsigned i = 0; i < 10; i++)
         if (rig_drain(rig, false))
@@ -697,7 +646,7 @@ static void records_without_room_are_late_and_in_order(void **state)
     for (unsigned i = 0; i < 40; i++)
         rig_advance(rig, 20);
     for (unsigned i = 0; i < 120; i++)
-        expect_connack(clients[i], false);
+        expect_connack(clients[i], false, 0);
     assert_int_equal(count_records(rig, RECORD_SESSION), 120);
     assert_int_equal(count_records(rig, RECORD_WILL), 120);
     for (unsigned i = 0; i < 120; i++) { /* a will stands behind its session */
@@ -723,7 +672,7 @@ static uint64_t late_bytes(struct rig *rig, uint16_t shard_count)
 /* A client comes, gives up waiting and comes again, while the log answers nothing. */
 static void what_is_late_has_a_bound(void **state)
 {
-    uint16_t shard_count = ((const struct mode *)*state)->shard_count;
+    uint16_t shard_count = ((const struct rig_mode *)*state)->shard_count;
     struct rig *rig = RIG(.block_count = 64, .body_max = 16384);
     struct rig_client *client, *sub = rig_connect(rig, "sub", MQTT_V5, false);
     char *payload = malloc(60000);
@@ -749,7 +698,7 @@ static void what_is_late_has_a_bound(void **state)
     assert_int_equal(late_bytes(rig, shard_count), 0);
     expect(sub, MQTT_SUBACK);
     connect.connect.has_will = false;
-    expect_connack(rig_connect_with(rig, &connect), true);
+    expect_connack(rig_connect_with(rig, &connect), true, 0);
     free(payload);
     rig_free(rig);
 }
@@ -782,7 +731,7 @@ static void wills_that_wait_have_a_bound(void **state)
         rig_advance(rig, 100);
     assert_int_equal(rig_stats(rig, home)->wills_due.bytes, 0);
     connect.connect.has_will = true;
-    expect_connack(rig_connect_with(rig, &connect), true);
+    expect_connack(rig_connect_with(rig, &connect), true, 0);
     free(payload);
     rig_free(rig);
 }
@@ -820,7 +769,7 @@ static void will_is_said_behind_what_is_late_of_its_session(void **state) /* LOG
 /* The largest texts that MQTT knows make records larger than a block. */
 static void names_of_65535_bytes_are_logged(void **state)
 {
-    const struct mode *mode = *state;
+    const struct rig_mode *mode = *state;
     if (mode->shard_count > 1)
         return; /* rig_open() finds homes of short names */
     struct rig *rig = RIG(.block_count = 64, .body_max = 16384);
@@ -837,7 +786,7 @@ static void names_of_65535_bytes_are_logged(void **state)
     rig_set_version(client, MQTT_V5);
     rig_send(client, &connect);
     rig_settle(rig);
-    expect_connack(client, false);
+    expect_connack(client, false, 0);
     uint8_t *filter = malloc(UINT16_MAX + 3);
     assert_non_null(filter);
     filter[0] = filter[1] = 0xff;
@@ -873,14 +822,14 @@ static void will_that_no_log_holds_is_refused(void **state)
     assert_true(rig_is_closed(client));
     assert_int_equal(RIG_COUNTER(rig, refused_will), 1);
     connect.connect.will_payload = span_of(payload, 3900);
-    expect_connack(rig_connect_with(rig, &connect), false);
+    expect_connack(rig_connect_with(rig, &connect), false, 0);
     rig_free(rig);
 }
 
 /* Three blocks are free, the will's record needs four: publishers do not take them meanwhile. */
 static void what_is_late_goes_before_new_messages(void **state)
 {
-    if (((const struct mode *)*state)->shard_count > 1)
+    if (((const struct rig_mode *)*state)->shard_count > 1)
         return;
     struct rig *rig = RIG(.block_count = 8, .body_max = 1024);
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
@@ -904,53 +853,46 @@ static void what_is_late_goes_before_new_messages(void **state)
     assert_int_equal(rig_published_count(rig), 5);
     rig_log_hold(rig, false);
     rig_settle(rig);
-    expect_connack(car, false);
+    expect_connack(car, false, 0);
     assert_int_equal(rig_published_count(rig), 6);
     rig_free(rig);
 }
 
-static const struct mode modes[] = {{1, 0}, {3, 0}, {3, 99}};
-#define CASE(f)                                                                                                                            \
-    {#f, f, NULL, NULL, (void *)(uintptr_t)&modes[0]}, {#f, f, NULL, NULL, (void *)(uintptr_t)&modes[1]},                                  \
-    {                                                                                                                                      \
-#f, f, NULL, NULL, (void *)(uintptr_t)&modes[2]                                                                                    \
-    }
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        CASE(connack_comes_when_the_session_is_durable),
-        CASE(session_that_ends_with_its_connection_is_not_logged),
-        CASE(without_persistence_nothing_waits),
-        CASE(packets_behind_connect_are_handled_after_it),
-        CASE(resumed_session_keeps_its_number_and_connack_waits_again),
-        CASE(clean_start_deletes_the_old_session_first),
-        CASE(connack_of_a_session_that_ends_waits_for_the_old_one_s_end),
-        CASE(clean_start_that_comes_twice_waits_for_the_old_one_s_end),
-        CASE(clean_start_waits_for_the_old_one_s_end_when_its_will_has_to_wait),
-        CASE(takeover_of_a_connection_that_waits),
-        CASE(connection_lost_while_it_waits),
-        CASE(messages_wait_behind_connack),
-        CASE(keep_alive_begins_with_connack),
-        CASE(suback_comes_when_the_subscription_is_durable),
-        CASE(refused_filter_is_not_logged),
-        CASE(will_of_any_session_is_durable_before_connack),
-        CASE(goodbye_deletes_the_will),
-        CASE(will_that_is_said_is_deleted_by_its_own_record),
-        CASE(will_that_finds_no_room_is_owed),
-        CASE(nothing_overtakes_a_large_will),
-        CASE(will_that_is_refused_is_deleted),
-        CASE(reconnect_within_the_delay_deletes_the_will),
-        CASE(disconnect_with_an_expiry_says_so),
-        CASE(expired_session_names_what_it_wanted_and_is_deleted),
-        CASE(shutdown_leaves_sessions_as_connected),
-        CASE(records_without_room_are_late_and_in_order),
-        CASE(what_is_late_has_a_bound),
-        CASE(wills_that_wait_have_a_bound),
-        CASE(will_that_no_log_holds_is_refused),
-        CASE(what_is_late_goes_before_new_messages),
-        CASE(will_is_said_behind_what_is_late_of_its_session),
-        CASE(names_of_65535_bytes_are_logged),
+        IN_EACH_MODE(connack_comes_when_the_session_is_durable),
+        IN_EACH_MODE(session_that_ends_with_its_connection_is_not_logged),
+        IN_EACH_MODE(without_persistence_nothing_waits),
+        IN_EACH_MODE(packets_behind_connect_are_handled_after_it),
+        IN_EACH_MODE(resumed_session_keeps_its_number_and_connack_waits_again),
+        IN_EACH_MODE(clean_start_deletes_the_old_session_first),
+        IN_EACH_MODE(connack_of_a_session_that_ends_waits_for_the_old_one_s_end),
+        IN_EACH_MODE(clean_start_that_comes_twice_waits_for_the_old_one_s_end),
+        IN_EACH_MODE(clean_start_waits_for_the_old_one_s_end_when_its_will_has_to_wait),
+        IN_EACH_MODE(takeover_of_a_connection_that_waits),
+        IN_EACH_MODE(connection_lost_while_it_waits),
+        IN_EACH_MODE(messages_wait_behind_connack),
+        IN_EACH_MODE(keep_alive_begins_with_connack),
+        IN_EACH_MODE(suback_comes_when_the_subscription_is_durable),
+        IN_EACH_MODE(refused_filter_is_not_logged),
+        IN_EACH_MODE(will_of_any_session_is_durable_before_connack),
+        IN_EACH_MODE(goodbye_deletes_the_will),
+        IN_EACH_MODE(will_that_is_said_is_deleted_by_its_own_record),
+        IN_EACH_MODE(will_that_finds_no_room_is_owed),
+        IN_EACH_MODE(nothing_overtakes_a_large_will),
+        IN_EACH_MODE(will_that_is_refused_is_deleted),
+        IN_EACH_MODE(reconnect_within_the_delay_deletes_the_will),
+        IN_EACH_MODE(disconnect_with_an_expiry_says_so),
+        IN_EACH_MODE(expired_session_names_what_it_wanted_and_is_deleted),
+        IN_EACH_MODE(shutdown_leaves_sessions_as_connected),
+        IN_EACH_MODE(records_without_room_are_late_and_in_order),
+        IN_EACH_MODE(what_is_late_has_a_bound),
+        IN_EACH_MODE(wills_that_wait_have_a_bound),
+        IN_EACH_MODE(will_that_no_log_holds_is_refused),
+        IN_EACH_MODE(what_is_late_goes_before_new_messages),
+        IN_EACH_MODE(will_is_said_behind_what_is_late_of_its_session),
+        IN_EACH_MODE(names_of_65535_bytes_are_logged),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

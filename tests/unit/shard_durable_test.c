@@ -12,33 +12,9 @@
 #include <cmocka.h>
 
 #include "broker/actor/msg.h"
+#include "tests/lib/rig_clients.h"
 #include "tests/lib/rig_expect.h"
-#include "tests/lib/shard_rig.h"
-
-struct mode {
-    uint16_t shard_count;
-    uint64_t delay_seed;
-};
-
-static struct rig *new_rig(void **state, struct rig_options options)
-{
-    const struct mode *mode = *state;
-    options.shard_count = mode->shard_count;
-    options.delay_seed = mode->delay_seed;
-    return rig_new(&options);
-}
-#define RIG(...) new_rig(state, (struct rig_options){__VA_ARGS__})
-
-static void expect_publish(struct rig_client *client, const char *payload, uint8_t qos)
-{
-    const struct packet *packet = expect(client, MQTT_PUBLISH);
-    assert_int_equal(packet->publish.qos, qos);
-    if (!span_equal(packet->publish.payload, span_of_string(payload)))
-        fail_msg("\"%.*s\" is not \"%s\"", (int)packet->publish.payload.size, (const char *)packet->publish.payload.data, payload);
-}
-
-static struct rig_client *v5(struct rig *rig, const char *id) { return rig_connect(rig, id, MQTT_V5, true); }
-static struct rig_client *v5_stay(struct rig *rig, const char *id) { return rig_connect(rig, id, MQTT_V5, false); }
+#include "tests/lib/rig_modes.h"
 
 /* A subscriber at a QoS; its session stays, or ends with its connection. */
 static struct rig_client *subscriber(struct rig *rig, const char *id, bool stays, const char *filter, uint8_t qos)
@@ -66,21 +42,6 @@ static size_t recipient_count(const struct record *rec)
     return count;
 }
 
-/* How many records of a type, and the last of them. */
-static size_t records_of(const struct rig *rig, struct record *last_out, enum record_type type)
-{
-    size_t count = 0;
-    for (size_t i = 0; i < rig_record_count(rig); i++) {
-        struct record rec;
-        rig_record(rig, &rec, i);
-        if (rec.type == type) {
-            *last_out = rec;
-            count++;
-        }
-    }
-    return count;
-}
-
 /* === which PUBLISH has a record ====================================================================================================== */
 
 static void nobody_who_stays_no_record(void **state)
@@ -91,8 +52,8 @@ static void nobody_who_stays_no_record(void **state)
     rig_publish(pub, "x", "1", 1, 1);
     rig_settle(rig);
     expect_ack(pub, MQTT_PUBACK, 1, 0);
-    expect_publish(sub, "0", 0);
-    expect_publish(sub, "1", 1);
+    expect_payload_at(sub, "0", 0);
+    expect_payload_at(sub, "1", 1);
     assert_int_equal(rig_published_count(rig), 0);
     rig_free(rig);
 }
@@ -123,7 +84,7 @@ static void granted_qos_0_needs_no_record(void **state)
     rig_publish(pub, "x", "1", 1, 1);
     rig_settle(rig);
     expect_ack(pub, MQTT_PUBACK, 1, 0);
-    expect_publish(sub, "1", 0);
+    expect_payload_at(sub, "1", 0);
     assert_int_equal(rig_published_count(rig), 0);
     rig_free(rig);
 }
@@ -173,7 +134,7 @@ static void qos_2_identifier_of_a_session_that_stays_is_logged(void **state)
     rig_send_ack(clean, MQTT_PUBREL, 7);
     rig_send_ack(stay, MQTT_PUBREL, 8);
     rig_settle(rig);
-    assert_int_equal(records_of(rig, &rec, RECORD_RELEASED), 1);
+    assert_int_equal(last_record(rig, &rec, NULL, RECORD_RELEASED), 1);
     assert_int_equal(rec.packet_id, 8);
     assert_true(rec.session != 0);
     rig_free(rig);
@@ -217,8 +178,8 @@ static void without_a_log_nothing_has_a_record_and_nothing_waits(void **state)
     rig_settle(rig);
     expect_ack(pub, MQTT_PUBACK, 1, 0);
     expect_ack(pub, MQTT_PUBREC, 2, 0);
-    expect_publish(sub, "1", 1);
-    expect_publish(sub, "2", 2);
+    expect_payload_at(sub, "1", 1);
+    expect_payload_at(sub, "2", 2);
     assert_int_equal(rig_record_count(rig), 0);
     assert_int_equal(atomic_load(&rig_last_retained(rig)->sequence), 0);
     rig_free(rig);
@@ -262,12 +223,12 @@ static void session_that_stays_gets_it_when_it_is_durable_others_at_once(void **
     rig_log_hold(rig, true);
     rig_publish(pub, "x", "1", 1, 1);
     rig_settle(rig);
-    expect_publish(clean, "1", 1);
+    expect_payload_at(clean, "1", 1);
     expect_nothing(stay);
     expect_nothing(pub); /* LOG 8: PUBACK */
     rig_log_hold(rig, false);
     rig_settle(rig);
-    expect_publish(stay, "1", 1);
+    expect_payload_at(stay, "1", 1);
     expect_ack(pub, MQTT_PUBACK, 1, 0);
     rig_free(rig);
 }
@@ -283,7 +244,7 @@ static void every_recipient_of_qos_2_waits(void **state) /* LOG 9 */
     expect_nothing(pub); /* LOG 8: PUBREC */
     rig_log_hold(rig, false);
     rig_settle(rig);
-    expect_publish(clean, "2", 0);
+    expect_payload_at(clean, "2", 0);
     expect_ack(pub, MQTT_PUBREC, 1, 0);
     rig_free(rig);
 }
@@ -299,8 +260,8 @@ static void what_has_no_record_keeps_its_place_behind_what_waits(void **state) /
     expect_nothing(sub);
     rig_log_hold(rig, false);
     rig_settle(rig);
-    expect_publish(sub, "1", 1);
-    expect_publish(sub, "2", 0);
+    expect_payload_at(sub, "1", 1);
+    expect_payload_at(sub, "2", 0);
     assert_int_equal(rig_published_count(rig), 1);
     rig_free(rig);
 }
@@ -323,13 +284,6 @@ static void answer_waits_for_the_route_actor_and_for_the_log(void **state) /* LO
     rig_free(rig);
 }
 
-/* CONNECT of a session that is there; its CONNACK is left to be taken. */
-static struct rig_client *come_back(struct rig *rig, const char *client_id)
-{
-    struct packet connect = rig_connect_packet(client_id, MQTT_V5, false);
-    return rig_connect_with(rig, &connect);
-}
-
 static void repeated_pubrec_waits_for_both_too(void **state) /* LOG 8 */
 {
     struct rig *rig = RIG();
@@ -340,7 +294,7 @@ static void repeated_pubrec_waits_for_both_too(void **state) /* LOG 8 */
         rig_settle(rig);
         rig_break(pub); /* its first PUBREC goes with it */
         rig_settle(rig);
-        pub = come_back(rig, "pub");
+        pub = rejoin(rig, "pub");
         rig_publish_retained(pub, "x", "v", 2, id);
         rig_settle(rig);
         expect_nothing(pub); /* its CONNACK stands behind in the gate */
@@ -356,14 +310,14 @@ static void repeated_pubrec_waits_for_both_too(void **state) /* LOG 8 */
 
 static void pubrel_before_pubrec(void **state, struct rig_options options)
 {
-    struct rig *rig = new_rig(state, options);
+    struct rig *rig = rig_new_in_mode(state, options);
     struct rig_client *pub = v5_stay(rig, "pub");
     rig_route_hold(rig, true);
     rig_publish_retained(pub, "x", "v", 2, 1);
     rig_settle(rig);
     rig_break(pub);
     rig_settle(rig);
-    pub = come_back(rig, "pub");
+    pub = rejoin(rig, "pub");
     if (options.no_persistence) /* otherwise it stands behind in the gate */
         expect(pub, MQTT_CONNACK);
     rig_send_ack(pub, MQTT_PUBREL, 1);
@@ -402,7 +356,7 @@ static void pubcomp_waits_until_the_identifier_is_closed(void **state) /* LOG 8 
     expect_ack(pub, MQTT_PUBCOMP, 1, 0);
     expect_ack(pub, MQTT_PUBCOMP, 1, MQTT_REASON_PACKET_IDENTIFIER_NOT_FOUND);
     struct record rec;
-    assert_int_equal(records_of(rig, &rec, RECORD_RELEASED), 1);
+    assert_int_equal(last_record(rig, &rec, NULL, RECORD_RELEASED), 1);
     rig_free(rig);
 }
 
@@ -419,7 +373,7 @@ static void refused_value_reaches_nobody(void **state)
         rig_publish_retained(pub, "x", "v", 1, 9);
         rig_settle(rig);
         expect(pub, MQTT_PUBACK);
-        expect_publish(sub, "v", 1);
+        expect_payload_at(sub, "v", 1);
         size_t records = rig_record_count(rig);
         for (int i = 0; i < 3; i++) {
             struct packet packet = {.type = MQTT_PUBLISH,
@@ -435,7 +389,7 @@ static void refused_value_reaches_nobody(void **state)
             if (i == 1) { /* also when it comes with the session on another connection */
                 rig_break(pub);
                 rig_settle(rig);
-                pub = come_back(rig, "pub");
+                pub = rejoin(rig, "pub");
                 expect(pub, MQTT_CONNACK);
                 records = rig_record_count(rig);
             }
@@ -446,11 +400,11 @@ static void refused_value_reaches_nobody(void **state)
         rig_publish_retained(pub, "x", "", 1, 2);
         rig_settle(rig);
         expect_ack(pub, MQTT_PUBACK, 2, 0);
-        expect_publish(sub, "", 1);
+        expect_payload_at(sub, "", 1);
         rig_publish_retained(pub, "y", "w", qos, 1);
         rig_settle(rig);
         expect_ack(pub, answer, 1, 0);
-        expect_publish(sub, "w", qos);
+        expect_payload_at(sub, "w", qos);
         expect_nothing(sub);
         rig_free(rig);
     }
@@ -465,12 +419,12 @@ static void value_of_who_cannot_be_told_is_delivered_and_not_kept(void **state)
         struct rig_client *sub = subscriber(rig, "sub", true, "#", 2);
         rig_publish_retained(pub, "x", "v", 0, 0);
         rig_settle(rig);
-        expect_publish(sub, "v", 0);
+        expect_payload_at(sub, "v", 0);
         rig_publish_retained(pub, "y", "w", qos, qos);
         if (qos == 2)
             rig_publish_retained(pub, "y", "w", qos, qos); /* repeated: not given again */
         rig_settle(rig);
-        expect_publish(sub, "w", qos);
+        expect_payload_at(sub, "w", qos);
         expect_nothing(sub);
         if (qos > 0)
             expect(pub, qos == 1 ? MQTT_PUBACK : MQTT_PUBREC);
@@ -504,7 +458,7 @@ static void full_index_takes_new_values_of_topics_that_have_one(void **state)
     expect_ack(pub, MQTT_PUBREC, 2, MQTT_REASON_NO_MATCHING_SUBSCRIBERS);
     struct rig_client *sub = subscriber(rig, "sub", false, "#", 2);
     rig_settle(rig);
-    expect_publish(sub, "3", 0);
+    expect_payload_at(sub, "3", 0);
     rig_free(rig);
 }
 
@@ -514,7 +468,7 @@ static void will_that_finds_no_room_is_said_and_not_kept(void **state)
     struct rig_client *pub = v5(rig, "pub"), *sub = subscriber(rig, "sub", false, "#", 1);
     rig_publish_retained(pub, "x", "v", 1, 1);
     rig_settle(rig);
-    expect_publish(sub, "v", 1);
+    expect_payload_at(sub, "v", 1);
     for (int is_known = 0; is_known < 2; is_known++) {
         struct packet connect = rig_connect_packet("w", MQTT_V5, true);
         connect.connect.has_will = true;
@@ -527,10 +481,10 @@ static void will_that_finds_no_room_is_said_and_not_kept(void **state)
         expect(client, MQTT_CONNACK);
         rig_break(client);
         rig_settle(rig);
-        expect_publish(sub, "gone", 1);
+        expect_payload_at(sub, "gone", 1);
         struct rig_client *late = subscriber(rig, is_known ? "l1" : "l0", false, "#", 1);
         rig_settle(rig);
-        expect_publish(late, is_known ? "gone" : "v", 1);
+        expect_payload_at(late, is_known ? "gone" : "v", 1);
         expect_nothing(late);
     }
     rig_free(rig);
@@ -556,12 +510,12 @@ static void bound_of_retained_messages_is_exact(void **state)
         taken += expect(pubs[i], MQTT_PUBACK)->ack.reason < MQTT_REASON_UNSPECIFIED_ERROR;
     assert_int_equal(taken, 5);
     for (int i = 0; i < 5; i++)
-        expect_publish(sub, "v", 1);
+        expect_payload_at(sub, "v", 1);
     expect_nothing(sub);
     struct rig_client *late = subscriber(rig, "late", false, "#", 1);
     rig_settle(rig);
     for (int i = 0; i < 5; i++)
-        expect_publish(late, "v", 1);
+        expect_payload_at(late, "v", 1);
     expect_nothing(late);
     rig_free(rig);
 }
@@ -609,8 +563,8 @@ static void removals_wait_until_they_can_be_remembered(void **state)
 /* Messages of all kinds from several publishers to sessions everywhere; the rig CHECKs each copy that crosses a ring. */
 static void publish_all_kinds(void **state, struct rig_options options, size_t payload_size)
 {
-    const struct mode *mode = *state;
-    struct rig *rig = new_rig(state, options);
+    const struct rig_mode *mode = *state;
+    struct rig *rig = rig_new_in_mode(state, options);
     char *payload = malloc(payload_size + 1), id[16], topic[16];
     struct rig_client *pubs[4], *subs[4];
     for (int i = 0; i < 4; i++) {
@@ -679,7 +633,7 @@ static void numbers_passed_are_in_blocks_named(void **state) /* LOG 12 */
     rig_publish_retained(pub, "x", "v", 0, 0);
     rig_publish_retained(pub, "x", "", 0, 0); /* a removal: the route actor asks */
     rig_advance(rig, 3000);
-    for (actor_id shard = 0; shard < ((const struct mode *)*state)->shard_count; shard++) {
+    for (actor_id shard = 0; shard < ((const struct rig_mode *)*state)->shard_count; shard++) {
         uint64_t number, block;
         rig_passed(rig, &number, &block, shard);
         assert_int_equal(number, 3);
@@ -734,7 +688,7 @@ static void checkpoint_that_lags_stops_state_and_nothing_else(void **state) /* L
     rig_settle(rig);
     expect_ack(other, MQTT_PUBACK, 1, 0);
     expect_ack(other, MQTT_PUBACK, 2, 0);
-    expect_publish(clean, "to who does not stay", 1);
+    expect_payload_at(clean, "to who does not stay", 1);
     expect_nothing(pub);
     expect_nothing(sub);
     assert_true(rig_is_paused(pub));
@@ -742,7 +696,7 @@ static void checkpoint_that_lags_stops_state_and_nothing_else(void **state) /* L
     rig_store_room(rig, true);
     rig_settle(rig);
     expect_ack(pub, MQTT_PUBACK, 1, 0);
-    expect_publish(sub, "waits", 1);
+    expect_payload_at(sub, "waits", 1);
     assert_int_equal(rig_published_count(rig), 2);
     rig_free(rig);
 }
@@ -763,7 +717,7 @@ static void full_log_stops_state_and_a_will_of_qos_0_waits(void **state)
     assert_int_equal(RIG_COUNTER(rig, wills_published), 0);
     rig_log_room(rig, true);
     rig_advance(rig, 1000);
-    expect_publish(sub, "car", 0);
+    expect_payload_at(sub, "car", 0);
     assert_int_equal(RIG_COUNTER(rig, wills_published), 1);
     rig_free(rig);
 }
@@ -780,7 +734,7 @@ static void full_subscriber_that_refuses_is_answered_to_the_publisher(void **sta
     rig_settle(rig);
     expect_ack(pub, MQTT_PUBACK, 1, MQTT_REASON_QUOTA_EXCEEDED);
     expect_ack(pub, MQTT_PUBREC, 2, MQTT_REASON_QUOTA_EXCEEDED);
-    expect_publish(other, "0", 0);
+    expect_payload_at(other, "0", 0);
     expect_nothing(other);
     expect_nothing(full);
     assert_int_equal(RIG_COUNTER(rig, dropped_queue_refuse), 1);
@@ -794,7 +748,7 @@ static void full_subscriber_that_refuses_is_answered_to_the_publisher(void **sta
     rig_publish(pub, "t/d/x", "4", 2, 2); /* the identifier is free */
     rig_settle(rig);
     expect_ack(pub, MQTT_PUBREC, 2, 0);
-    expect_publish(full, "4", 1);
+    expect_payload_at(full, "4", 1);
     rig_free(rig);
 }
 
@@ -824,7 +778,7 @@ static void tier_memory_does_not_wait_its_recipients_do(void **state)
     rig_settle(rig);
     expect_ack(pub, MQTT_PUBCOMP, 2, 0);
     expect_ack(pub, MQTT_PUBACK, 3, 0);
-    expect_publish(sub, "1", 1);
+    expect_payload_at(sub, "1", 1);
     assert_int_equal(rig_published_count(rig), 3);
     rig_free(rig);
 }
@@ -932,62 +886,55 @@ static void large_record_waits_as_its_tier_says(void **state)
     rig_log_hold(rig, false);
     rig_settle(rig);
     expect_told(pub, MQTT_PUBACK, 2, "log");
-    expect_publish(stay, large, 1);
-    expect_publish(stay, large, 1);
+    expect_payload_at(stay, large, 1);
+    expect_payload_at(stay, large, 1);
     assert_int_equal(gauge_get(&rig_stats(rig, 0)->telemetry_logging), 0);
     rig_free(rig);
 }
 
 /* === running ========================================================================================================================= */
 
-static const struct mode modes[] = {{1, 0}, {3, 0}, {3, 99}};
-#define CASE(f)                                                                                                                            \
-    {#f, f, NULL, NULL, (void *)(uintptr_t)&modes[0]}, {#f, f, NULL, NULL, (void *)(uintptr_t)&modes[1]},                                  \
-    {                                                                                                                                      \
-#f, f, NULL, NULL, (void *)(uintptr_t)&modes[2]                                                                                    \
-    }
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        CASE(nobody_who_stays_no_record),
-        CASE(session_that_stays_is_named_in_the_record),
-        CASE(granted_qos_0_needs_no_record),
-        CASE(qos_0_that_is_queued_has_a_record),
-        CASE(retained_values_and_removals_have_numbers_in_records),
-        CASE(qos_2_identifier_of_a_session_that_stays_is_logged),
-        CASE(qos_2_telemetry_of_a_session_that_ends_is_no_state),
-        CASE(will_deletes_itself_in_its_record),
-        CASE(without_a_log_nothing_has_a_record_and_nothing_waits),
-        CASE(many_properties_reach_record_and_subscriber),
-        CASE(session_that_stays_gets_it_when_it_is_durable_others_at_once),
-        CASE(every_recipient_of_qos_2_waits),
-        CASE(what_has_no_record_keeps_its_place_behind_what_waits),
-        CASE(answer_waits_for_the_route_actor_and_for_the_log),
-        CASE(repeated_pubrec_waits_for_both_too),
-        CASE(pubrel_before_pubrec_waits_for_both_too),
-        CASE(pubcomp_waits_until_the_identifier_is_closed),
-        CASE(refused_value_reaches_nobody),
-        CASE(value_of_who_cannot_be_told_is_delivered_and_not_kept),
-        CASE(full_index_takes_new_values_of_topics_that_have_one),
-        CASE(will_that_finds_no_room_is_said_and_not_kept),
-        CASE(bound_of_retained_messages_is_exact),
-        CASE(room_of_a_value_that_waits_is_given_back),
-        CASE(removals_wait_until_they_can_be_remembered),
-        CASE(sequence_of_small_records_in_one_block),
-        CASE(sequence_of_records_in_many_blocks),
-        CASE(sequence_of_records_in_compressed_blocks),
-        CASE(sequence_of_large_records_among_small_ones),
-        CASE(retained_message_gets_its_sequence_though_nobody_has_it),
-        CASE(numbers_passed_are_in_blocks_named),
-        CASE(number_of_a_large_value_is_passed_when_its_block_is_known),
-        CASE(checkpoint_that_lags_stops_state_and_nothing_else),
-        CASE(full_log_stops_state_and_a_will_of_qos_0_waits),
-        CASE(full_subscriber_that_refuses_is_answered_to_the_publisher),
-        CASE(tier_memory_does_not_wait_its_recipients_do),
-        CASE(client_that_asks_is_told_what_answers_stand_for),
-        CASE(without_a_log_the_answer_says_none),
-        CASE(large_record_waits_as_its_tier_says),
+        IN_EACH_MODE(nobody_who_stays_no_record),
+        IN_EACH_MODE(session_that_stays_is_named_in_the_record),
+        IN_EACH_MODE(granted_qos_0_needs_no_record),
+        IN_EACH_MODE(qos_0_that_is_queued_has_a_record),
+        IN_EACH_MODE(retained_values_and_removals_have_numbers_in_records),
+        IN_EACH_MODE(qos_2_identifier_of_a_session_that_stays_is_logged),
+        IN_EACH_MODE(qos_2_telemetry_of_a_session_that_ends_is_no_state),
+        IN_EACH_MODE(will_deletes_itself_in_its_record),
+        IN_EACH_MODE(without_a_log_nothing_has_a_record_and_nothing_waits),
+        IN_EACH_MODE(many_properties_reach_record_and_subscriber),
+        IN_EACH_MODE(session_that_stays_gets_it_when_it_is_durable_others_at_once),
+        IN_EACH_MODE(every_recipient_of_qos_2_waits),
+        IN_EACH_MODE(what_has_no_record_keeps_its_place_behind_what_waits),
+        IN_EACH_MODE(answer_waits_for_the_route_actor_and_for_the_log),
+        IN_EACH_MODE(repeated_pubrec_waits_for_both_too),
+        IN_EACH_MODE(pubrel_before_pubrec_waits_for_both_too),
+        IN_EACH_MODE(pubcomp_waits_until_the_identifier_is_closed),
+        IN_EACH_MODE(refused_value_reaches_nobody),
+        IN_EACH_MODE(value_of_who_cannot_be_told_is_delivered_and_not_kept),
+        IN_EACH_MODE(full_index_takes_new_values_of_topics_that_have_one),
+        IN_EACH_MODE(will_that_finds_no_room_is_said_and_not_kept),
+        IN_EACH_MODE(bound_of_retained_messages_is_exact),
+        IN_EACH_MODE(room_of_a_value_that_waits_is_given_back),
+        IN_EACH_MODE(removals_wait_until_they_can_be_remembered),
+        IN_EACH_MODE(sequence_of_small_records_in_one_block),
+        IN_EACH_MODE(sequence_of_records_in_many_blocks),
+        IN_EACH_MODE(sequence_of_records_in_compressed_blocks),
+        IN_EACH_MODE(sequence_of_large_records_among_small_ones),
+        IN_EACH_MODE(retained_message_gets_its_sequence_though_nobody_has_it),
+        IN_EACH_MODE(numbers_passed_are_in_blocks_named),
+        IN_EACH_MODE(number_of_a_large_value_is_passed_when_its_block_is_known),
+        IN_EACH_MODE(checkpoint_that_lags_stops_state_and_nothing_else),
+        IN_EACH_MODE(full_log_stops_state_and_a_will_of_qos_0_waits),
+        IN_EACH_MODE(full_subscriber_that_refuses_is_answered_to_the_publisher),
+        IN_EACH_MODE(tier_memory_does_not_wait_its_recipients_do),
+        IN_EACH_MODE(client_that_asks_is_told_what_answers_stand_for),
+        IN_EACH_MODE(without_a_log_the_answer_says_none),
+        IN_EACH_MODE(large_record_waits_as_its_tier_says),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,95 +12,9 @@
 #include "broker/core/shard_state.h"
 #include "broker/session/subscription_list.h"
 #include "tests/lib/check_random.h"
+#include "tests/lib/rig_clients.h"
 #include "tests/lib/rig_expect.h"
-#include "tests/lib/shard_rig.h"
-
-struct mode {
-    uint16_t shard_count;
-    uint64_t delay_seed;
-};
-
-static struct rig *new_rig(void **state, struct rig_options options)
-{
-    const struct mode *mode = *state;
-    options.shard_count = mode->shard_count;
-    options.delay_seed = mode->delay_seed;
-    return rig_new(&options);
-}
-#define RIG(...) new_rig(state, (struct rig_options){__VA_ARGS__})
-
-/* --- what is expected to come out ---------------------------------------------------------------------------------------------------- */
-
-static void expect_connack(struct rig_client *client, bool session_present, unsigned reason)
-{
-    const struct packet *packet = expect(client, MQTT_CONNACK);
-    assert_int_equal(packet->connack.reason, reason);
-    assert_int_equal(packet->connack.session_present, session_present);
-}
-
-static void expect_disconnect(struct rig_client *client, unsigned reason)
-{
-    const struct packet *packet = expect(client, MQTT_DISCONNECT);
-    assert_int_equal(packet->disconnect.reason, reason);
-    assert_true(rig_is_closed(client));
-    expect_nothing(client); /* [MQTT-3.14.4-1] */
-}
-
-static void expect_suback(struct rig_client *client, uint16_t packet_id, unsigned code)
-{
-    const struct packet *packet = expect(client, MQTT_SUBACK);
-    assert_int_equal(packet->suback.packet_id, packet_id);
-    assert_int_equal(packet->suback.codes.size, 1);
-    assert_int_equal(packet->suback.codes.data[0], code);
-}
-
-static void assert_text(struct span span, const char *text)
-{
-    if (!span_equal(span, span_of_string(text)))
-        fail_msg("\"%.*s\" is not \"%s\"", (int)span.size, (const char *)span.data, text);
-}
-
-#define RETAIN 1
-#define DUP 2
-/* Returns the packet for more questions; its identifier with QoS > 0 in packet_id. */
-static const struct packet_publish *expect_publish(struct rig_client *client, const char *topic, const char *payload, uint8_t qos,
-                                                   unsigned flags)
-{
-    const struct packet *packet = expect(client, MQTT_PUBLISH);
-    assert_text(packet->publish.topic, topic);
-    assert_text(packet->publish.payload, payload);
-    assert_int_equal(packet->publish.qos, qos);
-    assert_int_equal(packet->publish.retain, (flags & RETAIN) != 0);
-    assert_int_equal(packet->publish.dup, (flags & DUP) != 0);
-    return &packet->publish;
-}
-
-/* --- what clients do ----------------------------------------------------------------------------------------------------------------- */
-
-static struct rig_client *v5(struct rig *rig, const char *id) { return rig_connect(rig, id, MQTT_V5, true); }
-static struct rig_client *v5_stay(struct rig *rig, const char *id) { return rig_connect(rig, id, MQTT_V5, false); }
-
-static void send_disconnect(struct rig_client *client, enum mqtt_reason reason)
-{
-    rig_send(client, &(struct packet){.type = MQTT_DISCONNECT, .disconnect = {.reason = reason}});
-}
-
-static void leave(struct rig *rig, struct rig_client *client)
-{
-    send_disconnect(client, MQTT_REASON_NORMAL_DISCONNECTION);
-    rig_settle(rig);
-    assert_true(rig_is_closed(client));
-}
-
-static struct packet publish_packet(const char *topic, const char *payload, uint8_t qos, uint16_t packet_id)
-{
-    return (struct packet){
-        .type = MQTT_PUBLISH,
-        .publish = {.topic = span_of_string(topic), .payload = span_of_string(payload), .qos = qos, .packet_id = packet_id}};
-}
-
-#define SET(packet_part, name, field, value)                                                                                               \
-    ((packet_part).properties.field = (value), (packet_part).properties.present |= MQTT_PROPERTY_BIT(name))
+#include "tests/lib/rig_modes.h"
 
 /* === CONNECT ========================================================================================================================== */
 
@@ -549,9 +463,9 @@ static void will_may_be_retained_with_properties(void **state) /* 3.1.2-15, 3.1.
     assert_int_equal(publish->properties.message_expiry_interval_s, 60);
     struct span rest = publish->properties.raw, name, value;
     assert_true(properties_next_user_property(&rest, &name, &value));
-    assert_text(name, "k1");
+    expect_text(name, "k1");
     assert_true(properties_next_user_property(&rest, &name, &value));
-    assert_text(value, "v0");
+    expect_text(value, "v0");
     rig_free(rig);
 }
 
@@ -571,7 +485,7 @@ static void will_waits_for_room_in_the_log(void **state)
     assert_int_equal(rig_published_count(rig), 1);
     struct record rec;
     rig_published(rig, &rec, 0);
-    assert_text(rec.payload, "gone");
+    expect_text(rec.payload, "gone");
     assert_true(rec.will_session != 0);
     rig_free(rig);
 }
@@ -835,14 +749,14 @@ static void properties_go_along_unaltered(void **state) /* 3.3.2-4, -15, -16, -1
     const struct packet_publish *got = expect_publish(other, "x", "1", 0, 0);
     assert_true(got->properties.present == packet.publish.properties.present);
     assert_int_equal(got->properties.payload_format_indicator, 1);
-    assert_text(got->properties.content_type, "text/plain");
-    assert_text(got->properties.response_topic, "r/t");
+    expect_text(got->properties.content_type, "text/plain");
+    expect_text(got->properties.response_topic, "r/t");
     assert_int_equal(got->properties.correlation_data.size, 3);
     struct span rest = got->properties.raw, name, value;
     assert_true(properties_next_user_property(&rest, &name, &value));
-    assert_text(value, "2");
+    expect_text(value, "2");
     assert_true(properties_next_user_property(&rest, &name, &value));
-    assert_text(value, "1");
+    expect_text(value, "1");
     rig_free(rig);
 }
 
@@ -1260,7 +1174,7 @@ static void slow_sockets_have_a_bound_together(void **state)
     expect_publish(quick, "x", "one", 1, 0);
     uint64_t dropped = RIG_COUNTER(rig, dropped_slow_consumer), bytes = 0;
     assert_true(dropped > 0);
-    for (actor_id shard = 0; shard < ((const struct mode *)*state)->shard_count; shard++) {
+    for (actor_id shard = 0; shard < ((const struct rig_mode *)*state)->shard_count; shard++) {
         assert_true(rig_stats(rig, shard)->outbox.bytes < 1500 + 600 * 3);
         bytes += rig_stats(rig, shard)->outbox.bytes;
     }
@@ -1273,7 +1187,7 @@ static void slow_sockets_have_a_bound_together(void **state)
         unsigned count = 0;
         for (; packet->publish.qos == 0; packet = rig_next(slow[i]))
             count++;
-        assert_text(packet->publish.payload, "one"); /* QoS 1 waited */
+        expect_text(packet->publish.payload, "one"); /* QoS 1 waited */
         dropped += count;
     }
     assert_int_equal(dropped, 30);
@@ -1419,7 +1333,7 @@ static void retained_is_sent_to_new_subscriptions(void **state) /* 3.3.1-5, -6, 
         const struct packet *packet = expect(other, MQTT_PUBLISH);
         bool is_1 = span_equal(packet->publish.topic, SPAN_LITERAL("r/1"));
         seen_1 |= is_1;
-        assert_text(packet->publish.payload, is_1 ? "new" : "two");
+        expect_text(packet->publish.payload, is_1 ? "new" : "two");
         assert_int_equal(packet->publish.qos, 1);
         assert_true(packet->publish.retain);
         assert_int_equal(packet->publish.properties.subscription_identifier, 42);
@@ -1893,10 +1807,10 @@ static void record_has_everything(void **state) /* LOG 1 */
     assert_int_equal(rec.type, RECORD_PUBLISH);
     assert_int_equal(rec.qos, 2);
     assert_true(rec.retain);
-    assert_text(rec.topic, "t/dev1/speed");
-    assert_text(rec.payload, "{\"a\":1}");
-    assert_text(rec.device, "dev1");
-    assert_text(rec.client_id, "car");
+    expect_text(rec.topic, "t/dev1/speed");
+    expect_text(rec.payload, "{\"a\":1}");
+    expect_text(rec.device, "dev1");
+    expect_text(rec.client_id, "car");
     assert_int_equal(rec.partition_count, 16);
     assert_int_equal(rec.packet_id, 77);
     assert_int_equal(rec.retained_number, 1);
@@ -2473,109 +2387,105 @@ static void random_clients_keep_the_books(void **state)
     rig_free(rig);
 }
 
-#define TEST(name)                                                                                                                         \
-    cmocka_unit_test_prestate(name, &modes[0]), cmocka_unit_test_prestate(name, &modes[1]), cmocka_unit_test_prestate(name, &modes[2])
-
 int main(void)
 {
-    static struct mode modes[] = {{1, 0}, {3, 0}, {3, 12345}};
     const struct CMUnitTest tests[] = {
-        TEST(first_packet_must_be_connect),
-        TEST(second_connect_is_a_protocol_error),
-        TEST(malformed_connects_are_refused),
-        TEST(connect_timeout_closes),
-        TEST(empty_client_id_is_given_one),
-        TEST(empty_client_id_with_clean_session_0_is_refused),
-        TEST(empty_client_id_may_be_forbidden),
-        TEST(anonymous_may_be_refused),
-        TEST(unknown_authentication_method_is_refused),
-        TEST(auth_without_method_is_an_error),
-        TEST(connack_says_what_differs),
-        TEST(will_beyond_the_server_is_refused),
-        TEST(too_many_sessions_are_refused),
-        TEST(keep_alive_is_one_and_a_half_times),
-        TEST(keep_alive_has_a_maximum),
-        TEST(no_keep_alive_is_for_ever),
-        TEST(takeover_tells_the_old_connection),
-        TEST(clean_start_drops_the_session),
-        TEST(session_survives_and_expires),
-        TEST(expiry_may_change_at_disconnect),
-        TEST(clean_session_0_of_311_keeps),
-        TEST(will_goes_out_when_the_connection_breaks),
-        TEST(will_is_discarded_by_disconnect_0_only),
-        TEST(will_waits_for_its_delay),
-        TEST(will_goes_out_at_the_sessions_end),
-        TEST(will_goes_out_on_takeover),
-        TEST(will_may_be_retained_with_properties),
-        TEST(will_waits_for_room_in_the_log),
-        TEST(publish_is_answered_by_qos),
-        TEST(no_subscriber_is_said),
-        TEST(qos2_is_delivered_once),
-        TEST(qos1_with_the_same_identifier_is_new),
-        TEST(unknown_pubrel_is_answered),
-        TEST(server_receive_maximum_is_enforced),
-        TEST(older_versions_are_not_read_past_the_receive_maximum),
-        TEST(receive_maximum_may_just_stop_reading),
-        TEST(old_versions_are_not_held_to_the_receive_maximum),
-        TEST(limits_of_the_listener_hold),
-        TEST(topic_aliases_work_and_end),
-        TEST(properties_go_along_unaltered),
-        TEST(malformed_packets_close_with_a_reason),
-        TEST(qos_is_the_lesser_of_both),
-        TEST(qos2_out_takes_four_steps),
-        TEST(redelivery_has_dup_and_the_same_identifiers),
-        TEST(client_receive_maximum_is_respected),
-        TEST(client_maximum_packet_size_is_respected),
-        TEST(overlapping_subscriptions_are_one_message),
-        TEST(overlapping_subscriptions_may_be_copies),
-        TEST(no_local_is_kept),
-        TEST(order_is_kept),
-        TEST(queue_goes_through_the_store_in_order),
-        TEST(qos0_waits_only_when_configured),
-        TEST(many_recipients_share_the_turn),
-        TEST(slow_socket_drops_qos0_and_is_not_read),
-        TEST(slow_sockets_have_a_bound_together),
-        TEST(keep_alive_ends_who_takes_nothing),
-        TEST(nothing_stalls_behind_a_full_outbox),
-        TEST(large_payloads_go_by_reference),
-        TEST(messages_expire),
-        TEST(nothing_expires_once_sent),
-        TEST(retained_is_sent_to_new_subscriptions),
-        TEST(retain_handling_is_respected),
-        TEST(retain_as_published_is_respected),
-        TEST(retained_scan_is_paced_by_its_client),
-        TEST(retained_full_is_told),
-        TEST(retained_expires),
-        TEST(suback_has_a_code_for_each_filter),
-        TEST(filter_that_is_granted_at_the_second_try_ends_with_its_session),
-        TEST(filters_in_a_packet_are_bounded),
-        TEST(resubscribing_replaces),
-        TEST(unsubscribing_ends_it),
-        TEST(a_filter_survives_the_connection),
-        TEST(a_filter_on_its_way_is_not_lost),
-        TEST(subscription_works_at_suback),
-        TEST(dollar_topics_are_not_for_wildcards),
-        TEST(a_step_of_the_wall_clock_expires_nothing),
-        TEST(puback_means_saved),
-        TEST(record_has_everything),
+        IN_EACH_MODE(first_packet_must_be_connect),
+        IN_EACH_MODE(second_connect_is_a_protocol_error),
+        IN_EACH_MODE(malformed_connects_are_refused),
+        IN_EACH_MODE(connect_timeout_closes),
+        IN_EACH_MODE(empty_client_id_is_given_one),
+        IN_EACH_MODE(empty_client_id_with_clean_session_0_is_refused),
+        IN_EACH_MODE(empty_client_id_may_be_forbidden),
+        IN_EACH_MODE(anonymous_may_be_refused),
+        IN_EACH_MODE(unknown_authentication_method_is_refused),
+        IN_EACH_MODE(auth_without_method_is_an_error),
+        IN_EACH_MODE(connack_says_what_differs),
+        IN_EACH_MODE(will_beyond_the_server_is_refused),
+        IN_EACH_MODE(too_many_sessions_are_refused),
+        IN_EACH_MODE(keep_alive_is_one_and_a_half_times),
+        IN_EACH_MODE(keep_alive_has_a_maximum),
+        IN_EACH_MODE(no_keep_alive_is_for_ever),
+        IN_EACH_MODE(takeover_tells_the_old_connection),
+        IN_EACH_MODE(clean_start_drops_the_session),
+        IN_EACH_MODE(session_survives_and_expires),
+        IN_EACH_MODE(expiry_may_change_at_disconnect),
+        IN_EACH_MODE(clean_session_0_of_311_keeps),
+        IN_EACH_MODE(will_goes_out_when_the_connection_breaks),
+        IN_EACH_MODE(will_is_discarded_by_disconnect_0_only),
+        IN_EACH_MODE(will_waits_for_its_delay),
+        IN_EACH_MODE(will_goes_out_at_the_sessions_end),
+        IN_EACH_MODE(will_goes_out_on_takeover),
+        IN_EACH_MODE(will_may_be_retained_with_properties),
+        IN_EACH_MODE(will_waits_for_room_in_the_log),
+        IN_EACH_MODE(publish_is_answered_by_qos),
+        IN_EACH_MODE(no_subscriber_is_said),
+        IN_EACH_MODE(qos2_is_delivered_once),
+        IN_EACH_MODE(qos1_with_the_same_identifier_is_new),
+        IN_EACH_MODE(unknown_pubrel_is_answered),
+        IN_EACH_MODE(server_receive_maximum_is_enforced),
+        IN_EACH_MODE(older_versions_are_not_read_past_the_receive_maximum),
+        IN_EACH_MODE(receive_maximum_may_just_stop_reading),
+        IN_EACH_MODE(old_versions_are_not_held_to_the_receive_maximum),
+        IN_EACH_MODE(limits_of_the_listener_hold),
+        IN_EACH_MODE(topic_aliases_work_and_end),
+        IN_EACH_MODE(properties_go_along_unaltered),
+        IN_EACH_MODE(malformed_packets_close_with_a_reason),
+        IN_EACH_MODE(qos_is_the_lesser_of_both),
+        IN_EACH_MODE(qos2_out_takes_four_steps),
+        IN_EACH_MODE(redelivery_has_dup_and_the_same_identifiers),
+        IN_EACH_MODE(client_receive_maximum_is_respected),
+        IN_EACH_MODE(client_maximum_packet_size_is_respected),
+        IN_EACH_MODE(overlapping_subscriptions_are_one_message),
+        IN_EACH_MODE(overlapping_subscriptions_may_be_copies),
+        IN_EACH_MODE(no_local_is_kept),
+        IN_EACH_MODE(order_is_kept),
+        IN_EACH_MODE(queue_goes_through_the_store_in_order),
+        IN_EACH_MODE(qos0_waits_only_when_configured),
+        IN_EACH_MODE(many_recipients_share_the_turn),
+        IN_EACH_MODE(slow_socket_drops_qos0_and_is_not_read),
+        IN_EACH_MODE(slow_sockets_have_a_bound_together),
+        IN_EACH_MODE(keep_alive_ends_who_takes_nothing),
+        IN_EACH_MODE(nothing_stalls_behind_a_full_outbox),
+        IN_EACH_MODE(large_payloads_go_by_reference),
+        IN_EACH_MODE(messages_expire),
+        IN_EACH_MODE(nothing_expires_once_sent),
+        IN_EACH_MODE(retained_is_sent_to_new_subscriptions),
+        IN_EACH_MODE(retain_handling_is_respected),
+        IN_EACH_MODE(retain_as_published_is_respected),
+        IN_EACH_MODE(retained_scan_is_paced_by_its_client),
+        IN_EACH_MODE(retained_full_is_told),
+        IN_EACH_MODE(retained_expires),
+        IN_EACH_MODE(suback_has_a_code_for_each_filter),
+        IN_EACH_MODE(filter_that_is_granted_at_the_second_try_ends_with_its_session),
+        IN_EACH_MODE(filters_in_a_packet_are_bounded),
+        IN_EACH_MODE(resubscribing_replaces),
+        IN_EACH_MODE(unsubscribing_ends_it),
+        IN_EACH_MODE(a_filter_survives_the_connection),
+        IN_EACH_MODE(a_filter_on_its_way_is_not_lost),
+        IN_EACH_MODE(subscription_works_at_suback),
+        IN_EACH_MODE(dollar_topics_are_not_for_wildcards),
+        IN_EACH_MODE(a_step_of_the_wall_clock_expires_nothing),
+        IN_EACH_MODE(puback_means_saved),
+        IN_EACH_MODE(record_has_everything),
         cmocka_unit_test(session_numbers_are_never_given_twice),
-        TEST(receive_times_strictly_increase),
-        TEST(persistent_sessions_get_it_when_durable),
-        TEST(full_log_stops_reading_not_losing),
-        TEST(full_log_costs_others_nothing),
-        TEST(empty_pool_is_back_pressure),
-        TEST(large_record_is_a_group_of_blocks),
-        TEST(record_beyond_the_log_is_refused),
-        TEST(large_record_outlives_its_connection),
-        TEST(failed_log_acknowledges_nothing),
-        TEST(telemetry_rules_decide),
-        TEST(without_persistence_all_is_acknowledged),
-        TEST(small_rings_only_slow_down),
-        TEST(any_cut_gives_the_same),
-        TEST(partial_packets_have_a_budget),
-        TEST(drain_waits_for_promises),
-        TEST(drain_reads_nothing_more),
-        TEST(random_clients_keep_the_books),
+        IN_EACH_MODE(receive_times_strictly_increase),
+        IN_EACH_MODE(persistent_sessions_get_it_when_durable),
+        IN_EACH_MODE(full_log_stops_reading_not_losing),
+        IN_EACH_MODE(full_log_costs_others_nothing),
+        IN_EACH_MODE(empty_pool_is_back_pressure),
+        IN_EACH_MODE(large_record_is_a_group_of_blocks),
+        IN_EACH_MODE(record_beyond_the_log_is_refused),
+        IN_EACH_MODE(large_record_outlives_its_connection),
+        IN_EACH_MODE(failed_log_acknowledges_nothing),
+        IN_EACH_MODE(telemetry_rules_decide),
+        IN_EACH_MODE(without_persistence_all_is_acknowledged),
+        IN_EACH_MODE(small_rings_only_slow_down),
+        IN_EACH_MODE(any_cut_gives_the_same),
+        IN_EACH_MODE(partial_packets_have_a_budget),
+        IN_EACH_MODE(drain_waits_for_promises),
+        IN_EACH_MODE(drain_reads_nothing_more),
+        IN_EACH_MODE(random_clients_keep_the_books),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

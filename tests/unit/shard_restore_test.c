@@ -14,6 +14,7 @@
 #include "broker/core/shard_state.h"
 #include "common/clock.h"
 #include "tests/lib/memory_store.h"
+#include "tests/lib/rig_clients.h"
 #include "tests/lib/rig_expect.h"
 #include "tests/lib/shard_rig.h"
 
@@ -27,13 +28,6 @@ static struct rig *new_rig(void **state, struct rig_options options)
     return rig_new(&options);
 }
 #define RIG(...) new_rig(state, (struct rig_options){__VA_ARGS__})
-
-static void expect_publish(struct rig_client *client, const char *payload)
-{
-    const struct packet *packet = expect(client, MQTT_PUBLISH);
-    if (!span_equal(packet->publish.payload, span_of_string(payload)))
-        fail_msg("\"%.*s\" is not \"%s\"", (int)packet->publish.payload.size, (const char *)packet->publish.payload.data, payload);
-}
 
 /* Records as the checkpoint keeps them, one after the other. */
 struct bytes {
@@ -76,26 +70,12 @@ static struct checkpoint_session session(const struct rig *rig, const char *id, 
 }
 #define CONNECTED INT64_MIN
 
-static struct rig_client *come_back(struct rig *rig, const char *id, bool clean_start, bool is_present)
+static struct rig_client *come_back_with(struct rig *rig, const char *id, bool clean_start, bool is_present)
 {
     struct packet connect = rig_connect_packet(id, MQTT_V5, clean_start);
     struct rig_client *client = rig_connect_with(rig, &connect);
     assert_int_equal(expect(client, MQTT_CONNACK)->connack.session_present, is_present);
     return client;
-}
-
-static size_t count_records(const struct rig *rig, enum record_type type, struct record *last_out)
-{
-    size_t count = 0;
-    for (size_t i = 0; i < rig_record_count(rig); i++) {
-        struct record rec;
-        rig_record(rig, &rec, i);
-        if (rec.type == type) {
-            *last_out = rec;
-            count++;
-        }
-    }
-    return count;
 }
 
 /* === what comes back ================================================================================================================= */
@@ -116,7 +96,7 @@ static void subscriptions_and_identifiers_come_back(void **state)
     from.sent_count = 1;
     rig_restore(rig, &from, 1);
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
-    struct rig_client *car = come_back(rig, "car", false, true);
+    struct rig_client *car = come_back_with(rig, "car", false, true);
     assert_int_equal(expect(car, MQTT_PUBREL)->ack.packet_id, 3); /* never the PUBLISH again: 4.3.3-6 */
     rig_publish(pub, "a/x", "1", 2, 1);
     rig_publish(pub, "a/y", "2", 2, 2);
@@ -156,7 +136,7 @@ static void what_it_wanted_is_sent_in_order(void **state)
             rig_checkpoint(rig);
     }
     struct record rec;
-    assert_true(count_records(rig, RECORD_SESSION, &rec) > 0);
+    assert_true(last_record(rig, &rec, NULL, RECORD_SESSION) > 0);
     struct bytes filters = {0};
     put_record(&filters, &(struct record){.type = RECORD_SUBSCRIPTION, .topic = SPAN_LITERAL("x"), .options = 1});
     struct checkpoint_session from = session(rig, "car", 1, 3600, 10);
@@ -169,7 +149,7 @@ static void what_it_wanted_is_sent_in_order(void **state)
     rig_publish(pub, "x", "new", 1, 1);
     rig_settle(rig);
     rig_checkpoint(rig); /* what is above it stays in memory, behind the rest */
-    car = come_back(rig, "car", false, true);
+    car = come_back_with(rig, "car", false, true);
     for (unsigned i = 0; i <= 200; i++) {
         snprintf(payload, sizeof payload, "%u", i);
         const struct packet *packet = expect(car, MQTT_PUBLISH);
@@ -205,7 +185,7 @@ static void what_is_left_of_a_run_comes_back(void **state)
             rig_checkpoint(rig);
     }
     struct record rec;
-    assert_true(count_records(rig, RECORD_SESSION, &rec) > 0);
+    assert_true(last_record(rig, &rec, NULL, RECORD_SESSION) > 0);
     struct bytes filters = {0};
     put_record(&filters, &(struct record){.type = RECORD_SUBSCRIPTION, .topic = SPAN_LITERAL("x"), .options = 1});
     struct checkpoint_session from = session(rig, "car", 1, 3600, CONNECTED);
@@ -213,7 +193,7 @@ static void what_is_left_of_a_run_comes_back(void **state)
     from.subscriptions = of(&filters);
     rig_checkpoint(rig);
     assert_true(memory_store_run_count(rig_store(rig), from.number) > 2);
-    car = come_back(rig, "car", false, true);
+    car = come_back_with(rig, "car", false, true);
     unsigned next = 0;
     for (; next < 7; next++) {
         rig_send_ack(car, MQTT_PUBACK, expect(car, MQTT_PUBLISH)->publish.packet_id);
@@ -222,7 +202,7 @@ static void what_is_left_of_a_run_comes_back(void **state)
     rig_restart(rig, 1);
     rig_restore(rig, &from, 1);
     assert_int_equal(RIG_COUNTER(rig, copies_restored), 93);
-    car = come_back(rig, "car", false, true);
+    car = come_back_with(rig, "car", false, true);
     for (; next < 100; next++) {
         const struct packet *packet = expect(car, MQTT_PUBLISH);
         snprintf(payload, sizeof payload, "%u", next);
@@ -271,7 +251,7 @@ static void what_is_in_flight_does_not_come_from_its_run_as_well(void **state)
             rig_checkpoint(rig);
     }
     struct record rec;
-    assert_true(count_records(rig, RECORD_SESSION, &rec) > 0);
+    assert_true(last_record(rig, &rec, NULL, RECORD_SESSION) > 0);
     struct bytes filters = {0};
     put_record(&filters, &(struct record){.type = RECORD_SUBSCRIPTION, .topic = SPAN_LITERAL("x"), .options = 2});
     struct checkpoint_session from = session(rig, "car", 1, 3600, CONNECTED);
@@ -279,7 +259,7 @@ static void what_is_in_flight_does_not_come_from_its_run_as_well(void **state)
     from.subscriptions = of(&filters);
     rig_checkpoint(rig);
     assert_true(memory_store_run_count(rig_store(rig), from.number) > 2);
-    car = come_back(rig, "car", false, true);
+    car = come_back_with(rig, "car", false, true);
     unsigned next = 0;
     for (; next < 5; next++)
         finish_2(rig, car, next, false);
@@ -296,7 +276,7 @@ static void what_is_in_flight_does_not_come_from_its_run_as_well(void **state)
     rig_restart(rig, 1);
     rig_restore(rig, &from, 1);
     assert_int_equal(RIG_COUNTER(rig, copies_restored), 95);
-    car = come_back(rig, "car", false, true);
+    car = come_back_with(rig, "car", false, true);
     for (; next < 100; next++)
         finish_2(rig, car, next, next < 6);
     expect_nothing(car);
@@ -386,10 +366,10 @@ static void order_holds_over_both_qos(void **state, bool in_runs, uint16_t recei
     }
     rig_checkpoint(rig);
     struct record rec;
-    assert_true(count_records(rig, RECORD_SESSION, &rec) > 0);
+    assert_true(last_record(rig, &rec, NULL, RECORD_SESSION) > 0);
     uint64_t number = rec.session;
     if (in_runs)
-        car = come_back(rig, "car", false, true);
+        car = come_back_with(rig, "car", false, true);
     for (unsigned i = 0; i < DONE; i++)
         acknowledge(rig, car, next_publish(rig, car));
     for (unsigned i = DONE; i < DONE + WINDOW; i++)
@@ -450,7 +430,7 @@ static void what_expired_is_not_sent_for_the_first_time(void **state)
     struct record rec;
     struct checkpoint_sent sent[1];
     struct bytes filters = {0};
-    assert_true(count_records(rig, RECORD_SESSION, &rec) > 0);
+    assert_true(last_record(rig, &rec, NULL, RECORD_SESSION) > 0);
     put_record(&filters, &(struct record){.type = RECORD_SUBSCRIPTION, .topic = SPAN_LITERAL("x"), .options = 2});
     struct checkpoint_session from = session(rig, "car", 1, 3600, CONNECTED);
     from.number = rec.session;
@@ -463,7 +443,7 @@ static void what_expired_is_not_sent_for_the_first_time(void **state)
     assert_int_equal(RIG_COUNTER(rig, copies_restored), 3);
     rig_advance(rig, 20000);
     for (unsigned i = 0; i < 2; i++) {
-        car = come_back(rig, "car", false, true);
+        car = come_back_with(rig, "car", false, true);
         const struct packet *packet = expect(car, MQTT_PUBLISH);
         assert_true(span_equal(packet->publish.payload, SPAN_LITERAL("late")));
         assert_true(packet->publish.dup);
@@ -497,16 +477,16 @@ static void name_that_comes_twice_is_the_later_session(void **state)
     assert_int_equal(rig_published_count(rig), 1);
     rig_published(rig, &rec, 0);
     assert_true(rec.will_session == NUMBER(1));
-    assert_int_equal(count_records(rig, RECORD_SESSION_DELETE, &rec), 1);
+    assert_int_equal(last_record(rig, &rec, NULL, RECORD_SESSION_DELETE), 1);
     assert_true(rec.session == NUMBER(1));
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     rig_publish(pub, "x", "nobody", 1, 1);
     rig_settle(rig);
     assert_int_equal(rig_published_count(rig), 1);
-    come_back(rig, "car", false, true);
-    struct rig_client *watch = come_back(rig, "watch", false, true);
+    come_back_with(rig, "car", false, true);
+    struct rig_client *watch = come_back_with(rig, "watch", false, true);
     rig_settle(rig);
-    expect_publish(watch, "bye");
+    expect_payload(watch, "bye");
     rig_free(rig);
 }
 
@@ -538,15 +518,15 @@ static void clock_of_one_that_was_away_has_gone_on(void **state)
     rig_advance(rig, 200);
     assert_int_equal(RIG_COUNTER(rig, sessions_ended), 1);
     struct record rec;
-    assert_int_equal(count_records(rig, RECORD_SESSION_DELETE, &rec), 1);
+    assert_int_equal(last_record(rig, &rec, NULL, RECORD_SESSION_DELETE), 1);
     assert_true(rec.session == NUMBER(1));
     rig_advance(rig, 9000);
     assert_int_equal(RIG_COUNTER(rig, sessions_ended), 1);
     rig_advance(rig, 2000);
     assert_int_equal(RIG_COUNTER(rig, sessions_ended), 2);
     rig_advance(rig, 1000000);
-    come_back(rig, "never", false, true);
-    come_back(rig, "gone", false, false);
+    come_back_with(rig, "never", false, true);
+    come_back_with(rig, "gone", false, false);
     rig_free(rig);
 }
 
@@ -586,7 +566,7 @@ static void clock_of_one_that_was_connected_begins_now_and_is_logged(void **stat
     struct checkpoint_session from = session(rig, "car", 1, 100, CONNECTED);
     rig_restore(rig, &from, 1);
     struct record rec;
-    assert_int_equal(count_records(rig, RECORD_SESSION, &rec), 1); /* or each start would give it its time anew */
+    assert_int_equal(last_record(rig, &rec, NULL, RECORD_SESSION), 1); /* or each start would give it its time anew */
     assert_true(rec.session == NUMBER(1));
     assert_int_equal(rec.options & RECORD_SESSION_CONNECTED, 0);
     assert_true(rec.received_ns >= rig_wall_ns(rig) - NS_PER_S);
@@ -618,16 +598,16 @@ static void will_after_grace(void **state, uint32_t expiry_s, uint32_t delay_s, 
     rig_advance(rig, said_s * 1000 - 1000);
     expect_nothing(watcher);
     struct record rec;
-    assert_int_equal(count_records(rig, RECORD_SESSION, &rec), 0); /* another crash gives the same grace again */
+    assert_int_equal(last_record(rig, &rec, NULL, RECORD_SESSION), 0); /* another crash gives the same grace again */
     rig_advance(rig, 2000);
-    expect_publish(watcher, "bye");
+    expect_payload(watcher, "bye");
     rig_published(rig, &rec, 0);
     assert_true(rec.will_session == NUMBER(1));
     rig_advance(rig, 1000);
     if (expiry_s <= said_s)
-        assert_int_equal(count_records(rig, RECORD_SESSION_DELETE, &rec), 1);
+        assert_int_equal(last_record(rig, &rec, NULL, RECORD_SESSION_DELETE), 1);
     else
-        assert_int_equal(count_records(rig, RECORD_SESSION, &rec), 1);
+        assert_int_equal(last_record(rig, &rec, NULL, RECORD_SESSION), 1);
     rig_free(rig);
 }
 static void will_of_one_that_was_connected_waits_for_the_grace(void **state) { will_after_grace(state, 3600, 0, GRACE_S); }
@@ -645,13 +625,13 @@ static void back_within_the_grace(void **state, uint32_t expiry_s, bool clean_st
     rig_restore(rig, &from, 1);
     struct rig_client *watcher = watch(rig);
     rig_advance(rig, GRACE_S * 1000 - 2000);
-    come_back(rig, "car", clean_start, is_present);
+    come_back_with(rig, "car", clean_start, is_present);
     rig_advance(rig, 10000);
     expect_nothing(watcher);
     struct record rec;
-    assert_int_equal(count_records(rig, RECORD_WILL_DELETE, &rec), 1);
+    assert_int_equal(last_record(rig, &rec, NULL, RECORD_WILL_DELETE), 1);
     assert_int_equal(rig_published_count(rig), 0);
-    assert_int_equal(count_records(rig, RECORD_SESSION_DELETE, &rec), is_present ? 0 : 1);
+    assert_int_equal(last_record(rig, &rec, NULL, RECORD_SESSION_DELETE), is_present ? 0 : 1);
     rig_free(rig);
 }
 static void client_that_is_back_takes_its_will_back(void **state) { back_within_the_grace(state, 3600, false, true); }
@@ -674,7 +654,7 @@ static void delay_of_one_that_was_away_has_gone_on(void **state)
     rig_advance(rig, 9000);
     expect_nothing(watcher);
     rig_advance(rig, 2000);
-    expect_publish(watcher, "bye");
+    expect_payload(watcher, "bye");
     rig_free(rig);
 }
 
@@ -686,8 +666,8 @@ static void clean_start_ends_a_session_that_was_away_and_says_its_will(void **st
     from.will = of(&will);
     rig_restore(rig, &from, 1);
     struct rig_client *watcher = watch(rig);
-    come_back(rig, "car", true, false);
-    expect_publish(watcher, "bye");
+    come_back_with(rig, "car", true, false);
+    expect_payload(watcher, "bye");
     rig_free(rig);
 }
 
@@ -708,7 +688,7 @@ static void will_that_is_owed_is_said(void **state)
     from[1].will = of(&will);
     from[2].client_id = SPAN_LITERAL("\0will of12345679"); /* a crash came before its will */
     rig_restore(rig, from, 3);
-    struct rig_client *car = come_back(rig, "car", false, true);
+    struct rig_client *car = come_back_with(rig, "car", false, true);
     rig_advance(rig, 1000);
     struct record rec;
     assert_int_equal(rig_published_count(rig), 1);
@@ -716,7 +696,7 @@ static void will_that_is_owed_is_said(void **state)
     assert_true(rec.will_session == NUMBER(2));
     assert_true(rec.session == NUMBER(1)); /* No Local means its own session */
     assert_true(span_equal(rec.client_id, span_of_string("car")));
-    assert_int_equal(count_records(rig, RECORD_SESSION_DELETE, &rec), 2);
+    assert_int_equal(last_record(rig, &rec, NULL, RECORD_SESSION_DELETE), 2);
     assert_int_equal(RIG_COUNTER(rig, sessions_ended), 2);
     expect_nothing(car);
     rig_free(rig);
