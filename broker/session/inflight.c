@@ -2,8 +2,8 @@
 
 #include <stdlib.h>
 
+#include "broker/session/position_pack.h"
 #include "common/check.h"
-#include "common/position_list.h"
 
 #define NONE UINT16_MAX
 #define CAPACITY_FIRST 8u
@@ -118,8 +118,9 @@ static void drop_msg(struct inflight_entry *entry)
 
 /* --- packed ------------------------------------------------------------------------------------------------------------------------- */
 
-/* One entry after the other, in their order: a varint of the state, two flags and the identifier, as the difference to the one that would
- * be expected, and the sequence as in a position list. */
+/* The sequences in the order of sending, then groups: of entries, one behind the other, whose identifiers ascend by one and which are
+ * alike besides. A group is two varints: of the difference of its first identifier to the one that would be expected, with what they have
+ * in common in the low bits, and of how many there are. */
 struct inflight_packed {
     uint64_t sequence_max; /* of all, 0 = none has one: asked once for each message that the session wants at start */
     uint32_t size;         /* bytes */
@@ -130,21 +131,46 @@ struct inflight_packed {
 #define PACKED_IS_WANTED 4u
 #define PACKED_IS_DUP 8u
 #define PACKED_FLAG_BITS 4
-#define PACKED_ENTRY_SIZE_MAX 14 /* 20 bits, and a sequence */
+
+struct group {
+    uint16_t last_id; /* before it, or of the one before the next */
+    uint8_t flags;
+    uint32_t count;
+};
 
 /* A walk over all entries, packed or not. */
 struct walk {
     const struct inflight *inflight;
-    uint16_t at;              /* not packed: the next entry */
-    size_t offset;            /* packed: of the next */
-    uint16_t last_id;         /* packed: before it */
-    uint64_t last_sequence;   /* likewise */
-    struct inflight_entry it; /* a copy; packed: as it will be, without a meta */
+    uint16_t at;                     /* not packed: the next entry */
+    struct position_unpack sequences; /* packed: of the next */
+    size_t offset;                   /* packed: of the next group */
+    struct group group;              /* packed: what is left of it */
+    struct inflight_entry it;        /* a copy; packed: as it will be, without a meta */
 };
 
 static struct walk walk_of(const struct inflight *inflight)
 {
-    return (struct walk){.inflight = inflight, .at = !inflight->is_packed && inflight->block ? inflight->block->first : NONE};
+    struct walk walk = {.inflight = inflight, .at = !inflight->is_packed && inflight->block ? inflight->block->first : NONE};
+    if (!inflight->is_packed)
+        return walk;
+    const struct inflight_packed *packed = inflight->packed;
+    walk.sequences = position_unpack_of(span_of(packed->bytes, packed->size), packed->sequence_max, inflight->count);
+    walk.offset = walk.sequences.size;
+    return walk;
+}
+
+static void walk_read_group(struct walk *walk)
+{
+    const struct inflight_packed *packed = walk->inflight->packed;
+    uint64_t words[2];
+    for (int i = 0; i < 2; i++) {
+        size_t used = varint_get(&words[i], packed->bytes + walk->offset, packed->bytes + packed->size);
+        CHECK(used > 0);
+        walk->offset += used;
+    }
+    walk->group.last_id = (uint16_t)(walk->group.last_id + zigzag_decode(words[0] >> PACKED_FLAG_BITS));
+    walk->group.flags = words[0] & ((1u << PACKED_FLAG_BITS) - 1);
+    walk->group.count = (uint32_t)words[1];
 }
 
 static bool walk_next(struct walk *walk)
@@ -156,60 +182,76 @@ static bool walk_next(struct walk *walk)
         walk->at = walk->it.next;
         return true;
     }
-    const struct inflight_packed *packed = walk->inflight->packed;
-    if (walk->offset == packed->size)
+    uint64_t sequence;
+    if (!position_unpack_next(&walk->sequences, &sequence))
         return false;
-    uint64_t word;
-    size_t used = varint_get(&word, packed->bytes + walk->offset, packed->bytes + packed->size);
-    CHECK(used > 0);
-    walk->offset += used;
-    enum err err = position_list_next(span_of(packed->bytes, packed->size), &walk->offset, &walk->last_sequence);
-    CHECK(err == ERR_OK);
-    walk->last_id = (uint16_t)(walk->last_id + 1 + zigzag_decode(word >> PACKED_FLAG_BITS));
-    walk->it = (struct inflight_entry){.sequence = walk->last_sequence,
-                                       .packet_id = walk->last_id,
-                                       .state = word & PACKED_STATE_MASK,
-                                       .is_wanted = (word & PACKED_IS_WANTED) != 0,
-                                       .is_dup = (word & PACKED_IS_DUP) != 0};
+    struct group *group = &walk->group;
+    if (group->count == 0)
+        walk_read_group(walk);
+    CHECK(group->count > 0);
+    group->count--;
+    group->last_id++;
+    walk->it = (struct inflight_entry){.sequence = sequence,
+                                       .packet_id = group->last_id,
+                                       .state = group->flags & PACKED_STATE_MASK,
+                                       .is_wanted = (group->flags & PACKED_IS_WANTED) != 0,
+                                       .is_dup = (group->flags & PACKED_IS_DUP) != 0};
     return true;
 }
 
-static size_t packed_put(uint8_t *at, const struct inflight_entry *entry, uint16_t *last_id, uint64_t *last_sequence)
+static uint8_t flags_of(const struct inflight_entry *entry)
 {
-    int16_t difference = (int16_t)(uint16_t)(entry->packet_id - *last_id - 1);
-    uint64_t flags = entry->state | (entry->is_wanted ? PACKED_IS_WANTED : 0) | (entry->is_dup || entry->is_sent ? PACKED_IS_DUP : 0);
-    size_t size = varint_put(at, zigzag_encode(difference) << PACKED_FLAG_BITS | flags);
-    *last_id = entry->packet_id;
-    return size + position_list_put(at + size, last_sequence, entry->sequence);
+    return (uint8_t)(entry->state | (entry->is_wanted ? PACKED_IS_WANTED : 0) | (entry->is_dup || entry->is_sent ? PACKED_IS_DUP : 0));
 }
 
-/* Into `out` unless that is NULL; returns the bytes. */
-static size_t pack_all(const struct inflight *inflight, uint8_t *out)
+/* The groups, into `out` unless that is NULL; returns the bytes. */
+static size_t pack_groups(const struct inflight *inflight, uint8_t *out)
 {
-    uint8_t one[PACKED_ENTRY_SIZE_MAX];
-    uint16_t last_id = 0;
-    uint64_t last_sequence = 0;
+    uint8_t one[VARINT_SIZE_MAX];
+    struct group group = {0};
     size_t size = 0;
-    for (struct walk walk = walk_of(inflight); walk_next(&walk);)
-        size += packed_put(out ? out + size : one, &walk.it, &last_id, &last_sequence);
+    for (struct walk walk = walk_of(inflight), ahead; walk_next(&walk);) {
+        int16_t difference = (int16_t)(uint16_t)(walk.it.packet_id - group.last_id - 1);
+        group = (struct group){.last_id = walk.it.packet_id, .flags = flags_of(&walk.it), .count = 1};
+        for (ahead = walk; walk_next(&ahead) && flags_of(&ahead.it) == group.flags && ahead.it.packet_id == (uint16_t)(group.last_id + 1);
+             group.count++, group.last_id++)
+            walk = ahead;
+        size += varint_put(out ? out + size : one, zigzag_encode(difference) << PACKED_FLAG_BITS | group.flags);
+        size += varint_put(out ? out + size : one, group.count);
+    }
     return size;
+}
+
+static struct inflight_packed *pack_all(const struct inflight *inflight, uint64_t *sequences)
+{
+    uint32_t count = 0;
+    for (struct walk walk = walk_of(inflight); walk_next(&walk);) {
+        if (walk.it.has_msg || walk.it.pending > 0)
+            return NULL;
+        sequences[count++] = walk.it.sequence;
+    }
+    uint64_t max = inflight_sequence_max(inflight);
+    size_t sequences_size = position_pack(NULL, max, sequences, count), size = sequences_size + pack_groups(inflight, NULL);
+    struct inflight_packed *packed = malloc(offsetof(struct inflight_packed, bytes) + size);
+    if (!packed)
+        return NULL;
+    packed->sequence_max = max;
+    packed->size = (uint32_t)size;
+    position_pack(packed->bytes, max, sequences, count);
+    pack_groups(inflight, packed->bytes + sequences_size);
+    return packed;
 }
 
 void inflight_pack(struct inflight *inflight)
 {
     if (inflight->is_packed || inflight->count == 0)
         return;
-    for (struct walk walk = walk_of(inflight); walk_next(&walk);)
-        if (walk.it.has_msg || walk.it.pending > 0)
-            return;
-    size_t size = pack_all(inflight, NULL);
-    struct inflight_packed *packed = malloc(sizeof *packed + size);
+    uint64_t few[64], *sequences = inflight->count <= 64 ? few : malloc(inflight->count * sizeof *sequences);
+    struct inflight_packed *packed = sequences ? pack_all(inflight, sequences) : NULL;
+    if (sequences != few)
+        free(sequences);
     if (!packed)
         return;
-    packed->sequence_max = inflight_sequence_max(inflight);
-    packed->size = (uint32_t)size;
-    size_t used = pack_all(inflight, packed->bytes);
-    CHECK(used == size);
     free(inflight->block);
     inflight->packed = packed;
     inflight->is_packed = true;
