@@ -359,8 +359,10 @@ static void read_for(struct shard *shard, struct session *sess, uint8_t ticket)
     } else {
         struct queue_limits limits = limits_of(shard);
         uint32_t over = ticket == WAITING_READ_COSTS ? queue_over(&sess->queue, &limits) : STORE_READ_MAX;
-        bool is_there = queue_next_read(&sess->queue, read, over < STORE_READ_MAX ? over : STORE_READ_MAX);
-        CHECK(is_there);
+        if (!queue_next_read(&sess->queue, read, over < STORE_READ_MAX ? over : STORE_READ_MAX)) {
+            free(read);
+            return; /* memory is short, too */
+        }
         read->costs_only = ticket == WAITING_READ_COSTS;
     }
     read->session = sess->number;
@@ -435,6 +437,8 @@ static bool let_go(struct shard *shard, struct session *sess)
     }
     if (is_online)
         waiting_read(shard, sess);
+    else if (sess->inflight.is_packed || queue_is_scattered(&sess->queue)) /* what most have is small as it is, and quicker */
+        queue_pack(&sess->queue);
     return is_left;
 }
 

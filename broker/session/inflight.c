@@ -141,11 +141,11 @@ struct group {
 /* A walk over all entries, packed or not. */
 struct walk {
     const struct inflight *inflight;
-    uint16_t at;                     /* not packed: the next entry */
+    uint16_t at;                      /* not packed: the next entry */
     struct position_unpack sequences; /* packed: of the next */
-    size_t offset;                   /* packed: of the next group */
-    struct group group;              /* packed: what is left of it */
-    struct inflight_entry it;        /* a copy; packed: as it will be, without a meta */
+    size_t offset;                    /* packed: of the next group */
+    struct group group;               /* packed: what is left of it */
+    struct inflight_entry it;         /* a copy; packed: as it will be, without a meta */
 };
 
 static struct walk walk_of(const struct inflight *inflight)

@@ -7,8 +7,8 @@
  *
  * A needed message that the checkpoint has is let go while the client is away (inflight_let_go); the entry then knows it by its sequence,
  * and it is read back before it is sent again (inflight_give). When all are, they are packed (inflight_pack): two or three bytes for the
- * sequence of each, and next to none for identifiers and states as they mostly are, instead of about 26. An entry whose record is not durable yet (`pending`) is not sent, and nothing behind it:
- * the order of sending is the order here.
+ * sequence of each, and next to none for identifiers and states as they mostly are, instead of about 26. An entry whose record is not
+ * durable yet (`pending`) is not sent, and nothing behind it: the order of sending is the order here.
  *
  * Packet identifiers are not 0 and unused at the time, also after the wrap [MQTT-2.2.1-4]. After a reconnect all entries are sent again in
  * their order with their identifiers [MQTT-4.4.0-1], as far as the new connection's receive maximum lets: `unsent` walks over them.

@@ -14,7 +14,7 @@
 #include "common/bytes.h"
 
 /* What `count` of them take at most. */
-#define POSITION_PACK_SIZE_MAX(count) ((size_t)VARINT_SIZE_MAX + 1 + (size_t)(count) * 8)
+#define POSITION_PACK_SIZE_MAX(count) ((size_t)VARINT_SIZE_MAX + 1 + (size_t)(count)*8)
 
 /* Write them to `out`, or only count (NULL). Returns the bytes. */
 size_t position_pack(uint8_t *out, uint64_t base, const uint64_t *sequences, uint32_t count);

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "broker/session/late_list.h"
+#include "broker/session/queue_packed.h"
 #include "common/check.h"
 #include "common/position_list.h"
 
@@ -117,9 +118,14 @@ static void ring_free(struct item_ring *ring, struct queue_shared *shared)
 
 /* --- life --------------------------------------------------------------------------------------------------------------------------- */
 
+/* NULL: nothing is in memory but sequences, packed, or nothing at all. */
+static struct queue_body *body_of(const struct queue *queue) { return queue->is_packed ? NULL : queue->body; }
+
 void queue_deinit(struct queue *queue, struct queue_shared *shared)
 {
-    struct queue_body *body = queue->body;
+    struct queue_body *body = body_of(queue);
+    if (queue->is_packed)
+        free(queue->packed);
     if (body) {
         ring_free(head_of(body), shared);
         ring_free(window_of(body), shared);
@@ -147,11 +153,64 @@ bool queue_may_overshoot(const struct queue *queue, size_t cost, const struct qu
            over <= (bytes_max < limits->bytes_max ? bytes_max : limits->bytes_max);
 }
 
+static struct queue_body *open_packed(const struct queue_packed *packed)
+{
+    struct queue_lists lists = {0};
+    struct queue_body *body = calloc(1, sizeof *body);
+    if (!body || !queue_packed_open(packed, &lists) || (lists.late && !rings_get(body))) {
+        queue_lists_free(&lists);
+        free(body);
+        return NULL;
+    }
+    struct queue_runs runs = queue_packed_runs(packed);
+    body->front = lists.front;
+    body->tail = lists.tail;
+    body->run_next = runs.next;
+    body->run_max = runs.max;
+    body->run_count = runs.count;
+    body->run_misses = runs.misses;
+    if (lists.late)
+        body->rings->late = lists.late;
+    return body;
+}
+
+/* Opened. NULL: memory is short. */
 static struct queue_body *body_get(struct queue *queue)
 {
+    if (queue->is_packed) {
+        struct queue_body *body = open_packed(queue->packed);
+        if (!body)
+            return NULL;
+        free(queue->packed);
+        queue->body = body;
+        queue->is_packed = false;
+    }
     if (!queue->body)
         queue->body = calloc(1, sizeof *queue->body);
     return queue->body;
+}
+
+void queue_pack(struct queue *queue)
+{
+    struct queue_body *body = body_of(queue);
+    if (!body || head_of(body) || window_of(body) || queue->is_reading || queue_is_tail_long(queue))
+        return;
+    struct queue_runs runs = {.next = body->run_next, .max = body->run_max, .count = body->run_count, .misses = body->run_misses};
+    struct queue_lists lists = {body->front, body->tail, body->rings ? body->rings->late : NULL};
+    struct queue_packed *packed = queue_packed_new(&runs, &lists);
+    if (!packed)
+        return; /* it stays as it is */
+    queue_lists_free(&lists);
+    free(body->rings);
+    free(body);
+    queue->packed = packed;
+    queue->is_packed = true;
+}
+
+bool queue_is_scattered(const struct queue *queue)
+{
+    const struct queue_body *body = body_of(queue);
+    return body && (body->front || (body->rings && body->rings->late));
 }
 
 /* So many messages of so many bytes have left. What is on disk may be counted wrongly there: bytes never fall below 0, and an empty queue
@@ -202,7 +261,7 @@ static bool is_joined(const struct queue_body *body)
 
 struct queue_item *queue_first(struct queue *queue)
 {
-    struct queue_body *body = queue->body;
+    struct queue_body *body = body_of(queue);
     if (!body)
         return NULL;
     if (head_of(body))
@@ -228,7 +287,7 @@ static bool is_window_over(const struct queue_body *body, const struct queue_lim
 
 static uint32_t count_before_window(const struct queue *queue)
 {
-    return queue->count - (queue->body ? ring_count(window_of(queue->body)) : 0);
+    return queue->count - (body_of(queue) ? ring_count(window_of(queue->body)) : 0);
 }
 
 /* Whether the oldest has to go. The window is not let go while it has. */
@@ -250,7 +309,7 @@ bool queue_pop_over(struct queue *queue, struct queue_shared *shared, const stru
         *item_out = queue_pop(queue, shared);
         return true;
     }
-    if (!is_window_over(queue->body, limits))
+    if (!body_of(queue) || !is_window_over(queue->body, limits))
         return false;
     queue->is_old_over = true;
     *item_out = window_take(queue->body->rings);
@@ -333,7 +392,7 @@ static bool is_window_long(const struct queue_body *body, const struct queue_sha
 
 bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_online)
 {
-    struct queue_body *body = queue->body;
+    struct queue_body *body = body_of(queue);
     if (!body || !body->rings)
         return false;
     struct item_rings *rings = body->rings;
@@ -360,30 +419,38 @@ bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_onli
     return is_left;
 }
 
+static uint64_t max_of(uint64_t a, uint64_t b) { return a > b ? a : b; }
+
 uint64_t queue_oldest_unread(const struct queue *queue)
 {
-    const struct queue_body *body = queue->body;
+    const struct queue_body *body = body_of(queue);
     uint64_t sequence = 0;
+    if (queue->is_packed) {
+        struct queue_runs runs = queue_packed_runs(queue->packed);
+        bool is_run = runs.count > 0 && !queue_packed_has_front(queue->packed);
+        return is_run ? max_of(runs.next, 1) : queue_packed_first(queue->packed);
+    }
     if (!body || head_of(body))
         return 0;
     if (body->front)
         position_list_first(body->front, &sequence);
     else if (body->run_count > 0)
-        sequence = body->run_next > 0 ? body->run_next : 1;
+        sequence = max_of(body->run_next, 1);
     else
         position_list_first(body->tail, &sequence);
     return sequence;
 }
 
-bool queue_has_runs(const struct queue *queue) { return queue->body && queue->body->run_count > 0; }
+bool queue_has_runs(const struct queue *queue)
+{
+    return queue->is_packed ? queue_packed_runs(queue->packed).count > 0 : queue->body && queue->body->run_count > 0;
+}
 
 bool queue_is_tail_long(const struct queue *queue)
 {
-    const struct position_list *tail = queue->body ? queue->body->tail : NULL;
+    const struct position_list *tail = body_of(queue) ? queue->body->tail : NULL;
     return position_list_count(tail) > QUEUE_TAIL_MAX || position_list_bytes(tail).size > QUEUE_TAIL_SIZE_MAX;
 }
-
-static uint64_t max_of(uint64_t a, uint64_t b) { return a > b ? a : b; }
 
 /* The greatest sequence of what is sent before the tail when there are no runs. */
 static uint64_t max_ahead(struct queue_body *body)
@@ -537,7 +604,7 @@ static bool take_late(struct queue_body *body, struct store_run *run)
 
 bool queue_has_run(const struct queue *queue, const struct queue_shared *shared)
 {
-    const struct queue_body *body = queue->body;
+    const struct queue_body *body = body_of(queue);
     return body && body->reading_count == 0 && (queue_is_tail_long(queue) || is_window_long(body, shared));
 }
 
@@ -620,7 +687,10 @@ bool queue_take_run(struct queue *queue, struct queue_shared *shared, uint64_t i
 
 bool queue_must_read(const struct queue *queue)
 {
-    const struct queue_body *body = queue->body;
+    const struct queue_body *body = body_of(queue);
+    if (queue->is_packed && !queue->is_reading)
+        return queue_packed_has_front(queue->packed) ||
+               (queue_has_runs(queue) ? !queue->is_run_late : queue_packed_has_tail(queue->packed));
     if (!body || queue->is_reading || ring_count(head_of(body)) > QUEUE_HEAD_MAX / 2)
         return false;
     return body->front || (body->run_count > 0 ? !queue->is_run_late : body->tail != NULL);
@@ -628,8 +698,8 @@ bool queue_must_read(const struct queue *queue)
 
 bool queue_next_read(struct queue *queue, struct store_read *read, uint32_t max)
 {
-    struct queue_body *body = queue->body;
-    if (!queue_must_read(queue))
+    struct queue_body *body = queue_must_read(queue) ? body_get(queue) : NULL;
+    if (!body)
         return false;
     uint32_t room = QUEUE_HEAD_MAX - ring_count(head_of(body));
     max = max < room ? max : room;
@@ -690,6 +760,7 @@ static uint64_t on_answer(struct queue *queue, struct queue_shared *shared, stru
 {
     struct queue_body *body = queue->body;
     CHECK(queue->is_reading);
+    CHECK(!queue->is_packed);
     CHECK(read->count <= STORE_READ_MAX);
     *lost_out = 0;
     bool is_run = read->kind == STORE_READ_RUN;
@@ -767,7 +838,9 @@ static void each_of_list(const struct position_list *list, queue_position_fn vis
 
 void queue_each_position(const struct queue *queue, queue_position_fn visit, void *arg)
 {
-    const struct queue_body *body = queue->body;
+    const struct queue_body *body = body_of(queue);
+    if (queue->is_packed)
+        queue_packed_each(queue->packed, visit, arg);
     if (!body)
         return;
     each_of_ring(head_of(body), visit, arg);

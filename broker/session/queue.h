@@ -19,8 +19,9 @@
  * next checkpoint.
  *
  * A session that is away costs struct queue, the body (48 bytes) and the tail's list (64 bytes), however long its queue, whatever came at
- * once and however far apart; one that came back and left while it was reading the list of the front as well; and what came too late for
- * the runs, and waits for them to be read, a byte or two each. Nothing is allocated while it is empty and never had runs. Counts and bytes
+ * once and however far apart. One that came back and left while it was reading has a front besides, others what came too late for the runs,
+ * and waits for them to be read: then all of it is packed into one block (queue_pack), as is that of one with more in flight; some 45
+ * bytes, and two or three for each in front or late. Nothing is allocated while it is empty and never had runs. Counts and bytes
  * cover all parts; the bounds are the caller's, with queue_judge(). Pure; owner: the shard. */
 #ifndef TIDEGATE_BROKER_SESSION_QUEUE_H
 #define TIDEGATE_BROKER_SESSION_QUEUE_H
@@ -84,18 +85,23 @@ struct queue_shared {
 };
 
 struct queue_body;
+struct queue_packed;
 
 /* Zero-initialised is empty. */
 struct queue {
-    struct queue_body *body; /* NULL = nothing in it */
-    uint64_t bytes;          /* of all parts */
-    uint32_t count;          /* of all parts, what is being read included */
-    bool is_reading : 1;     /* a request for this session (queue or inflight) is at the reader */
-    bool is_listed : 1;      /* the shard looks at it when the checkpoint moves */
-    bool is_full : 1;        /* publishers are refused */
-    bool is_run_late : 1;    /* the next run was not found; the next checkpoint clears it */
-    bool is_stuck : 1;       /* the shard tries again when the log has room for the record that the next message needs */
-    bool is_old_over : 1;    /* what is before the window has to go, though it may be small: newer ones went */
+    union {
+        struct queue_body *body;     /* NULL = nothing in it */
+        struct queue_packed *packed; /* is_packed */
+    };
+    uint64_t bytes;       /* of all parts */
+    uint32_t count;       /* of all parts, what is being read included */
+    bool is_reading : 1;  /* a request for this session (queue or inflight) is at the reader */
+    bool is_listed : 1;   /* the shard looks at it when the checkpoint moves */
+    bool is_full : 1;     /* publishers are refused */
+    bool is_run_late : 1; /* the next run was not found; the next checkpoint clears it */
+    bool is_stuck : 1;    /* the shard tries again when the log has room for the record that the next message needs */
+    bool is_packed : 1;   /* opened when something is to be done with it */
+    bool is_old_over : 1; /* what is before the window has to go, though it may be small: newer ones went */
 };
 
 _Static_assert(sizeof(struct queue) <= 24, "in every session");
@@ -127,6 +133,10 @@ uint32_t queue_over(const struct queue *queue, const struct queue_limits *limits
 /* Let go what is below the checkpoint: the window's to the tail, and of a client that is away the head's to the front. Of a window of many
  * queue_take_run() takes the most, without a list in between. Returns whether something is left that it or a later checkpoint lets go. */
 bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_online);
+/* The client is away: take as little memory as can be, if nothing is in memory but sequences. */
+void queue_pack(struct queue *queue);
+/* Whether there is more to pack than runs and a tail. */
+bool queue_is_scattered(const struct queue *queue);
 /* A sequence below which nothing is that must be read first; 0 when nothing must. */
 uint64_t queue_oldest_unread(const struct queue *queue);
 /* Whether there are runs to be read. */
@@ -140,7 +150,7 @@ bool queue_take_run(struct queue *queue, struct queue_shared *shared, uint64_t i
 /* Whether queue_next_read() would say yes: something is to be read, nothing is under way, and the head is at most half full. */
 bool queue_must_read(const struct queue *queue);
 /* The next request: kind, run, count, items' sequences are set, at most `max` (1..STORE_READ_MAX; a run comes whole). False: nothing to
- * read, the head has enough, or a request is under way. Sets is_reading. */
+ * read, the head has enough, a request is under way, or memory is short. Sets is_reading. */
 bool queue_next_read(struct queue *queue, struct store_read *read, uint32_t max);
 /* The answer; what is KNOWN was never counted here, and stays out; messages that are found go to the head (their reference is taken, msg
  * NULL in the item), those not looked at to the front's beginning; gone and damaged ones leave the queue. metas: of the items found.

@@ -173,7 +173,7 @@ static void packing_changes_nothing(void **state)
         uint64_t sequence = check_random_below(&random, 2) ? 0 : UINT64_MAX / 2, sum = 0, sum_packed = 0;
         for (size_t i = 0; i < size; i++) {
             sequence += 1 + check_random_below(&random, i % 10 ? 1000 : UINT64_C(1) << 40);
-            struct inflight_entry *entry = inflight_add(&inflight, named(sequence), (uint32_t)i, (uint8_t)(1 + i % 2));
+            struct inflight_entry *entry = inflight_add(&inflight, named(sequence), (uint32_t)i, (uint8_t)(1 + i * (round % 3) % 2));
             ids[i] = entry->packet_id;
             entry->is_wanted = true;
             entry->is_dup = check_random_below(&random, 4) == 0;

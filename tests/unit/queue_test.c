@@ -49,7 +49,7 @@ struct world {
     size_t run_count, committed;
     struct store_read read;
     bool is_reading, is_online;
-    uint64_t reads, late, gone, crashes, long_runs;
+    uint64_t reads, late, gone, crashes, long_runs, packed, packed_scattered;
     /* QUEUE_DROP_OLDEST, once messages_max is not 0: costs differ, and nothing is dropped behind the queue's back. */
     struct queue_limits limits;
     uint64_t bytes;          /* in the queue */
@@ -154,6 +154,28 @@ static void cuts_runs(struct world *w)
     assert_true(w->queue.is_reading || !queue_is_tail_long(&w->queue)); /* whatever came late */
 }
 
+static void add_position(void *arg, uint64_t sequence)
+{
+    uint64_t *sum = arg;
+    *sum = *sum * 31 + sequence; /* in their order */
+}
+
+/* Nothing that may be asked of it changes. */
+static void packs(struct world *w)
+{
+    uint64_t sums[2] = {0}, oldest = queue_oldest_unread(&w->queue);
+    bool has_runs = queue_has_runs(&w->queue), is_scattered = queue_is_scattered(&w->queue), must_read = queue_must_read(&w->queue);
+    queue_each_position(&w->queue, add_position, &sums[0]);
+    queue_pack(&w->queue);
+    queue_each_position(&w->queue, add_position, &sums[1]);
+    assert_true(sums[0] == sums[1]);
+    assert_true(queue_oldest_unread(&w->queue) == oldest);
+    assert_int_equal(queue_has_runs(&w->queue), has_runs);
+    assert_int_equal(queue_must_read(&w->queue), must_read);
+    w->packed += w->queue.is_packed;
+    w->packed_scattered += w->queue.is_packed && is_scattered;
+}
+
 static void settles(struct world *w, bool advances)
 {
     if (advances)
@@ -165,6 +187,8 @@ static void settles(struct world *w, bool advances)
     for (size_t i = 0; i < w->run_count; i++)
         w->is_dropped[i] = w->is_dropped[i] == DROPPED ? GONE : w->is_dropped[i];
     cuts_runs(w);
+    if (!w->is_online)
+        packs(w);
 }
 
 static void asks(struct world *w)
@@ -364,6 +388,8 @@ static void step(struct world *w, uint64_t phase)
             settles(w, true);
         break;
     case 9:
+        if (!w->is_online)
+            packs(w);
         if (!w->is_reading)
             asks(w);
         break;
@@ -377,6 +403,8 @@ static void step(struct world *w, uint64_t phase)
             crashes(w);
         if (check_random_chance(&w->random, 1, 100)) {
             w->is_online = !w->is_online;
+            if (check_random_chance(&w->random, 1, 2))
+                w->shared.checkpoint = w->logged + 1; /* all of it */
             settles(w, false);
         }
         break;
@@ -448,6 +476,7 @@ static void order_is_kept_whatever_is_let_go(void **state)
     assert_true(w->gone > 0);
     assert_true(w->crashes > 10);
     assert_true(w->long_runs > 10);
+    assert_true(w->packed > 20 && w->packed_scattered > 10);
     comes_to_its_end(w);
 }
 
@@ -470,6 +499,7 @@ static void the_newest_are_left_when_the_oldest_go(void **state)
         assert_true(w->quiet > 100);
         assert_true(w->late > 0);
         assert_true(w->crashes > 10);
+        assert_true(w->packed > 100);
         comes_to_its_end(w);
     }
 }
