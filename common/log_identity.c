@@ -2,6 +2,7 @@
 
 #include "common/bytes.h"
 #include "common/log_slots.h"
+#include "common/log_version.h"
 
 #define LOG_IDENTITY_NAME "identity"
 #define LOG_IDENTITY_MAGIC 0x44494754u /* "TGID" */
@@ -94,6 +95,8 @@ enum err log_identity_begin(struct log_identity *identity_out, struct fs *fs, co
         *identity_out = identity;
 out:
     log_slots_close(&slots);
+    if (err == ERR_VERSION)
+        return log_version_refuse(fs, path, LOG_SLOT_STRIDE, LOG_SLOT_VERSION, msg);
     return err ? err_set(msg, err, "%s: %s", path, err_text(err)) : ERR_OK;
 }
 
@@ -114,5 +117,7 @@ enum err log_identity_store(const struct log_identity *identity, struct fs *fs, 
     if (!err)
         err = log_identity_save(&slots, identity, fs, dir);
     log_slots_close(&slots);
+    if (err == ERR_VERSION)
+        return log_version_refuse(fs, path, LOG_SLOT_STRIDE, LOG_SLOT_VERSION, msg);
     return err ? err_set(msg, err, "%s: %s", path, err_text(err)) : ERR_OK;
 }

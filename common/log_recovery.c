@@ -10,6 +10,7 @@
 #include "common/log_cursor.h"
 #include "common/log_segment.h"
 #include "common/log_state.h"
+#include "common/log_version.h"
 #include "common/log_window.h"
 
 #include <inttypes.h>
@@ -81,6 +82,11 @@ static enum err scan_claims(struct scan *scan, const struct log_recovery_options
             scan_need(scan, value.end.place.generation);
             scan_claim(scan, value.end.place, "state");
         }
+    }
+    if (err == ERR_VERSION) {
+        char path[FILE_PATH_MAX];
+        err = file_path(path, scan->dir, "state");
+        return err ? err : log_version_refuse(scan->fs, path, LOG_SLOT_STRIDE, LOG_SLOT_VERSION, scan->msg);
     }
     if (err && err != ERR_NOTFOUND && err != ERR_CORRUPT) /* a state that cannot be read proves nothing; the next start writes it anew */
         return err_set(scan->msg, err, "%s/state: %s", scan->dir, err_text(err));
@@ -383,6 +389,17 @@ static enum err scan_verdict(struct scan *scan)
                    recovery->proof.generation, recovery->proof.offset);
 }
 
+/* Reading segment `generation` failed, or a block of it. */
+static void scan_say(const struct scan *scan, enum err err)
+{
+    char path[FILE_PATH_MAX], name[LOG_SEGMENT_NAME_SIZE];
+    log_segment_name(name, scan->generation);
+    if (err == ERR_VERSION && file_path(path, scan->dir, name) == ERR_OK)
+        (void)!log_version_refuse(scan->fs, path, scan->recovery->end.place.offset, LOG_SEGMENT_VERSION, scan->msg);
+    else
+        err_set(scan->msg, err, "%s/%s: %s", scan->dir, name, err_text(err));
+}
+
 enum err log_recovery_run(struct log_recovery *recovery_out, struct fs *fs, const char *dir, const struct log_recovery_options *options,
                           struct errmsg *msg)
 {
@@ -425,7 +442,7 @@ enum err log_recovery_run(struct log_recovery *recovery_out, struct fs *fs, cons
     if (!err)
         err = scan_sync(scan);
     if (err) {
-        err_set(msg, err, "%s/%016" PRIx64 ".seg: %s", dir, scan->generation, err_text(err)); /* without segments nothing can fail */
+        scan_say(scan, err); /* without segments nothing can fail */
         goto out;
     }
     err = scan_verdict(scan);

@@ -8,8 +8,7 @@
 #include <stdlib.h>
 
 #define LOG_SEGMENT_MAGIC 0x534c4754u /* "TGLS" */
-#define LOG_SEGMENT_VERSION 1
-#define LOG_SEGMENT_REPAIR 1u /* flag */
+#define LOG_SEGMENT_REPAIR 1u         /* flag */
 
 void log_segment_header_encode(uint8_t *at, const struct log_segment_header *header)
 {

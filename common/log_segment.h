@@ -12,6 +12,7 @@
 #include "common/file.h"
 #include "common/log_block.h"
 
+#define LOG_SEGMENT_VERSION 1 /* and of the blocks in it */
 #define LOG_SEGMENT_HEADER_SIZE 4096
 #define LOG_SEGMENT_SIZE_DEFAULT ((uint64_t)64 << 20)
 #define LOG_SEGMENT_SIZE_MAX ((uint64_t)4 << 30)

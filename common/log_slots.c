@@ -5,7 +5,6 @@
 #include "common/crc32c.h"
 
 /* A slot: u32 magic, u32 crc (of everything behind it), u16 version, u16 payload size, u32 zero, u64 number, payload, zeros. */
-#define LOG_SLOT_VERSION 1
 #define LOG_SLOT_HEAD 24
 
 _Static_assert(LOG_SLOT_HEAD + LOG_SLOT_PAYLOAD_MAX <= LOG_SLOT_SIZE, "a slot is one sector");

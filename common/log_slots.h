@@ -10,6 +10,7 @@
 
 #include "common/file.h"
 
+#define LOG_SLOT_VERSION 1
 #define LOG_SLOT_SIZE 512
 #define LOG_SLOT_STRIDE 4096
 #define LOG_SLOT_PAYLOAD_MAX (LOG_SLOT_SIZE - 32)

@@ -38,7 +38,13 @@ static enum err open_stored(struct checkpoint *checkpoint, struct kv_txn *txn, s
         return err_set(msg, ERR_CORRUPT, "%s: its format says nothing", kv_name(checkpoint->kv));
     uint32_t number = load_le32(format.data);
     if (number != 0 && number != CHECKPOINT_FORMAT)
-        return err_set(msg, ERR_VERSION, "%s: it has format %u, this program knows %u", kv_name(checkpoint->kv), number, CHECKPOINT_FORMAT);
+        return err_set(
+            msg, ERR_VERSION,
+            number > CHECKPOINT_FORMAT
+                ? "%s: format %u, and this program knows %u: use the newer program"
+                : "%s: format %u, from before the first release, and this program knows %u alone: let subscribers drain it with the "
+                  "program that wrote it, or begin with another persistence_location",
+            kv_name(checkpoint->kv), number, CHECKPOINT_FORMAT);
     if (number == 0 || format.size != CHECKPOINT_FORMAT_SIZE)
         return err_set(msg, ERR_CORRUPT, "%s: its format is none", kv_name(checkpoint->kv));
     checkpoint->random = load_le64(format.data + 8);

@@ -63,7 +63,7 @@ enum err data_format_read(uint32_t *version_out, struct fs *fs, const char *data
     if (err)
         return err_set(msg, err, "%s/format: %s", data_dir, err_text(err));
     if (*version_out > DATA_FORMAT_NEWEST)
-        return err_set(msg, ERR_VERSION, "%s: written in format %" PRIu32 "; this program knows formats up to %d: use the newer program",
+        return err_set(msg, ERR_VERSION, "%s/format: format %" PRIu32 ", and this program knows formats up to %d: use the newer program",
                        data_dir, *version_out, DATA_FORMAT_NEWEST);
     return ERR_OK;
 }

@@ -100,7 +100,8 @@ static enum err apply_item(struct checkpoint *checkpoint, const struct log_reade
         *applied_out = APPLIED_REFUSED;
         return ERR_OK;
     }
-    return err ? err_set(msg, err, "record %" PRIu64 " of epoch %u: %s", item->position.sequence, item->position.epoch, err_text(err))
+    return err ? err_set(msg, err, "record %" PRIu64 " of epoch %u, type %u: %s", item->position.sequence, item->position.epoch,
+                         item->bytes.size > 4 ? item->bytes.data[4] : 0u, err_text(err))
                : err;
 }
 
@@ -140,6 +141,16 @@ static enum err replay_check(const struct log_reader *reader, const struct check
     return ERR_OK;
 }
 
+/* A record that this program must not pass over: where it stands. */
+static enum err replay_refuse(const struct log_reader *reader, const char *log_dir, struct errmsg *msg)
+{
+    struct errmsg why = *msg;
+    struct log_cursor_value at;
+    log_reader_cursor(reader, &at);
+    return err_set(msg, ERR_VERSION, "%s/%016" PRIx64 ".seg: offset %" PRIu64 ": %s: use the program that wrote it", log_dir,
+                   at.reopen.generation, at.reopen.offset, why.text);
+}
+
 static enum err replay_read(struct checkpoint *checkpoint, struct log_reader *reader, const char *log_dir, uint64_t delta_bytes_max,
                             struct errmsg *msg)
 {
@@ -161,6 +172,8 @@ static enum err replay_read(struct checkpoint *checkpoint, struct log_reader *re
             break;
         if (!err && item.bytes.size)
             err = apply_item(checkpoint, &item, &applied, msg);
+        if (err == ERR_VERSION)
+            return replay_refuse(reader, log_dir, msg);
         if (!err && delta_bytes_max && checkpoint_delta_bytes(checkpoint) >= delta_bytes_max)
             err = replay_commit(checkpoint, reader, msg);
         if (err == ERR_NOSPACE) {

@@ -14,6 +14,7 @@ import time
 import pytest
 
 from harness import programs, wire
+from harness.checksum import crc32c
 from harness.pair import Pair, flip
 from harness.programs import Broker, Sink, run, wait_until
 
@@ -284,15 +285,6 @@ def test_a_list_cannot_lead_elsewhere(elsewhere, tmp_path):
         (backup / "BACKUP").write_text(text + f"checksum {crc32c(text.encode()):08x}\n")
         status, _, err = maintain(elsewhere, "restore", backup)
         assert status == 1 and "line 7" in err, (name, err)
-
-
-def crc32c(data):
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

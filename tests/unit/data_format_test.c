@@ -91,7 +91,7 @@ static void a_newer_format_is_refused_by_name(void **state)
     assert_int_equal(fs_mkdir(sim_fs_fs(*state), "data"), 0);
     put(*state, "tidegate-broker 3\n");
     assert_int_equal(data_format_read(&version, sim_fs_fs(*state), "data", &msg), ERR_VERSION);
-    assert_non_null(strstr(msg.text, "data: written in format 3"));
+    assert_non_null(strstr(msg.text, "data/format: format 3"));
 }
 
 static void what_is_no_format_is_corrupt(void **state)
