@@ -43,6 +43,20 @@ struct packet publish_packet(const char *topic, const char *payload, uint8_t qos
         .publish = {.topic = span_of_string(topic), .payload = span_of_string(payload), .qos = qos, .packet_id = packet_id}};
 }
 
+struct packet will_packet(const char *id, uint32_t delay_s, uint32_t expiry_s)
+{
+    struct packet connect = rig_connect_packet(id, MQTT_V5, false);
+    connect.connect.properties.session_expiry_interval_s = expiry_s;
+    connect.connect.has_will = true;
+    connect.connect.will_topic = span_of_string("w");
+    connect.connect.will_payload = span_of_string("gone");
+    connect.connect.will_qos = 1;
+    if (delay_s)
+        connect.connect.will_properties.will_delay_interval_s = delay_s,
+        connect.connect.will_properties.present |= MQTT_PROPERTY_BIT(WILL_DELAY_INTERVAL);
+    return connect;
+}
+
 size_t last_record(const struct rig *rig, struct record *last_out, uint64_t *sequence_out, enum record_type type)
 {
     size_t count = 0;

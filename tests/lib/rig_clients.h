@@ -18,6 +18,8 @@ void send_disconnect(struct rig_client *client, enum mqtt_reason reason);
 void leave(struct rig *rig, struct rig_client *client);
 /* A PUBLISH; spans borrowed from the strings. */
 struct packet publish_packet(const char *topic, const char *payload, uint8_t qos, uint16_t packet_id);
+/* CONNECT with MQTT 5 and the will "gone" on topic "w", QoS 1. */
+struct packet will_packet(const char *id, uint32_t delay_s, uint32_t expiry_s);
 #define SET(packet_part, name, field, value)                                                                                               \
     ((packet_part).properties.field = (value), (packet_part).properties.present |= MQTT_PROPERTY_BIT(name))
 
