@@ -20,7 +20,7 @@
 
 #define LOG_THREAD_NICE (-10)
 #define LOG_THREAD_TIMER_SLACK_NS 1000        /* the kernel's default of 50 us is a quarter of the spacing */
-#define LOG_THREAD_DENSE 16                   /* records in one commit spacing from which on it is stretched */
+#define LOG_THREAD_DENSE 5                    /* records in one commit spacing from which on it is stretched */
 #define LOG_THREAD_STRETCH_MAX 10             /* times */
 #define LOG_THREAD_RETRY_NS (100 * NS_PER_MS) /* no space: try again */
 #define LOG_THREAD_ROOM_NS (100 * NS_PER_MS)  /* how often room is looked at when nothing happens */
