@@ -110,8 +110,8 @@ static void name_message(struct ack_gate *gate, const struct gate_item *item)
     const struct gate_block *block = block_at(gate, 0);
     CHECK(gate->block_known > 0);
     CHECK(block->block == item->wait_block);
-    uint64_t sequence = block->first_sequence + item->record_index;
-    CHECK(atomic_exchange_explicit(&item->msg->sequence, sequence, memory_order_relaxed) == 0);
+    CHECK(msg_sequence(item->msg) == 0); /* nobody else sets it */
+    atomic_store_explicit(&item->msg->sequence, block->first_sequence + item->record_index, memory_order_relaxed);
 }
 
 static bool is_next_of_run(const struct gate_item *newest, const struct gate_item *item)
@@ -173,6 +173,17 @@ static struct gate_item *first_item(const struct ack_gate *gate)
     return chunk && chunk->start < chunk->end ? (struct gate_item *)(void *)(chunk->bytes + chunk->start) : NULL;
 }
 
+/* The message behind this item has been out of the caches since it was put: begin to fetch it while this one is let out. */
+static void fetch_next(const struct gate_chunk *chunk, size_t size)
+{
+    const struct gate_item *next = (const struct gate_item *)(const void *)(chunk->bytes + chunk->start + size);
+    if (chunk->start + size == chunk->end || !next->msg)
+        return;
+    __builtin_prefetch(next->msg, 1);
+    __builtin_prefetch((const uint8_t *)next->msg + 64);
+    __builtin_prefetch((const uint8_t *)next->msg + 128);
+}
+
 bool ack_gate_release(struct ack_gate *gate, size_t budget, gate_release_fn release, void *arg)
 {
     for (struct gate_item *item; (item = first_item(gate)) != NULL;) {
@@ -184,6 +195,7 @@ bool ack_gate_release(struct ack_gate *gate, size_t budget, gate_release_fn rele
         struct gate_chunk *chunk = gate->first;
         uint64_t puts_before = gate->stats->messages;
         size_t cost = item_cost(item), size = item_size(item), count = 1u + item->more_count;
+        fetch_next(chunk, size);
         if (item == gate->newest_answer)
             gate->newest_answer = NULL; /* what is put from here on stands behind it */
         if (item->kind == GATE_DELIVERY && item->wait_block)

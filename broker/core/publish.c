@@ -215,26 +215,28 @@ static const struct record *record_of(struct shard *shard, const struct publish_
 /* --- the way through ---------------------------------------------------------------------------------------------------------------- */
 
 /* What waits for a record, or for nothing, into the gate. With a record the message gets its sequence there; a retained one needs it even
- * if nobody is held, because the route actor keeps the message until the checkpoint has it. */
+ * if nobody is held, because the route actor keeps the message until the checkpoint has it. msg: taken. */
 static void give_held(struct shard *shard, struct msg *msg, struct span held, uint32_t held_count, uint64_t wait_block,
                       uint32_t record_index)
 {
     bool is_name_wanted = wait_block != 0 && msg->retained_number != 0 && msg->payload_size > 0;
-    if (held_count == 0 && !is_name_wanted)
-        return;
-    if (wait_block == 0 && ack_gate_is_empty(&shard->gate)) {
+    bool is_done = held_count == 0 && !is_name_wanted;
+    if (!is_done && wait_block == 0 && ack_gate_is_empty(&shard->gate)) {
         delivery_give(shard, msg, held);
-        return;
-    }
-    if (wait_block == 0 && msg->qos == 0 && !ack_gate_has_room(&shard->gate, held.size + msg_cost(msg))) {
+        is_done = true;
+    } else if (!is_done && wait_block == 0 && msg->qos == 0 && !ack_gate_has_room(&shard->gate, held.size + msg_cost(msg))) {
         counter_add(&shard->stats.dropped_gate_full, held_count); /* the log stands still */
+        is_done = true;
+    }
+    if (is_done) {
+        msg_unref(msg);
         return;
     }
     CHECK(wait_block == 0 || wait_block > shard->gate.durable_blocks); /* nobody was told its sequence */
     struct gate_item item = {
         .wait_block = wait_block,
         .since_mono_ns = shard->now_mono_ns,
-        .msg = msg_ref(msg),
+        .msg = msg,
         .extra_size = (uint32_t)held.size,
         .record_index = record_index,
         .copy_count = held_count,
@@ -438,17 +440,14 @@ static enum publish_outcome publish(struct shard *shard, struct publish_in *in, 
         done->durability = durability_of(shard, in);
     counter_add(&shard->stats.copies_routed, scratch->now_count + scratch->held_count + scratch->refused_count);
     counter_add(&shard->stats.dropped_queue_refuse, scratch->refused_count);
-    struct span held = span_of(scratch->held.data, scratch->held.size);
-    if (msg && !done->is_large)
-        give_held(shard, msg, held, scratch->held_count, done->wait_block, done->record_index);
     if (in->is_kept) {
         post_retain(shard, msg, &in->reserved);
         done->wait_retained = shard->retained_asked;
     }
     if (scratch->now_count > 0)
         delivery_give(shard, msg, span_of(scratch->now.data, scratch->now.size));
-    if (!done->is_large)
-        msg_unref(msg); /* a large one is the job's */
+    if (msg && !done->is_large) /* a large one is the job's */
+        give_held(shard, msg, span_of(scratch->held.data, scratch->held.size), scratch->held_count, done->wait_block, done->record_index);
     if (!done->is_matched)
         counter_inc(&shard->stats.publish_unmatched);
     return PUBLISH_DONE;
@@ -618,7 +617,7 @@ void publish_on_logged(struct shard *shard, struct publish_job *job, uint64_t wa
     if (job->is_telemetry)
         counter_inc(&shard->stats.telemetry_logged), gauge_add(&shard->stats.telemetry_logging, -1);
     shard->is_room_news = true; /* for another large one, and for who repeats or releases this one's identifier */
-    give_held(shard, job->msg, span_of(job->held.data, job->held.size), job->held_count, wait_block, 0);
+    give_held(shard, msg_ref(job->msg), span_of(job->held.data, job->held.size), job->held_count, wait_block, 0);
     struct gate_item item = inbound_answer(job->qos, job->packet_id, (enum mqtt_reason)job->reason);
     inbound_set_waits(&item, wait_block, job->wait_retained, job->durability);
     struct session *sess = job->qos > 0 ? session_table_find_number(&shard->sessions, job->client.number) : NULL;

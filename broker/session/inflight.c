@@ -444,10 +444,14 @@ void inflight_remove(struct inflight *inflight, struct inflight_entry *entry)
         block->entries[entry->prev].next = entry->next;
     else
         block->first = entry->next;
-    if (entry->next != NONE)
-        block->entries[entry->next].prev = entry->prev;
-    else
+    if (entry->next != NONE) {
+        struct inflight_entry *next = &block->entries[entry->next];
+        next->prev = entry->prev;
+        if (next->has_msg)
+            __builtin_prefetch(next->msg, 1); /* most often acknowledged next, and out of the caches since it was sent */
+    } else {
         block->last = entry->prev;
+    }
     drop_msg(entry);
     entry->state = INFLIGHT_FREE;
     entry->next = block->free;
