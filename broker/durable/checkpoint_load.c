@@ -692,7 +692,7 @@ static enum err on_bodies(struct load *load, enum err err, struct span key, stru
         return err;
     struct checkpoint_row row = checkpoint_row_read(key, value);
     struct span record;
-    while ((err = checkpoint_row_next_body(&row, &record)) == ERR_OK) {
+    while (checkpoint_row_next_body(&row, &record) == ERR_OK) {
         bool is_held = load->held_count > 0 && bsearch(&row.sequence, load->held, load->held_count, sizeof *load->held, compare_u64);
         load->bodies++;
         err = is_held ? ERR_OK : is_wanted(load, row.sequence, &is_held);

@@ -211,6 +211,7 @@ struct sim_config {
     uint32_t command_one_in; /* of so many messages one is a command, */
     uint32_t starve_one_in;  /* of so many steps one lets a ring stand still, */
     bool keeps_sessions;     /* all of them */
+    bool is_v5;              /* every client */
     bool has_watchers;       /* few publish, and the others only subscribe */
     bool has_steady;         /* the last client stays subscribed, in one session, and misses nothing */
     bool starves_route;      /* always one from a shard to the route actor */

@@ -16,7 +16,7 @@ void sim_client_init(struct sim *sim, uint8_t index)
     struct sim_client *client = &sim->clients[index];
     *client = (struct sim_client){.sim = sim, .index = index, .next_packet_id = 1};
     snprintf(client->id, sizeof client->id, "client%u", index);
-    client->version = sim_chance(sim, 1, 2) ? MQTT_V5 : MQTT_V311;
+    client->version = sim_chance(sim, 1, 2) || sim->config.is_v5 ? MQTT_V5 : MQTT_V311;
     client->clean = sim_chance(sim, 1, 3) && !sim->config.keeps_sessions;
     client->publishes = index == 0 || sim_chance(sim, 3, 4);
     client->subscribes = !client->publishes || sim_chance(sim, 1, 3);

@@ -106,7 +106,9 @@ static void draw_wills(struct sim *sim, struct sim_config *config)
     if (!sim_chance(sim, 1, 3))
         return;
     config->has_drought = true; /* wills wait for long, and their clients come back meanwhile */
-    config->clean_one_in = 2;
+    config->keeps_sessions = true;
+    config->is_v5 = true;
+    config->clean_one_in = 3;
     config->cut_one_in = 400;
     config->fault_one_in = 400;
     config->give_up_one_in = 0;
