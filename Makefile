@@ -208,7 +208,7 @@ sim: $(B)/tidegate-sim
 
 PYTEST := /usr/bin/python3 -B -m pytest -p no:cacheprovider --no-header -rs
 # Preloaded into the broker by tests of a disk that fails.
-$(B)/failing_disk.so: tests/harness/failing_disk.c $(B)/flags
+$(B)/failing_disk.so: tests/harness/failing_disk.c tests/lib/preload.h $(B)/flags
 	$(CC) $(CPPFLAGS) -std=gnu11 -O2 -g -fPIC -shared $(WARN) -o $@ $< -ldl
 
 scenario: $(PROGRAMS) $(B)/failing_disk.so
@@ -217,7 +217,7 @@ e2e: $(PROGRAMS) $(B)/bench/replay
 	@MODE=$(MODE) $(TALLY) $(MODE)-e2e $(PYTEST) tests/e2e
 
 # Preloaded into the broker by the kill campaign.
-$(B)/disk_recorder.so: tests/crash/disk_recorder.c $(B)/flags
+$(B)/disk_recorder.so: tests/crash/disk_recorder.c tests/lib/preload.h $(B)/flags
 	$(CC) $(CPPFLAGS) -std=gnu11 -O2 -g -fPIC -shared $(WARN) -o $@ $< -ldl
 
 # The short form, at most so many seconds; ROUNDS=n: n rounds and 20 kills at each crash point. Always built with crash points.

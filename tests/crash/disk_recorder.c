@@ -18,13 +18,11 @@
  *
  * Entry: struct entry, then `name_size` bytes of names (relative to the root; of a rename the old one, a zero byte, the new one), then
  * `size` bytes of data (WRITE only). Byte order of the machine. */
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -35,6 +33,8 @@
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "tests/lib/preload.h"
 
 enum kind { OPEN = 1, WRITE, TRUNCATE, SYNC, RENAME, UNLINK, END };
 
@@ -69,11 +69,6 @@ static size_t root_size;
 static uint64_t last_id, kill_at;
 static unsigned delay_us_max;
 static uint64_t delay_state;
-
-#define REAL(result, name, ...)                                                                                                            \
-    static result (*real_##name)(__VA_ARGS__);                                                                                             \
-    if (!real_##name)                                                                                                                      \
-    *(void **)&real_##name = dlsym(RTLD_NEXT, #name)
 
 static void die(const char *what)
 {
@@ -234,21 +229,7 @@ static int open_recorded(int (*real_openat)(int, const char *, int, ...), int di
     return fd;
 }
 
-#define OPEN_BODY(real_name, dir_fd)                                                                                                       \
-    mode_t mode = 0;                                                                                                                       \
-    if (flags & (O_CREAT | O_TMPFILE)) {                                                                                                   \
-        va_list list;                                                                                                                      \
-        va_start(list, flags);                                                                                                             \
-        mode = va_arg(list, mode_t);                                                                                                       \
-        va_end(list);                                                                                                                      \
-    }                                                                                                                                      \
-    REAL(int, real_name, int, const char *, int, ...);                                                                                     \
-    return open_recorded(real_##real_name, dir_fd, path, flags, mode)
-
-int open(const char *path, int flags, ...) { OPEN_BODY(openat, AT_FDCWD); }
-int open64(const char *path, int flags, ...) { OPEN_BODY(openat64, AT_FDCWD); }
-int openat(int dir_fd, const char *path, int flags, ...) { OPEN_BODY(openat, dir_fd); }
-int openat64(int dir_fd, const char *path, int flags, ...) { OPEN_BODY(openat64, dir_fd); }
+PRELOAD_OPENS(open_recorded)
 
 int close(int fd)
 {

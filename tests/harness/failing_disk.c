@@ -16,11 +16,9 @@
  *
  * Reads and writes through a map are not seen. */
 #include <dirent.h>
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -32,12 +30,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#define RULES_SIZE 4096
+#include "tests/lib/preload.h"
 
-#define REAL(result, name, ...)                                                                                                            \
-    static result (*real_##name)(__VA_ARGS__);                                                                                             \
-    if (!real_##name)                                                                                                                      \
-    *(void **)&real_##name = dlsym(RTLD_NEXT, #name)
+#define RULES_SIZE 4096
 
 /* What comes behind the root in an absolute path; NULL when it is not below it. */
 static const char *below_root(const char *path)
@@ -146,21 +141,12 @@ static bool open_fails(int dir_fd, const char *path, int flags)
     return fails_at("open", dir_fd, path) || (flags & O_CREAT && fstatat(dir_fd, path, &status, 0) != 0 && fails_at("grow", dir_fd, path));
 }
 
-#define OPEN_BODY(real_name, dir_fd)                                                                                                       \
-    mode_t mode = 0;                                                                                                                       \
-    if (flags & (O_CREAT | O_TMPFILE)) {                                                                                                   \
-        va_list list;                                                                                                                      \
-        va_start(list, flags);                                                                                                             \
-        mode = va_arg(list, mode_t);                                                                                                       \
-        va_end(list);                                                                                                                      \
-    }                                                                                                                                      \
-    REAL(int, real_name, int, const char *, int, ...);                                                                                     \
-    return open_fails(dir_fd, path, flags) ? -1 : real_##real_name(dir_fd, path, flags, mode)
+static int open_or_fail(int (*real_openat)(int, const char *, int, ...), int dir_fd, const char *path, int flags, mode_t mode)
+{
+    return open_fails(dir_fd, path, flags) ? -1 : real_openat(dir_fd, path, flags, mode);
+}
 
-int open(const char *path, int flags, ...) { OPEN_BODY(openat, AT_FDCWD); }
-int open64(const char *path, int flags, ...) { OPEN_BODY(openat64, AT_FDCWD); }
-int openat(int dir_fd, const char *path, int flags, ...) { OPEN_BODY(openat, dir_fd); }
-int openat64(int dir_fd, const char *path, int flags, ...) { OPEN_BODY(openat64, dir_fd); }
+PRELOAD_OPENS(open_or_fail)
 
 DIR *opendir(const char *path)
 {

@@ -641,6 +641,16 @@ static void scans_wait_for_the_reader_and_nobody_for_them(void **state)
     assert_int_equal(route_actor_stats(f->actor)->retained_reads.messages, 0);
 }
 
+/* All that the actor may have under way. */
+static void answer_all_reads(struct fixture *f)
+{
+    for (int i = 0; i < ROUTE_READS_MAX; i++) {
+        struct store_read *read = take_read(f);
+        found_all(read);
+        answer(f, read);
+    }
+}
+
 /* Sessions that end while their scans wait give back what was read, and the right to read. */
 static void a_session_that_ends_leaves_its_answer_behind(void **state)
 {
@@ -655,11 +665,7 @@ static void a_session_that_ends_leaves_its_answer_behind(void **state)
         request->kind = ROUTE_FORGET_SESSION;
         request->session = (struct session_ref){.number = 3, .shard = 1};
         route_actor_on_op(f->actor, &(struct op){.type = OP_ROUTE_REQUEST, .from = 1, .request = request});
-        for (int i = 0; i < ROUTE_READS_MAX; i++) {
-            struct store_read *read = take_read(f);
-            found_all(read);
-            answer(f, read);
-        }
+        answer_all_reads(f);
         assert_int_equal(count_ops(f, OP_RETAINED_VALUE) + count_ops(f, OP_RETAINED_END), 0);
         take_ops(f);
     }
@@ -678,11 +684,7 @@ static void what_is_read_for_an_unsubscribed_filter_is_left_out(void **state)
         assert_int_equal(unsubscribe(f, "a/#"), 0);
         work(f);
         assert_int_equal(count_ops(f, OP_RETAINED_END), ROUTE_READS_MAX);
-        for (int i = 0; i < ROUTE_READS_MAX; i++) {
-            struct store_read *read = take_read(f);
-            found_all(read);
-            answer(f, read);
-        }
+        answer_all_reads(f);
         assert_int_equal(count_ops(f, OP_RETAINED_VALUE), 0);
         assert_int_equal(route_actor_stats(f->actor)->scans.messages, 0);
         take_ops(f);

@@ -167,33 +167,41 @@ static void what_it_wanted_is_sent_in_order(void **state)
     rig_free(rig);
 }
 
-/* A run is read and half of it acknowledged; the broker dies before the checkpoint commits that the run is consumed. */
-static void what_is_left_of_a_run_comes_back(void **state)
+/* A hundred messages for "car", "0" to "99", most of them in runs. Returns its session as a start after a crash finds it, subscribed to
+ * "x"; filters: where its subscription stands. */
+static struct checkpoint_session long_queue(struct rig *rig, struct bytes *filters, uint8_t qos)
 {
-    (void)state;
-    struct rig *rig = RIG(.has_store = true, .limits.inflight_max = 3, .limits.session_queue_messages_max = 1000);
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false);
-    rig_subscribe(car, 1, "x", 1);
+    rig_subscribe(car, 1, "x", qos);
     rig_break(car);
     rig_settle(rig);
     char payload[8];
     for (unsigned i = 0; i < 100; i++) {
         snprintf(payload, sizeof payload, "%u", i);
-        rig_publish(pub, "x", payload, 1, (uint16_t)(i + 1));
+        rig_publish(pub, "x", payload, qos, (uint16_t)(i + 1));
         rig_settle(rig);
         if (i % 25 == 24)
             rig_checkpoint(rig);
     }
     struct record rec;
     assert_true(last_record(rig, &rec, NULL, RECORD_SESSION) > 0);
-    struct bytes filters = {0};
-    put_record(&filters, &(struct record){.type = RECORD_SUBSCRIPTION, .topic = SPAN_LITERAL("x"), .options = 1});
+    put_record(filters, &(struct record){.type = RECORD_SUBSCRIPTION, .topic = SPAN_LITERAL("x"), .options = qos});
     struct checkpoint_session from = session(rig, "car", 1, 3600, CONNECTED);
     from.number = rec.session;
-    from.subscriptions = of(&filters);
+    from.subscriptions = of(filters);
     rig_checkpoint(rig);
     assert_true(memory_store_run_count(rig_store(rig), from.number) > 2);
-    car = come_back_with(rig, "car", false, true);
+    return from;
+}
+
+/* A run is read and half of it acknowledged; the broker dies before the checkpoint commits that the run is consumed. */
+static void what_is_left_of_a_run_comes_back(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(.has_store = true, .limits.inflight_max = 3, .limits.session_queue_messages_max = 1000);
+    struct bytes filters = {0};
+    struct checkpoint_session from = long_queue(rig, &filters, 1);
+    struct rig_client *car = come_back_with(rig, "car", false, true);
     unsigned next = 0;
     for (; next < 7; next++) {
         rig_send_ack(car, MQTT_PUBACK, expect(car, MQTT_PUBLISH)->publish.packet_id);
@@ -205,6 +213,7 @@ static void what_is_left_of_a_run_comes_back(void **state)
     car = come_back_with(rig, "car", false, true);
     for (; next < 100; next++) {
         const struct packet *packet = expect(car, MQTT_PUBLISH);
+        char payload[8];
         snprintf(payload, sizeof payload, "%u", next);
         assert_true(span_equal(packet->publish.payload, span_of_string(payload)));
         rig_send_ack(car, MQTT_PUBACK, packet->publish.packet_id);
@@ -238,34 +247,16 @@ static void what_is_in_flight_does_not_come_from_its_run_as_well(void **state)
 {
     (void)state;
     struct rig *rig = RIG(.has_store = true, .limits.inflight_max = 1, .limits.session_queue_messages_max = 1000);
-    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false);
-    rig_subscribe(car, 1, "x", 2);
-    rig_break(car);
-    rig_settle(rig);
-    char payload[8];
-    for (unsigned i = 0; i < 100; i++) {
-        snprintf(payload, sizeof payload, "%u", i);
-        rig_publish(pub, "x", payload, 2, (uint16_t)(i + 1));
-        rig_settle(rig);
-        if (i % 25 == 24)
-            rig_checkpoint(rig);
-    }
-    struct record rec;
-    assert_true(last_record(rig, &rec, NULL, RECORD_SESSION) > 0);
     struct bytes filters = {0};
-    put_record(&filters, &(struct record){.type = RECORD_SUBSCRIPTION, .topic = SPAN_LITERAL("x"), .options = 2});
-    struct checkpoint_session from = session(rig, "car", 1, 3600, CONNECTED);
-    from.number = rec.session;
-    from.subscriptions = of(&filters);
-    rig_checkpoint(rig);
-    assert_true(memory_store_run_count(rig_store(rig), from.number) > 2);
-    car = come_back_with(rig, "car", false, true);
+    struct checkpoint_session from = long_queue(rig, &filters, 2);
+    struct rig_client *car = come_back_with(rig, "car", false, true);
     unsigned next = 0;
     for (; next < 5; next++)
         finish_2(rig, car, next, false);
     struct checkpoint_sent sent[6];
     uint32_t sent_count = 0;
     for (size_t i = 0; i < rig_record_count(rig); i++) {
+        struct record rec;
         rig_record(rig, &rec, i);
         if (rec.type == RECORD_SENT && sent_count < 6)
             sent[sent_count++] = (struct checkpoint_sent){.sequence = rec.subject_sequence, .packet_id = rec.packet_id};
