@@ -13,12 +13,13 @@
 #include "common/crash_point.h"
 #include "common/log_reader.h"
 
-#define REPLAY_TRIES_MAX 64                  /* commits of replay that find no space while removals go ahead */
-#define STORE_STEP_BYTES ((uint64_t)4 << 20) /* of log that one step reads, so that ops do not wait longer */
-#define STORE_TICK_NS (250 * NS_PER_MS)      /* how often the log is looked at */
-#define STORE_RETRY_NS NS_PER_S              /* no space: try again; */
-#define STORE_RETRY_SHARE 4                  /* at most a fifth of the time goes into it */
-#define STORE_BACKLOG_NS NS_PER_MS           /* a ring was full: try again */
+#define REPLAY_TRIES_MAX 64                   /* commits of replay that find no space while removals go ahead */
+#define STORE_STEP_BYTES ((uint64_t)4 << 20)  /* of log that one step reads, so that ops do not wait longer */
+#define STORE_TICK_NS (250 * NS_PER_MS)       /* how often the log is looked at */
+#define STORE_RETRY_NS NS_PER_S               /* no space: try again; */
+#define STORE_RETRY_SHARE 4                   /* at most a fifth of the time goes into it */
+#define STORE_BACKLOG_NS NS_PER_MS            /* a ring was full: try again */
+#define STORE_CLOCK_STEP_NS (250 * NS_PER_MS) /* the wall clock was set, or has drifted so far since the last commit */
 
 /* What a shard announced by OP_STORE_PASSED. A later one waits behind the one that is waited for, and replaces who waits there: otherwise
  * a busy shard would never be seen to have passed anything. */
@@ -44,6 +45,7 @@ struct store_writer {
     bool is_started; /* the first step was made */
     bool has_room;
     int64_t next_read_ns, next_commit_ns, retry_ns;
+    int64_t clock_lead_ns; /* wall clock less the broker's own time, as committed last */
 
     uint64_t mark_sequence; /* durable end when it was mark_ns */
     int64_t mark_ns;
@@ -216,7 +218,9 @@ enum err store_writer_new(struct store_writer **writer_out, struct checkpoint *c
     writer->options.log_dir = NULL; /* the reader has its copy */
     writer->io = *io;
     writer->io_arg = io_arg;
-    writer->committed = checkpoint_state(checkpoint).cursor;
+    struct checkpoint_state state = checkpoint_state(checkpoint);
+    writer->committed = state.cursor;
+    writer->clock_lead_ns = state.wall_ns ? state.wall_ns - state.steady_ns : INT64_MAX / 2; /* not told: to be committed at once */
     enum err err = log_reader_open(&writer->reader, options->fs, options->log_dir, &writer->committed, NULL);
     if (err) {
         free(writer);
@@ -363,6 +367,18 @@ static uint64_t lag_bytes(const struct store_writer *writer)
     return (end.generation - at.generation) * writer->options.segment_bytes + end.offset - at.offset;
 }
 
+static int64_t clock_lead(const struct store_writer *writer, int64_t now)
+{
+    return writer->io.wall(writer->io_arg) - (now + writer->options.steady_offset_ns);
+}
+
+/* A start takes the time away from the clocks of the last commit. If the wall clock was set since, it would take the step for time away. */
+static bool is_clock_set(const struct store_writer *writer, int64_t now)
+{
+    int64_t moved = writer->io.wall ? clock_lead(writer, now) - writer->clock_lead_ns : 0;
+    return moved > STORE_CLOCK_STEP_NS || moved < -STORE_CLOCK_STEP_NS;
+}
+
 static bool is_commit_due(const struct store_writer *writer, int64_t now, bool flush)
 {
     struct log_cursor_value cursor;
@@ -371,13 +387,14 @@ static bool is_commit_due(const struct store_writer *writer, int64_t now, bool f
         cursor.reopen.generation > writer->committed.reopen.generation ||
         (log_place_compare(cursor.reopen, writer->committed.reopen) > 0 && lag_bytes(writer) > writer->options.lag_bytes_max / 2);
     bool has_more = !flush && checkpoint_has_more(writer->checkpoint); /* the next start does what a shutdown leaves */
-    if (!writer->is_dirty && !has_more && !frees_log && !(flush && log_cursor_compare(&cursor, &writer->committed) != 0))
+    bool is_set = is_clock_set(writer, now);
+    if (!writer->is_dirty && !has_more && !frees_log && !is_set && !(flush && log_cursor_compare(&cursor, &writer->committed) != 0))
         return false;
     if (flush)
         return writer->is_at_end || is_delta_full(writer);
     if (gauge_get(&writer->stats.no_space))
         return now >= writer->retry_ns;
-    return now >= writer->next_commit_ns || is_delta_full(writer);
+    return is_set || now >= writer->next_commit_ns || is_delta_full(writer);
 }
 
 static int64_t clock_or(const struct store_writer *writer, int64_t now)
@@ -418,8 +435,10 @@ static enum err commit(struct store_writer *writer, int64_t now)
     struct log_cursor_value cursor;
     log_reader_cursor(writer->reader, &cursor);
     int64_t started = clock_or(writer, now);
+    int64_t lead = writer->io.wall ? clock_lead(writer, started) : 0;
     if (writer->io.wall)
-        checkpoint_set_clocks(writer->checkpoint, started + writer->options.steady_offset_ns, writer->io.wall(writer->io_arg));
+        checkpoint_set_clocks(writer->checkpoint, started + writer->options.steady_offset_ns,
+                              started + writer->options.steady_offset_ns + lead);
     CRASH_POINT("checkpoint_applied");
     enum err err = checkpoint_commit(writer->checkpoint, &cursor, &writer->failed_msg);
     int64_t ended = clock_or(writer, now);
@@ -437,6 +456,7 @@ static enum err commit(struct store_writer *writer, int64_t now)
     gauge_set(&writer->stats.no_space, 0);
     writer->is_dirty = checkpoint_has_more(writer->checkpoint);
     writer->committed = cursor;
+    writer->clock_lead_ns = lead;
     writer->covered_ns = writer->reached_ns;
     writer->next_commit_ns = started + writer->options.interval_ns;
     writer->io.on_checkpoint(writer->io_arg, cursor.reopen);

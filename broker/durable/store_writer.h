@@ -8,6 +8,8 @@
  *
  * It looks at the log several times within an interval and commits once, so the work is spread; a commit comes sooner when the delta has
  * grown to `delta_bytes_max`. Blocks of telemetry alone move the position too, but cost a commit only when a segment can be let go by it.
+ * A wall clock that was set is committed at once, though nothing else is: the next start tells the time away by the two clocks of the last
+ * commit, and would take the step for time away.
  *
  * A commit that fails for space is tried again every second: the log still holds everything. Until then reading goes on for another
  * `lag_bytes_max` of delta, because the acknowledgements that make space stand behind what does not fit; publishers pause meanwhile. Any

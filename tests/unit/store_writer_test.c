@@ -36,6 +36,8 @@ struct bench {
     struct checkpoint *checkpoint;
     struct store_writer *writer;
     struct store_writer_options options;
+    const struct store_writer_io *io;
+    int64_t wall_lead_ns; /* wall clock less now */
     int64_t now;
     int64_t commit_takes_ns; /* what the clock says of each look */
     uint64_t mistake_end;    /* 0, or tell an end that is not durable: every how many looks */
@@ -95,6 +97,15 @@ static int64_t bench_clock(void *io)
 static const struct store_writer_io bench_io = {
     .post = bench_post, .on_checkpoint = bench_on_checkpoint, .durable_end = bench_durable_end, .clock = bench_clock};
 
+static int64_t bench_wall(void *io)
+{
+    struct bench *b = io;
+    return b->now + b->wall_lead_ns;
+}
+
+static const struct store_writer_io bench_io_with_wall = {
+    .post = bench_post, .on_checkpoint = bench_on_checkpoint, .durable_end = bench_durable_end, .clock = bench_clock, .wall = bench_wall};
+
 static enum err bench_open(struct bench *b, struct errmsg *msg)
 {
     b->kv = sim_kv_open(b->sim_kv);
@@ -114,7 +125,7 @@ static enum err bench_open(struct bench *b, struct errmsg *msg)
     err = store_writer_replay(b->checkpoint, options.fs, log_dir, b->options.delta_bytes_max, msg);
     b->released = (struct log_place){0};
     if (!err)
-        assert_int_equal(store_writer_new(&b->writer, b->checkpoint, &b->options, &bench_io, b), ERR_OK);
+        assert_int_equal(store_writer_new(&b->writer, b->checkpoint, &b->options, b->io, b), ERR_OK);
     return err;
 }
 
@@ -139,6 +150,7 @@ static struct bench *bench_make(uint64_t seed)
     b->sim = sim_fs_new(seed, 512);
     b->sim_kv = sim_kv_new(seed);
     b->now = NS_PER_S;
+    b->io = &bench_io;
     b->options = (struct store_writer_options){.fs = sim_fs_fs(b->sim),
                                                .log_dir = log_dir,
                                                .interval_ns = NS_PER_S,
@@ -650,6 +662,43 @@ static void a_failed_commit_is_final(void **state)
     assert_int_equal(gauge_get(&store_writer_get_stats(b->writer)->failed), ERR_IO);
     assert_int_equal(told(b, 0, OP_STORE_CHECKPOINT, NULL), told_before);
     assert_int_equal(log_place_compare(released, b->released), 0);
+    bench_free(b);
+}
+
+/* What the next start would take for the time away, were it made now. */
+static int64_t time_away(const struct bench *b)
+{
+    struct checkpoint_state state = checkpoint_state(b->checkpoint);
+    assert_true(state.wall_ns != 0);
+    return b->now + b->wall_lead_ns - state.wall_ns;
+}
+
+static void a_clock_that_is_set_is_committed_though_nothing_else_is(void **state)
+{
+    (void)state;
+    struct bench *b = bench_make(1);
+    b->io = &bench_io_with_wall;
+    b->wall_lead_ns = 1000 * NS_PER_S;
+    assert_int_equal(bench_open(b, NULL), ERR_OK);
+    assert_int_equal(step(b, false), ERR_OK); /* a new directory's first commit tells the clocks */
+    assert_true(time_away(b) < NS_PER_S);
+    uint64_t commits = histogram_count(&store_writer_get_stats(b->writer)->commit_ns);
+    for (int i = 0; i < 2; i++) {
+        pass_time(b, 100 * NS_PER_S);
+        assert_int_equal(histogram_count(&store_writer_get_stats(b->writer)->commit_ns), commits + (uint64_t)i);
+        b->wall_lead_ns += i == 0 ? 3600 * NS_PER_S : -7200 * NS_PER_S;
+        pass_time(b, NS_PER_S);
+        assert_true(time_away(b) >= 0 && time_away(b) <= NS_PER_S);
+    }
+    b->wall_lead_ns += 3600 * NS_PER_S;
+    assert_int_equal(step(b, true), ERR_OK); /* set at the very end */
+    assert_true(time_away(b) >= 0 && time_away(b) < NS_PER_S);
+    struct checkpoint_state before = checkpoint_state(b->checkpoint);
+    bench_close(b);
+    assert_int_equal(bench_open(b, NULL), ERR_OK); /* and read back: nothing to commit */
+    assert_int_equal(checkpoint_state(b->checkpoint).wall_ns, before.wall_ns);
+    assert_int_equal(step(b, false), ERR_OK);
+    assert_int_equal(checkpoint_state(b->checkpoint).wall_ns, before.wall_ns);
     bench_free(b);
 }
 
@@ -1214,6 +1263,7 @@ int main(void)
         cmocka_unit_test(a_full_delta_without_space_stops_reading),
         cmocka_unit_test(acknowledgements_behind_a_full_delta_make_space),
         cmocka_unit_test(a_failed_commit_is_final),
+        cmocka_unit_test(a_clock_that_is_set_is_committed_though_nothing_else_is),
         cmocka_unit_test(an_op_waits_for_a_full_ring),
         cmocka_unit_test(removals_are_forgotten_behind_all_shards),
         cmocka_unit_test(a_busy_shard_passes_in_the_end),
