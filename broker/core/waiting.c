@@ -248,7 +248,7 @@ void waiting_add(struct shard *shard, struct session *sess, struct msg *msg, uin
     waiting_keep_bounds(shard, sess);
 }
 
-static bool let_go(struct shard *shard, struct session *sess);
+static bool let_go(struct shard *shard, struct session *sess, uint32_t *runs_left);
 
 /* --- what is too old ---------------------------------------------------------------------------------------------------------------- */
 
@@ -392,7 +392,8 @@ void waiting_after_read(struct shard *shard, struct session *sess)
 {
     if (!sess->client)
         drop_old(shard, sess);
-    if (sess->queue.is_run_late || (!sess->client && let_go(shard, sess)))
+    uint32_t runs_left = UINT32_MAX;
+    if (sess->queue.is_run_late || (!sess->client && let_go(shard, sess, &runs_left)))
         list_session(shard, sess);
     if (!sess->client)
         read_old(shard, sess);
@@ -400,12 +401,12 @@ void waiting_after_read(struct shard *shard, struct session *sess)
 
 /* --- the checkpoint ----------------------------------------------------------------------------------------------------------------- */
 
-/* and_window: of what is in memory, too. Returns whether there was one. */
-static bool post_runs(struct shard *shard, struct session *sess, bool and_window)
+/* and_window: of what is in memory, too. Returns whether there was one, and more may be made. */
+static bool post_runs(struct shard *shard, struct session *sess, bool and_window, uint32_t *runs_left)
 {
     struct queue_shared *shared = and_window ? shared_of(shard) : NULL;
     bool is_any = false;
-    for (; queue_has_run(&sess->queue, shared); is_any = true) {
+    for (; *runs_left > 0 && queue_has_run(&sess->queue, shared); is_any = true, --*runs_left) {
         struct store_run *run = malloc(sizeof *run);
         if (!run)
             break; /* the tail stays long */
@@ -416,11 +417,11 @@ static bool post_runs(struct shard *shard, struct session *sess, bool and_window
         shard_post(shard, ACTOR_STORE,
                    &(struct op){.type = OP_STORE_RUN, .from = shard->config.index, .run = {.session_number = sess->number, .run = run}});
     }
-    return is_any;
+    return is_any && *runs_left > 0;
 }
 
-/* Returns whether the session stays listed. */
-static bool let_go(struct shard *shard, struct session *sess)
+/* Returns whether the session stays listed; with *runs_left 0 it is not done, and the same again goes on. */
+static bool let_go(struct shard *shard, struct session *sess, uint32_t *runs_left)
 {
     bool is_online = sess->client != NULL;
     sess->queue.is_run_late = false;
@@ -428,7 +429,7 @@ static bool let_go(struct shard *shard, struct session *sess)
      * go is written down as little as can be. */
     bool is_within = waiting_keep_bounds(shard, sess);
     bool is_left = !is_within || queue_settle(&sess->queue, shared_of(shard), is_online);
-    while (post_runs(shard, sess, is_within) && is_within)
+    while (post_runs(shard, sess, is_within, runs_left) && is_within)
         is_left = queue_settle(&sess->queue, shared_of(shard), is_online);
     if (!is_online) {
         is_left |= inflight_let_go(&sess->inflight, shard->waiting.shared.checkpoint);
@@ -454,6 +455,7 @@ static bool walk(struct shard *shard)
 {
     struct waiting *waiting = &shard->waiting;
     struct number_list *list = &waiting->listed;
+    uint32_t runs_left = WAITING_RUNS_PER_TURN;
     if (waiting->walk_checkpoint == 0)
         return false;
     for (uint32_t budget = WAITING_WALK_PER_TURN; budget > 0 && waiting->walk_at < waiting->walk_end; budget--) {
@@ -461,8 +463,13 @@ static bool walk(struct shard *shard)
         struct session *sess = session_table_find_number(&shard->sessions, number);
         if (!sess)
             continue;
-        sess->queue.is_listed = let_go(shard, sess);
-        if (sess->queue.is_listed)
+        bool is_left = let_go(shard, sess, &runs_left);
+        if (runs_left == 0) {
+            waiting->walk_at--;
+            return true;
+        }
+        sess->queue.is_listed = is_left;
+        if (is_left)
             list->numbers[waiting->walk_keep++] = number;
     }
     if (waiting->walk_at < waiting->walk_end)
@@ -496,7 +503,8 @@ void waiting_on_away(struct shard *shard, struct session *sess)
     inflight_trim(&sess->inflight);
     if (sess->inflight.count == 0 && sess->queue.count == 0)
         return;
-    if (let_go(shard, sess))
+    uint32_t runs_left = UINT32_MAX;
+    if (let_go(shard, sess, &runs_left))
         list_session(shard, sess);
 }
 
@@ -541,7 +549,8 @@ bool waiting_restore(struct shard *shard, struct session *sess, uint64_t sequenc
     note_change(shard, sess, was);
     note_restored(shard, sequence);
     counter_inc(&shard->stats.copies_restored);
-    (void)post_runs(shard, sess, false);
+    uint32_t runs_left = UINT32_MAX;
+    (void)post_runs(shard, sess, false, &runs_left);
     return true;
 }
 

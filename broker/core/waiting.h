@@ -24,7 +24,8 @@
 #include "broker/core/shard_stats.h"
 #include "broker/session/session.h"
 
-#define WAITING_WALK_PER_TURN 4096 /* sessions looked at in a turn after a checkpoint */
+#define WAITING_WALK_PER_TURN 4096 /* sessions looked at in a turn after a checkpoint, */
+#define WAITING_RUNS_PER_TURN 128  /* and runs cut: of a session that takes all there is, a second's messages are too many for a turn */
 #define WAITING_AGE_PER_TURN 1024  /* buckets of the session table looked at in a turn for what is too old */
 #define WAITING_AGE_READS 4        /* of what may be too old, at a time: it is never in a hurry */
 #define WAITING_AGE_SHARE 32       /* looks at all sessions within max_queued_age; a second apart at least */

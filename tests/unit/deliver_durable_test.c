@@ -139,6 +139,29 @@ static void an_offline_queue_is_on_disk_and_comes_back_in_order(void **state)
     }
 }
 
+/* More runs than one turn cuts, of two sessions: the walk goes on where it stopped. */
+static void what_came_at_once_is_let_go_in_turns(void **state)
+{
+    (void)state;
+    const unsigned count = WAITING_RUNS_PER_TURN * STORE_RUN_MAX + 1000;
+    struct rig *rig = RIG(.limits = {.session_queue_messages_max = count});
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    away_subscriber(rig, "sub1", "a/#", 1);
+    away_subscriber(rig, "sub2", "a/x", 1);
+    publish_range(rig, pub, "a/x", 1, count);
+    assert_int_equal(in_memory(rig), 2 * count);
+    rig_checkpoint(rig);
+    assert_int_equal(in_memory(rig), 0);
+    assert_int_equal(queued(rig), 2 * count);
+    rig_checkpoint(rig);
+    for (int i = 0; i < 2; i++) {
+        struct rig_client *sub = rig_connect(rig, i == 0 ? "sub1" : "sub2", MQTT_V5, false);
+        assert_int_equal(take_all(rig, sub, 1), count);
+    }
+    assert_int_equal(queued(rig), 0);
+    rig_free(rig);
+}
+
 /* Runs that the store has not committed are not found: the session waits for the next checkpoint. */
 static void a_run_that_is_not_committed_is_asked_for_again(void **state)
 {
@@ -838,6 +861,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_offline_queue_is_on_disk_and_comes_back_in_order),
+        cmocka_unit_test(what_came_at_once_is_let_go_in_turns),
         cmocka_unit_test(a_run_that_is_not_committed_is_asked_for_again),
         cmocka_unit_test(a_subscriber_that_keeps_up_costs_one_record_a_message),
         cmocka_unit_test(what_is_in_flight_is_let_go_and_sent_again_under_its_identifier),
