@@ -324,18 +324,28 @@ enum err record_decode(struct record *rec_out, struct span bytes)
     return ERR_OK;
 }
 
-bool record_find_recipients(struct span *field_out, struct span bytes, const struct record *rec)
+bool record_find_parties(struct span *fields_out, struct span bytes, const struct record *rec)
 {
-    uint64_t size;
-    size_t head = 1 + varint_size(rec->recipients.size);
-    if (rec->recipients.size == 0)
-        return false;
-    const uint8_t *at = rec->recipients.data - head; /* behind RECORD_SIZE_MIN bytes, or the encoding is another */
-    if (at < bytes.data + RECORD_SIZE_MIN || at[0] != TAG_RECIPIENTS || varint_get(&size, at + 1, rec->recipients.data) != head - 1 ||
-        size != rec->recipients.size)
-        return false;
-    *field_out = span_of(at, head + rec->recipients.size);
-    return true;
+    const struct {
+        struct span value;
+        uint8_t tag;
+    } fields[] = {{rec->client_id, TAG_CLIENT_ID}, {rec->rule, TAG_RULE}, {rec->device, TAG_DEVICE}, {rec->recipients, TAG_RECIPIENTS}};
+    const uint8_t *begin = NULL, *end = NULL;
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        struct span value = fields[i].value;
+        uint64_t size;
+        size_t head = 1 + varint_size(value.size);
+        if (value.size == 0)
+            continue;
+        const uint8_t *at = value.data - head; /* behind RECORD_SIZE_MIN bytes, or the encoding is another */
+        if (at < bytes.data + RECORD_SIZE_MIN || at[0] != fields[i].tag || varint_get(&size, at + 1, value.data) != head - 1 ||
+            size != value.size || (end && at != end))
+            return false;
+        begin = begin ? begin : at;
+        end = value.data + value.size;
+    }
+    *fields_out = span_of(begin, (size_t)(end - begin));
+    return begin != NULL;
 }
 
 enum err record_next(struct span *record_out, struct span *bytes)

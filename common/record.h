@@ -165,10 +165,10 @@ size_t record_ack_grow(uint8_t *at, uint64_t *last, uint64_t sequence);
  * Returns 0, ERR_CORRUPT, ERR_VERSION (a field or type that must be understood is unknown). */
 must_check enum err record_decode(struct record *rec_out, struct span bytes);
 
-/* Where the recipients of a decoded record stand in its encoding, with the field's head, to be left out: what is before it and what is
- * behind it, together and with their size in place of the first four bytes, are the record without them. False: it has none, or they are
- * not encoded as record_encode() does. */
-bool record_find_recipients(struct span *field_out, struct span bytes, const struct record *rec);
+/* Where client id, rule, device and recipients of a decoded record stand in its encoding, one behind the other, to be left out: what is
+ * before them and what is behind them, together and with their size in place of the first four bytes, are the record without them. False:
+ * it has none, or they are not encoded as record_encode() does. */
+bool record_find_parties(struct span *fields_out, struct span bytes, const struct record *rec);
 
 /* Take the first record off `bytes` (records one after the other, as in a block's body).
  * Returns 0, ERR_AGAIN when `bytes` is empty, ERR_CORRUPT when the size field does not fit. */

@@ -435,13 +435,12 @@ static struct record body_of(const struct record *rec)
     return body;
 }
 
-/* Whether body_of() would leave out nothing but the recipients. */
+/* Whether body_of() would leave out nothing but client id, rule, device and recipients. */
 static bool is_body(const struct record *rec)
 {
-    return !rec->dup && rec->packet_id == 0 && rec->will_session == 0 && rec->client_id.size == 0 && rec->rule.size == 0 &&
-           rec->rule_index == 0 && rec->device.size == 0 && rec->partition == 0 && rec->partition_count == 0 && rec->codec == 0 &&
-           rec->shared_groups.size == 0 && rec->subject_epoch == 0 && rec->subject_sequence == 0 && rec->positions.size == 0 &&
-           rec->user_name.size == 0;
+    return !rec->dup && rec->packet_id == 0 && rec->will_session == 0 && rec->rule_index == 0 && rec->partition == 0 &&
+           rec->partition_count == 0 && rec->codec == 0 && rec->shared_groups.size == 0 && rec->subject_epoch == 0 &&
+           rec->subject_sequence == 0 && rec->positions.size == 0 && rec->user_name.size == 0;
 }
 
 /* bytes: of which rec was decoded, or none. */
@@ -450,10 +449,10 @@ static enum err put_message(struct checkpoint *checkpoint, const struct record *
 {
     struct record body_rec;
     struct delta_body body = {0};
-    struct span field;
-    if (bytes.size > 0 && is_body(rec) && record_find_recipients(&field, bytes, rec)) {
-        const uint8_t *behind = field.data + field.size, *end = bytes.data + bytes.size;
-        body.parts[0] = span_of(bytes.data, (size_t)(field.data - bytes.data));
+    struct span fields;
+    if (bytes.size > 0 && is_body(rec) && record_find_parties(&fields, bytes, rec)) {
+        const uint8_t *behind = fields.data + fields.size, *end = bytes.data + bytes.size;
+        body.parts[0] = span_of(bytes.data, (size_t)(fields.data - bytes.data));
         body.parts[1] = span_of(behind, (size_t)(end - behind));
     } else {
         body_rec = body_of(rec);

@@ -126,7 +126,7 @@ static void test_encode_then_decode_is_identity(void **state)
     }
 }
 
-static void test_a_record_without_its_recipients_is_cut_out(void **state)
+static void test_a_record_without_its_parties_is_cut_out(void **state)
 {
     (void)state;
     for (int i = 0; i < 5000; i++) {
@@ -136,9 +136,9 @@ static void test_a_record_without_its_recipients_is_cut_out(void **state)
         assert_int_equal(record_encode(whole, &rec), size);
         assert_int_equal(record_decode(&back, span_of(whole, size)), ERR_OK);
         struct span field;
-        bool is_there = record_find_recipients(&field, span_of(whole, size), &back);
-        assert_int_equal(is_there, rec.recipients.size > 0);
-        rec.recipients = span_of(NULL, 0);
+        bool is_there = record_find_parties(&field, span_of(whole, size), &back);
+        assert_int_equal(is_there, rec.client_id.size + rec.rule.size + rec.device.size + rec.recipients.size > 0);
+        rec.client_id = rec.rule = rec.device = rec.recipients = span_of(NULL, 0);
         size_t without_size = record_encode(without, &rec);
         if (is_there) {
             memmove((uint8_t *)(uintptr_t)field.data, field.data + field.size, (size_t)(whole + size - field.data) - field.size);
@@ -153,7 +153,7 @@ static void test_a_record_without_its_recipients_is_cut_out(void **state)
 }
 
 /* Sizes in more bytes than they need are read, and not taken for ours. */
-static void test_recipients_of_another_encoder_are_not_found(void **state)
+static void test_parties_of_another_encoder_are_not_found(void **state)
 {
     (void)state;
     uint8_t bytes[] = {12, 0, 0, 0, RECORD_PUBLISH, 0x46, 0x84, 0x00, 7, 1, 0, 0};
@@ -161,7 +161,7 @@ static void test_recipients_of_another_encoder_are_not_found(void **state)
     struct span field;
     assert_int_equal(record_decode(&rec, span_of(bytes, sizeof bytes)), ERR_OK);
     assert_int_equal(rec.recipients.size, 4);
-    assert_false(record_find_recipients(&field, span_of(bytes, sizeof bytes), &rec));
+    assert_false(record_find_parties(&field, span_of(bytes, sizeof bytes), &rec));
 }
 
 static void test_head_and_payload_make_the_record(void **state)
@@ -360,8 +360,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_encode_then_decode_is_identity),
-        cmocka_unit_test(test_a_record_without_its_recipients_is_cut_out),
-        cmocka_unit_test(test_recipients_of_another_encoder_are_not_found),
+        cmocka_unit_test(test_a_record_without_its_parties_is_cut_out),
+        cmocka_unit_test(test_parties_of_another_encoder_are_not_found),
         cmocka_unit_test(test_head_and_payload_make_the_record),
         cmocka_unit_test(test_every_cut_is_refused),
         cmocka_unit_test(test_noise_never_reads_outside),
