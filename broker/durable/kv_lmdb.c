@@ -1,8 +1,9 @@
-/* Three layers: what is in the directory before LMDB sees it (making, checking), the operations of kv.h, the copy. LMDB's return codes are
+/* Two layers: opening and making a database, and the operations of kv.h with copy and compaction. LMDB's return codes are
  * its own negative numbers or errno values; err_of() makes enum err of them. */
 #include "broker/durable/kv_lmdb.h"
 
 #include "broker/durable/kv_lmdb_fault.h"
+#include "broker/durable/kv_lmdb_file.h"
 #include "broker/durable/kv_lmdb_pages.h"
 #include "broker/durable/kv_lmdb_pipe.h"
 #include "common/check.h"
@@ -26,9 +27,8 @@
 
 #define KV_LMDB_MAGIC 0x6B764C4Du
 #define FILE_MODE 0640
-#define DATA_NAME "data.mdb"
 #define LOCK_NAME "lock.mdb"
-#define NEW_NAME DATA_NAME ".new"
+#define NEW_NAME KV_LMDB_DATA_NAME ".new"
 #define NEW_LOCK_NAME NEW_NAME "-lock" /* LMDB's name for it */
 #define SPACE_PROBE ((off_t)1 << 20)
 
@@ -486,116 +486,6 @@ static const struct kv_ops lmdb_ops = {
     .close = lmdb_close,
 };
 
-/* --- the file before LMDB maps it ---------------------------------------------------------------------------------------------------- */
-
-/* A meta page of format 1 on a 64-bit machine, in its byte order: a page header of 16 bytes (number u64, u16, flags u16, u32), then the
- * fields below. LMDB takes the one with the greater transaction number. */
-struct meta {
-    uint32_t magic, version;
-    uint64_t address, map_bytes;
-    struct meta_tree {
-        uint32_t page_bytes; /* of the first tree: the page size */
-        uint16_t flags, depth;
-        uint64_t branch_pages, leaf_pages, overflow_pages, entries, root;
-    } free_pages, main;
-    uint64_t last_page, txn_number;
-};
-static_assert(sizeof(struct meta) == 24 + 2 * 48 + 16, "the layout of LMDB's meta page");
-static_assert(sizeof(size_t) == 8, "LMDB's file format depends on the word size");
-
-#define META_OFFSET 16
-#define META_FLAGS_OFFSET 10
-#define META_FLAG 0x08
-#define META_MAGIC 0xBEEFC0DEu
-#define META_VERSION 1
-#define NO_PAGE UINT64_MAX
-
-/* Returns 0, ERR_CORRUPT (with the reason in *why_out), ERR_VERSION, ERR_IO. */
-static enum err read_meta(int fd, off_t at, struct meta *meta_out, const char **why_out)
-{
-    uint8_t bytes[META_OFFSET + sizeof *meta_out];
-    uint16_t flags;
-    ssize_t got = pread(fd, bytes, sizeof bytes, at);
-    if (got < 0)
-        return err_from_errno(errno);
-    *why_out = "it is too short for LMDB's meta pages";
-    if ((size_t)got < sizeof bytes)
-        return ERR_CORRUPT;
-    memcpy(&flags, bytes + META_FLAGS_OFFSET, sizeof flags);
-    memcpy(meta_out, bytes + META_OFFSET, sizeof *meta_out);
-    *why_out = "a meta page of LMDB is damaged, or it is no LMDB file";
-    if (!(flags & META_FLAG) || meta_out->magic != META_MAGIC)
-        return ERR_CORRUPT;
-    *why_out = "it was written by another version of LMDB";
-    if (meta_out->version != META_VERSION)
-        return ERR_VERSION;
-    *why_out = "a meta page of LMDB has an impossible page size";
-    uint32_t page = meta_out->free_pages.page_bytes;
-    if (page < 512 || page > 65536 || page & (page - 1))
-        return ERR_CORRUPT;
-    return ERR_OK;
-}
-
-static bool is_root(const struct meta *meta, uint64_t root) { return root == NO_PAGE || (root >= 2 && root <= meta->last_page); }
-
-/* The newest meta page, if it can be believed. */
-static enum err read_newest_meta(int fd, struct meta *meta_out, const char **why_out)
-{
-    struct meta first, second;
-    enum err err = read_meta(fd, 0, &first, why_out);
-    if (!err)
-        err = read_meta(fd, first.free_pages.page_bytes, &second, why_out);
-    if (err)
-        return err;
-    *meta_out = second.txn_number > first.txn_number ? second : first;
-    *why_out = "a meta page of LMDB points outside of the file";
-    if (second.free_pages.page_bytes != first.free_pages.page_bytes || meta_out->last_page < 1 ||
-        meta_out->last_page >= meta_out->map_bytes / first.free_pages.page_bytes || !is_root(meta_out, meta_out->free_pages.root) ||
-        !is_root(meta_out, meta_out->main.root))
-        return ERR_CORRUPT;
-    return ERR_OK;
-}
-
-/* How the size of the file and its meta page go together. */
-struct extent {
-    uint64_t file_bytes;
-    uint64_t meant_bytes; /* last page and all before */
-    uint32_t page_bytes;
-    uint64_t free_root; /* of the list of free pages */
-};
-
-/* The meta page first: the file only grows. */
-static enum err read_extent(int fd, struct extent *extent_out, const char *dir, struct errmsg *msg)
-{
-    const char *why = "it cannot be read";
-    struct meta meta;
-    struct stat status;
-    enum err err = read_newest_meta(fd, &meta, &why);
-    if (err)
-        return err_set(msg, err, "%s/" DATA_NAME ": %s", dir, why);
-    if (fstat(fd, &status) != 0)
-        return fail_errno(msg, dir, "cannot read the size of " DATA_NAME);
-    extent_out->file_bytes = (uint64_t)status.st_size;
-    extent_out->page_bytes = meta.free_pages.page_bytes;
-    extent_out->free_root = meta.free_pages.root;
-    extent_out->meant_bytes = (meta.last_page + 1) * extent_out->page_bytes;
-    return ERR_OK;
-}
-
-static bool is_short(const struct extent *extent) { return extent->file_bytes < extent->meant_bytes; }
-
-static bool are_missing_free(int fd, const struct extent *extent)
-{
-    return kv_lmdb_pages_are_free(fd, extent->free_root, extent->page_bytes, extent->file_bytes / extent->page_bytes,
-                                  extent->meant_bytes / extent->page_bytes);
-}
-
-static enum err fail_short(struct errmsg *msg, const char *dir, const struct extent *extent)
-{
-    return err_set(msg, ERR_CORRUPT, "%s/" DATA_NAME ": is cut: %llu bytes, but its meta page says %llu", dir,
-                   (unsigned long long)extent->file_bytes, (unsigned long long)extent->meant_bytes);
-}
-
 /* --- opening ------------------------------------------------------------------------------------------------------------------------- */
 
 /* LMDB wants the process ended over a page that cannot be; whoever reads the last line shall know what to do. */
@@ -674,7 +564,7 @@ static enum err make_database(struct kv_lmdb *lmdb, const struct kv_lmdb_options
         lmdb->env = NULL;
     }
     (void)unlinkat(dir_fd, NEW_LOCK_NAME, 0);
-    if (!err && renameat(dir_fd, NEW_NAME, dir_fd, DATA_NAME) != 0)
+    if (!err && renameat(dir_fd, NEW_NAME, dir_fd, KV_LMDB_DATA_NAME) != 0)
         err = fail_errno(msg, options->dir, "cannot rename the new database");
     if (!err && fsync(dir_fd) != 0)
         err = fail_errno(msg, options->dir, "cannot sync the directory");
@@ -687,24 +577,25 @@ static enum err make_database(struct kv_lmdb *lmdb, const struct kv_lmdb_options
 static enum err open_to_write(struct kv_lmdb *lmdb, const struct kv_lmdb_options *options, int dir_fd, struct errmsg *msg)
 {
     const char *dir = options->dir;
-    int fd = openat(dir_fd, DATA_NAME, O_RDWR | O_CLOEXEC);
+    int fd = openat(dir_fd, KV_LMDB_DATA_NAME, O_RDWR | O_CLOEXEC);
     if (fd < 0 && errno == ENOENT) {
         enum err err = make_database(lmdb, options, dir_fd, msg);
         if (err)
             return err;
-        fd = openat(dir_fd, DATA_NAME, O_RDWR | O_CLOEXEC);
+        fd = openat(dir_fd, KV_LMDB_DATA_NAME, O_RDWR | O_CLOEXEC);
     }
     if (fd < 0)
-        return fail_errno(msg, dir, "cannot open " DATA_NAME);
-    struct extent extent = {0};
-    enum err err = read_extent(fd, &extent, dir, msg);
+        return fail_errno(msg, dir, "cannot open " KV_LMDB_DATA_NAME);
+    struct kv_lmdb_extent extent = {0};
+    enum err err = kv_lmdb_file_read_extent(fd, &extent, dir, msg);
     /* Nothing is written before it is known that what lacks is free: zeros in its place would look whole to the next start. */
-    if (!err && is_short(&extent) && !are_missing_free(fd, &extent))
-        err = fail_short(msg, dir, &extent);
+    if (!err && kv_lmdb_file_is_short(&extent) && !kv_lmdb_file_is_lack_free(fd, &extent))
+        err = kv_lmdb_file_fail_short(msg, dir, &extent);
     if (!err && !kv_lmdb_pages_is_list(fd, extent.free_root, extent.page_bytes, extent.meant_bytes / extent.page_bytes - 1))
-        err = err_set(msg, ERR_CORRUPT, "%s/" DATA_NAME ": the list of free pages is damaged: what is in use would be overwritten", dir);
-    if (!err && is_short(&extent) && ftruncate(fd, (off_t)extent.meant_bytes) != 0)
-        err = fail_errno(msg, dir, "cannot extend " DATA_NAME);
+        err = err_set(msg, ERR_CORRUPT, "%s/" KV_LMDB_DATA_NAME ": the list of free pages is damaged: what is in use would be overwritten",
+                      dir);
+    if (!err && kv_lmdb_file_is_short(&extent) && ftruncate(fd, (off_t)extent.meant_bytes) != 0)
+        err = fail_errno(msg, dir, "cannot extend " KV_LMDB_DATA_NAME);
     if (!err)
         err = open_env(lmdb, options, dir, 0, msg);
     close(fd);
@@ -715,21 +606,21 @@ static enum err open_to_write(struct kv_lmdb *lmdb, const struct kv_lmdb_options
 static enum err open_to_read(struct kv_lmdb *lmdb, const struct kv_lmdb_options *options, int dir_fd, struct errmsg *msg)
 {
     const char *dir = options->dir;
-    int fd = openat(dir_fd, DATA_NAME, O_RDONLY | O_CLOEXEC);
+    int fd = openat(dir_fd, KV_LMDB_DATA_NAME, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return fail_errno(msg, dir, "cannot open " DATA_NAME);
-    struct extent extent;
+        return fail_errno(msg, dir, "cannot open " KV_LMDB_DATA_NAME);
+    struct kv_lmdb_extent extent;
     enum err err;
     /* A writer extends the file just after a commit that left free pages at its end unwritten. */
     for (int tries = 0;; tries++) {
-        err = read_extent(fd, &extent, dir, msg);
-        if (err || !is_short(&extent) || tries == 20)
+        err = kv_lmdb_file_read_extent(fd, &extent, dir, msg);
+        if (err || !kv_lmdb_file_is_short(&extent) || tries == 20)
             break;
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     }
     close(fd);
-    if (!err && is_short(&extent))
-        err = fail_short(msg, dir, &extent);
+    if (!err && kv_lmdb_file_is_short(&extent))
+        err = kv_lmdb_file_fail_short(msg, dir, &extent);
     if (err)
         return err;
     bool has_lock = faccessat(dir_fd, LOCK_NAME, F_OK, 0) == 0;
@@ -750,7 +641,7 @@ enum err kv_lmdb_open(struct kv **kv_out, const struct kv_lmdb_options *options,
         close(dir_fd);
         return err_set(msg, ERR_NOMEM, "%s: out of memory", dir);
     }
-    if (asprintf(&lmdb->path, "%s/" DATA_NAME, dir) < 0) {
+    if (asprintf(&lmdb->path, "%s/" KV_LMDB_DATA_NAME, dir) < 0) {
         close(dir_fd);
         free(lmdb);
         return err_set(msg, ERR_NOMEM, "%s: out of memory", dir);
@@ -785,9 +676,9 @@ enum err kv_lmdb_copy(struct kv *kv, const char *dir, bool (*is_stopped)(void), 
     if (dir_fd < 0)
         return fail_errno(msg, dir, "cannot open the directory");
     enum err err = ERR_OK;
-    int fd = openat(dir_fd, DATA_NAME, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, FILE_MODE);
+    int fd = openat(dir_fd, KV_LMDB_DATA_NAME, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, FILE_MODE);
     if (fd < 0) {
-        err = fail_errno(msg, dir, "cannot make " DATA_NAME);
+        err = fail_errno(msg, dir, "cannot make " KV_LMDB_DATA_NAME);
         close(dir_fd);
         return err;
     }
@@ -802,7 +693,7 @@ enum err kv_lmdb_copy(struct kv *kv, const char *dir, bool (*is_stopped)(void), 
     if (!err && fsync(dir_fd) != 0)
         err = fail_errno(msg, dir, "cannot sync the directory");
     if (err)
-        (void)unlinkat(dir_fd, DATA_NAME, 0);
+        (void)unlinkat(dir_fd, KV_LMDB_DATA_NAME, 0);
     close(dir_fd);
     return err;
 }
@@ -868,7 +759,7 @@ enum err kv_lmdb_compact(uint64_t *saved_out, const struct kv_lmdb_options *opti
     if (dir_fd < 0)
         return err;
     CRASH_POINT("lmdb_compacted");
-    if (!err && renameat(dir_fd, NEW_NAME, dir_fd, DATA_NAME) != 0)
+    if (!err && renameat(dir_fd, NEW_NAME, dir_fd, KV_LMDB_DATA_NAME) != 0)
         err = fail_errno(msg, options->dir, "cannot rename " NEW_NAME);
     if (!err && fsync(dir_fd) != 0)
         err = fail_errno(msg, options->dir, "cannot sync the directory");
@@ -885,11 +776,11 @@ enum err kv_lmdb_compact(uint64_t *saved_out, const struct kv_lmdb_options *opti
 enum err kv_lmdb_check_free(struct kv *kv)
 {
     struct kv_lmdb *lmdb = lmdb_of(kv);
-    struct extent extent = {0};
+    struct kv_lmdb_extent extent = {0};
     int fd = open(lmdb->path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return err_from_errno(errno);
-    enum err err = read_extent(fd, &extent, lmdb->path, NULL);
+    enum err err = kv_lmdb_file_read_extent(fd, &extent, lmdb->path, NULL);
     if (!err && !kv_lmdb_pages_is_list(fd, extent.free_root, extent.page_bytes, extent.meant_bytes / extent.page_bytes - 1))
         err = ERR_CORRUPT;
     close(fd);
