@@ -2,6 +2,7 @@
  * memory as the checkpoint goes on. */
 #include "broker/route/retained.h"
 
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -11,6 +12,7 @@
 #include <cmocka.h>
 
 #include "broker/mqtt/topic.h"
+#include "common/epoch.h"
 #include "tests/lib/check_random.h"
 
 /* Messages are counters of references. */
@@ -591,6 +593,103 @@ static void bounds_hold_at_random(void **state)
     retained_free(store);
 }
 
+#define CROWD_THREADS 3
+#define CROWD_ROUNDS 20000
+#define CROWD_TOPICS 64
+
+struct crowd {
+    struct retained *store;
+    struct epoch *epoch;
+    pthread_mutex_t lock; /* of what is on its way to the writer */
+    struct {
+        unsigned topic;
+        struct retained_reservation reserved;
+    } ways[CROWD_THREADS * CROWD_ROUNDS];
+    size_t put, taken;
+    _Atomic unsigned running;
+};
+
+static void *reserve_for_a_crowd(void *arg)
+{
+    struct crowd *crowd = (struct crowd *)arg;
+    struct epoch_reader *reader = epoch_reader_register(crowd->epoch);
+    struct check_random random;
+    check_random_init(&random, (uint64_t)(uintptr_t)reader);
+    for (int round = 0; round < CROWD_ROUNDS; round++) {
+        struct retained_reservation reserved;
+        unsigned topic = (unsigned)check_random_below(&random, CROWD_TOPICS);
+        char text[8];
+        snprintf(text, sizeof text, "t/%u", topic);
+        epoch_begin(reader);
+        bool is_reserved = retained_reserve(crowd->store, &reserved, span_of_string(text), 10);
+        (void)retained_may_remove(crowd->store, span_of_string(text));
+        epoch_end(reader);
+        if (!is_reserved)
+            continue;
+        pthread_mutex_lock(&crowd->lock);
+        crowd->ways[crowd->put].topic = topic;
+        crowd->ways[crowd->put++].reserved = reserved;
+        pthread_mutex_unlock(&crowd->lock);
+    }
+    epoch_reader_unregister(reader);
+    crowd->running--;
+    return NULL;
+}
+
+/* What came last, or a removal; removals are forgotten at once, so that entries go while others look at them. */
+static void write_for_a_crowd(struct crowd *crowd, struct check_random *random, uint64_t number, int *msg)
+{
+    char text[8];
+    bool is_there = false;
+    struct retained_reservation reserved = {0};
+    unsigned topic = (unsigned)check_random_below(random, CROWD_TOPICS);
+    pthread_mutex_lock(&crowd->lock);
+    if (crowd->taken < crowd->put) {
+        topic = crowd->ways[crowd->taken].topic;
+        reserved = crowd->ways[crowd->taken++].reserved;
+        is_there = true;
+    }
+    pthread_mutex_unlock(&crowd->lock);
+    snprintf(text, sizeof text, "t/%u", topic);
+    if (is_there)
+        retained_put(crowd->store, span_of_string(text), number, msg, 10, RETAINED_NO_EXPIRY, &reserved);
+    else
+        retained_remove(crowd->store, span_of_string(text), number);
+    retained_forget_before(crowd->store, number);
+    epoch_poll(crowd->epoch);
+}
+
+/* Publishers of several threads reserve while topics come and go; in the end exactly the room that is free is free. */
+static void threads_reserve_while_topics_change(void **state)
+{
+    (void)state;
+    static struct crowd crowd;
+    static int msg;
+    struct retained_limits limits = {.messages_max = CROWD_TOPICS / 2, .bytes_max = 10 * CROWD_TOPICS};
+    crowd = (struct crowd){.epoch = epoch_new(), .lock = PTHREAD_MUTEX_INITIALIZER, .running = CROWD_THREADS};
+    crowd.store = retained_new(1, &limits, &callbacks, crowd.epoch);
+    struct check_random random;
+    check_random_init(&random, check_random_seed(3));
+    pthread_t threads[CROWD_THREADS];
+    for (int i = 0; i < CROWD_THREADS; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, reserve_for_a_crowd, &crowd), 0);
+    uint64_t number = 0;
+    while (crowd.running > 0 || crowd.taken < crowd.put)
+        write_for_a_crowd(&crowd, &random, ++number, &msg);
+    for (int i = 0; i < CROWD_THREADS; i++)
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+    struct retained_stats stats;
+    retained_get_stats(crowd.store, &stats);
+    uint64_t room = stats.messages < limits.messages_max ? limits.messages_max - stats.messages : 0;
+    struct retained_reservation reserved;
+    for (char topic[2] = "A"; room > 0; room--, topic[0]++)
+        assert_true(retained_reserve(crowd.store, &reserved, span_of_string(topic), 1));
+    assert_false(retained_reserve(crowd.store, &reserved, SPAN_LITERAL("one more"), 1));
+    retained_free(crowd.store);
+    epoch_free(crowd.epoch);
+    assert_int_equal(msg, 0);
+}
+
 #define DISK_TOPICS 50
 #define DISK_PUTS 20000
 
@@ -712,6 +811,7 @@ int main(void)
         cmocka_unit_test(removals_of_unknown_topics_are_bounded),
         cmocka_unit_test(reservations_keep_the_bounds),
         cmocka_unit_test(bounds_hold_at_random),
+        cmocka_unit_test(threads_reserve_while_topics_change),
         cmocka_unit_test(expired_values_are_not_seen_and_are_swept),
         cmocka_unit_test(an_expired_value_is_swept_when_the_checkpoint_has_it),
         cmocka_unit_test(a_scan_looks_at_the_matching_subtree_only),
