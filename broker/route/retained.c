@@ -716,6 +716,8 @@ void retained_get_stats(const struct retained *store, struct retained_stats *sta
 {
     *stats_out = (struct retained_stats){
         .messages = store->messages,
+        .reserved_messages =
+            atomic_load_explicit(&((struct retained *)(uintptr_t)store)->taken_messages, memory_order_relaxed) - store->messages,
         .bytes = store->bytes,
         .tombstones = store->tombstone_count,
         .index_bytes = store->entry_bytes + (store->window.messages + store->cache.messages) * sizeof(struct held) + store->topics.bytes +

@@ -140,6 +140,7 @@ void retained_scan_end(struct retained_scan *scan);
 struct retained_stats {
     uint64_t messages; /* live */
     uint64_t bytes;    /* of the live messages, as counted by the caller */
+    uint64_t reserved_messages; /* on their way */
     uint64_t tombstones;
     uint64_t index_bytes;     /* what the store itself allocated */
     uint64_t window_messages; /* in memory until the checkpoint has them; 0 in a store that never lets go */

@@ -11,6 +11,7 @@
 #include "broker/durable/age_marks.h"
 #include "broker/guard/tier.h"
 #include "broker/route/route_actor.h"
+#include "broker/route/retained.h"
 #include "broker/route/topic_tree.h"
 #include "broker/telemetry/rule.h"
 #include "common/check.h"
@@ -821,6 +822,9 @@ void rig_settle(struct rig *rig)
         check_books(rig);
         CHECK_MSG(++steps < SETTLE_STEPS_MAX, "the rig does not come to rest");
     } while (rig->moves != before || is_anything_on_a_ring(rig));
+    struct retained_stats retained;
+    retained_get_stats(route_actor_retained(rig->route), &retained);
+    CHECK(rig->is_route_held || retained.reserved_messages == 0);
 }
 
 void rig_advance(struct rig *rig, int64_t ms)

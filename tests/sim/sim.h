@@ -189,6 +189,7 @@ struct sim_ledger {
     uint8_t *logged;                                         /* per message: its record was read */
 };
 
+#define SIM_RETAINED_MAX 1000                                        /* more than there are topics */
 #define SIM_LOG_BYTES(config) (4 * (uint64_t)(config)->segment_size) /* log_max_size */
 
 struct sim_config {
@@ -229,6 +230,7 @@ struct sim_config {
     bool has_drought;     /* the sink goes at half time and comes back when the log is full and all that can go on without it has */
     bool store_asks_file; /* the store's writer reads the durable end from the state file */
     uint8_t queue_policy;
+    uint32_t retained_max; /* topics that may have a value */
     uint16_t inflight_max;
     uint32_t queue_messages_max, totals_messages_max;
     uint64_t queue_bytes_max;

@@ -10,6 +10,7 @@
 #include "broker/core/delivery.h"
 #include "broker/core/shard_stats.h"
 #include "broker/durable/log_room.h"
+#include "broker/route/retained.h"
 #include "broker/route/topic_tree.h"
 #include "common/check.h"
 #include "tests/sim/sim_broker.h"
@@ -189,7 +190,7 @@ static struct shard *make_shard(struct sim *sim, struct sim_broker *broker, uint
 
 static void make_actors(struct sim *sim, struct sim_broker *broker)
 {
-    struct route_limits limits = {.retained_messages_max = 1000,
+    struct route_limits limits = {.retained_messages_max = sim->config.retained_max,
                                   .retained_bytes_max = 1 << 20,
                                   .retained_on_disk = sim->config.persistence,
                                   .retained_cache_bytes_max = sim_below(sim, 4096),
@@ -735,4 +736,8 @@ void sim_broker_check_books(struct sim *sim)
         stats[i] = shard_get_stats(sim->broker->shards[i]);
     if (!shard_stats_check(stats, sim->shard_count, &msg))
         sim_found(sim, "the books do not balance: %s", msg.text);
+    struct retained_stats retained;
+    retained_get_stats(route_actor_retained(sim->broker->route), &retained);
+    if (retained.reserved_messages)
+        sim_found(sim, "%" PRIu64 " retained messages are reserved for, and none is on its way", retained.reserved_messages);
 }

@@ -107,6 +107,9 @@ void sim_ledger_on_refused(struct sim *sim, uint32_t id)
 {
     struct sim_message *message = &sim->ledger.messages[id];
     message->is_refused = true;
+    for (uint32_t i = 0; i < sim->config.client_count; i++)
+        if (message->attempts == 1 && sim->clients[i].seen[id])
+            sim_found(sim, "message %u is refused, and %s has received it", id, sim->clients[i].id);
     if (message->retain)
         retained_of(sim, message)->written_step = sim->step;
 }
@@ -175,6 +178,8 @@ void sim_ledger_on_delivered(struct sim *sim, struct sim_client *subscriber, uin
         sim_found(sim, "%s received message %u, which nobody published", subscriber->id, id);
     struct sim_message *message = &ledger->messages[id];
     sim->progress++;
+    if (message->is_refused && message->attempts == 1)
+        sim_found(sim, "%s received message %u, which was refused", subscriber->id, id);
     if (message->cancelled)
         sim_found(sim, "%s received will %u, and its client had said DISCONNECT", subscriber->id, id);
     if (!dup && subscriber->fresh[id] < UINT8_MAX && ++subscriber->fresh[id] > message->attempts)
@@ -208,9 +213,16 @@ void sim_ledger_on_delivered(struct sim *sim, struct sim_client *subscriber, uin
         *newest = id + 1;
 }
 
+/* Whether its acknowledgement says that it is its topic's value: who cannot be told that there is no room for one more is not told. */
+static bool is_kept(const struct sim *sim, const struct sim_message *message)
+{
+    bool is_told = !message->will && sim->clients[message->client].version == MQTT_V5;
+    return message->retain && (is_told || message->clears || sim->config.retained_max == SIM_RETAINED_MAX);
+}
+
 static bool is_superseded(const struct sim *sim, const struct sim_message *value, const struct sim_message *by, uint64_t before)
 {
-    if (!by->retain || by->kind != value->kind || by->device != value->device || !by->acked || by->acked_step >= before ||
+    if (!is_kept(sim, by) || by->kind != value->kind || by->device != value->device || !by->acked || by->acked_step >= before ||
         !(by->is_lasting || by->acked_life == sim->incarnation))
         return false;
     bool is_in_order = by->client == value->client && by->attempts == 1 && value->attempts == 1;
@@ -361,7 +373,7 @@ static bool may_be_cleared(const struct sim *sim, const struct sim_message *mess
 static void check_retained(struct sim *sim, const struct sim_client *subscriber, const struct sim_message *message)
 {
     const struct sim_subscription *subscription = &subscriber->subscriptions[message->kind];
-    if (!message->retain || message->clears || !message->acked || message->acked_step >= subscription->sent_step)
+    if (!is_kept(sim, message) || message->clears || !message->acked || message->acked_step >= subscription->sent_step)
         return;
     if (!message->is_lasting && message->acked_life != sim->incarnation)
         return;

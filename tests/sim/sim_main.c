@@ -270,6 +270,7 @@ static void draw_config(struct sim *sim, uint32_t steps)
     draw_moods(sim, config);
     draw_durable_config(sim, config);
     draw_purpose(sim, config);
+    config->retained_max = sim->seed % 7 == 3 ? 1 + (uint32_t)(sim->seed / 7 % 3) : SIM_RETAINED_MAX;
     set_sizes(config);
     if (config->has_drought)
         draw_drought_config(config);
