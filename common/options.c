@@ -279,7 +279,7 @@ static void report_unknown(struct options *options, const struct place *place, e
     else if (nearest)
         problem_at(options, severity, place, key, "unknown key (did you mean %s?)", nearest);
     else
-        problem_at(options, severity, place, key, "unknown key (expected one of those that --help lists)");
+        problem_at(options, severity, place, key, "unknown key (--help says how to list them all)");
 }
 
 /* ---- assignments ----------------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@
 #define DOOR_ACCEPT_BATCH 64                /* accepted for one event, so that guests get their share */
 #define DOOR_ERROR_PAUSE_NS (NS_PER_S / 10) /* after EMFILE and its like: descriptors come back when connections end */
 #define DOOR_RETRY_NS NS_PER_MS             /* a home whose ring is full is tried again */
-#define DOOR_CONNECT_SIZE_MAX (512u << 10)  /* bytes; the largest legal CONNECT without user properties is below 330 KiB */
+#define DOOR_CONNECT_SIZE_MAX (1u << 20)    /* bytes; the largest legal CONNECT without user properties is below 580 KiB */
 #define DOOR_TLS_JOB_BYTES 36864            /* what a connection in the handshake keeps in memory, for the queue's bytes */
 
 enum guest_state { GUEST_HANDSHAKE, GUEST_COMPUTING, GUEST_READING, GUEST_DEFERRED, GUEST_GONE };

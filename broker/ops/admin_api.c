@@ -214,7 +214,7 @@ static void register_store(struct admin_api *admin)
     X(roll_count, counter, "tidegate_log_segments_begun_total", "Segments begun.")                                                         \
     X(roll_unprepared_count, counter, "tidegate_log_segments_unprepared_total", "Segments the log thread had to make itself.")             \
     X(recycled_count, counter, "tidegate_log_segments_recycled_total", "Segments used again.")                                             \
-    X(used_bytes, gauge, "tidegate_log_used_bytes", "Bytes of the log that the checkpoint or a cursor still needs, configured or not.")                                         \
+    X(used_bytes, gauge, "tidegate_log_used_bytes", "Bytes of the log that the checkpoint or a cursor still needs, configured or not.")    \
     X(limit_bytes, gauge, "tidegate_log_limit_bytes", "Bytes the log may use.")                                                            \
     X(free_bytes, gauge, "tidegate_log_disk_free_bytes", "Free bytes of the log's disk, as last looked.")                                  \
     X(segment_count, gauge, "tidegate_log_segments", "Segments of the log.")                                                               \
@@ -378,6 +378,11 @@ static void health_check_log(struct health *health, const struct admin_sources *
                    "checkpoint_max_size is reached: publishers to absent subscribers wait until queues are drained");
     else if (!gauge_get(&store->has_room))
         health_say(health, false, "checkpoint_lag", "the checkpoint is far behind the log: publishers to absent subscribers wait");
+    if (counter_get(&checkpoint_get_stats(sources->checkpoint)->corrupt) + counter_get(&reader_thread_get_stats(sources->reader)->corrupt) >
+        0)
+        health_say(
+            health, false, "checkpoint_damage",
+            "values of the checkpoint are damaged and left out, the log names them: `tidegate-broker repair` says what they concern");
     if (gauge_get(&store_thread_get_stats(sources->store)->prepare_error) != ERR_OK)
         health_say(health, false, "log_prepare", err_text((enum err)gauge_get(&store_thread_get_stats(sources->store)->prepare_error)));
 }

@@ -134,6 +134,18 @@ def test_max_sessions(new_broker, dial, name):
     assert broker.metrics().get("tidegate_refused_connects_total", reason="sessions_max") >= 6
 
 
+def test_the_largest_fields_of_a_connect(new_broker, dial):
+    """Each may have 65,535 bytes; the session is there with all of them."""
+    broker = new_broker("max_packet_size 0\n")
+    most = 65535
+    client = dial(broker, 5)
+    properties = [(wire.CONTENT_TYPE, "c" * most), (wire.RESPONSE_TOPIC, "r" * most), (wire.CORRELATION_DATA, b"d" * most)]
+    client.connect("i" * most, user_name="u" * most, password=b"p" * most, properties=[(wire.SESSION_EXPIRY, 100)],
+                   will={"topic": "w" * most, "payload": b"w" * most, "qos": 1, "properties": properties})
+    client.disconnect()
+    assert dial(broker, 5).connect("i" * most, clean=False, properties=[(wire.SESSION_EXPIRY, 100)]).session_present
+
+
 def test_bad_first_packets_are_counted_by_reason(new_broker, dial):
     broker = new_broker("max_packet_size 1000\n")
     for sent, reason in ((b"GET / HTTP/1.1\r\n\r\n", "not_connect"), (b"\x10\xff\xff\xff\xff\x7f", "malformed"),

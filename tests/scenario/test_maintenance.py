@@ -656,6 +656,12 @@ def test_durable_damaged_values(tmp_path):
             file.seek(place)
             file.write(b"D")
     broker.start()
+    subscriber = wire.Client(broker.port, 5)
+    subscriber.connect("reader")
+    subscriber.subscribe(("r/#", 1))
+    wait_until(lambda: [problem["check"] for problem in broker.health()[1]["problems"]] == ["checkpoint_damage"], "the damage is told")
+    assert broker.metrics().get("tidegate_store_read_messages_total", found="damaged") == 1
+    subscriber.disconnect()
     broker.stop()
     repair(broker, "tree bodies", "topic and payload of message")
     assert list(broker.data.glob("damaged-*/checkpoint/data.mdb"))

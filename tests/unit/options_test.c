@@ -145,7 +145,7 @@ static void all_problems_of_a_file_are_told(void **state)
         "unlimited)\n"
         "demo.conf:8: mode: \"on\" is none of the choices (expected off, observe or enforce)\n"
         "demo.conf:9: max_packet_sise: unknown key (did you mean max_packet_size?)\n"
-        "demo.conf:10: wholly_unknown_thing: unknown key (expected one of those that --help lists)\n"
+        "demo.conf:10: wholly_unknown_thing: unknown key (--help says how to list them all)\n"
         "demo.conf:11: bridge_attempt_unsubscribe: is an option of mosquitto that Tidegate does not support: bridges come with the edge "
         "profile\n"
         "demo.conf:12: warning: log_timestamp: is an option of mosquitto that Tidegate does not need, ignored: lines always carry their "
@@ -189,7 +189,7 @@ static void damaged_bytes_are_refused_by_line(void **state)
                         "demo.conf:2: the line holds a NUL byte (expected plain text)\n"
                         "demo.conf:3: secret: the value holds control characters or is not UTF-8 (expected plain text)\n"
                         "demo.conf:4: secret: the value holds control characters or is not UTF-8 (expected plain text)\n"
-                        "demo.conf:5: ??: unknown key (expected one of those that --help lists)\n");
+                        "demo.conf:5: ??: unknown key (--help says how to list them all)\n");
     run_end(&run);
 }
 
@@ -464,7 +464,7 @@ static void files_and_their_includes(void **state)
     struct buf problems;
     buf_init(&problems, 1 << 16);
     options_print_problems(options, &problems);
-    snprintf(expected, sizeof expected, "%s:2: nonsense_key: unknown key (expected one of those that --help lists)\n", second);
+    snprintf(expected, sizeof expected, "%s:2: nonsense_key: unknown key (--help says how to list them all)\n", second);
     assert_string_equal(buf_string(&problems), expected);
     assert_int_equal(config.inflight, 5);
     assert_int_equal(config.telemetry.count, 2);
