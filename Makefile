@@ -147,7 +147,8 @@ RESULTS := build/results
 TALLY := sh tests/lib/tally run $(RESULTS)
 
 # The directions: common <- broker, common <- sink; the pure rooms see no event loop, no sockets and no clock.
-PURE := broker/mqtt broker/core broker/session broker/route/topic_tree broker/route/retained broker/route/route_actor broker/telemetry/rule \
+PURE := broker/mqtt broker/core broker/session broker/route/topic_tree broker/route/subscriber broker/route/subscriber_place broker/route/retained \
+  broker/route/route_actor broker/telemetry/rule \
   broker/actor/ops broker/actor/op_backlog broker/actor/msg broker/actor/store_read \
   sink/codec sink/decode/payload sink/store/chunk sink/store/head sink/store/merge sink/query/engine common/record common/log_block
 # From the ground up: what includes, and so calls, only what stands before it. The folders of broker/, and the files of broker/core.

@@ -7,17 +7,14 @@
  * Structures, and what a reader may rely on in each:
  *   exact filter   `struct exact` in the set `exacts`, keyed by the whole filter.
  *   trie node      `struct node` in the set `children`, keyed by (parent, level name). The wildcard children are not in the set: `plus` is
- * a pointer in the parent, and a final `#` is no node but the parent's second subscriber place, `hash_subs`. A node is reached only through
- * its parent, and is unlinked before its memory is retired, so a reader that has it keeps it for its section. place          one word that
- * says who subscribed, tagged in its low bits: nobody, one subscriber, a block of 2..32, or a fan-out. It is replaced as a whole, so a
- * reader sees the subscribers before a change or after it. fan-out        a directory of blocks, by the top bits of the hash of the
- * subscriber's identity (extendible hashing). A block is replaced as a whole. When one is split, its upper half is published before its
- * lower half: a reader goes upwards and steps over as many places as the block that it read covers, so it reads the old block alone, or the
- * new lower half and then (acquire) the new upper one; nobody appears twice. Blocks are merged only into a new directory, for the same
- * reason.
+ *                  a pointer in the parent, and a final `#` is no node but the parent's second subscriber place, `hash_subs`. A node is
+ *                  reached only through its parent, and is unlinked before its memory is retired, so a reader that has it keeps it for its
+ *                  section.
+ *   place          one word that says who subscribed (subscriber_place.h): it is replaced as a whole, so a reader sees the subscribers
+ *                  before a change or after it.
  *
  * Rejected: a trie whose nodes own arrays or hash tables of children (two kinds of node, conversions, a rebuild that stalls for the one
- * node with a million children); one linked list of subscribers (a cache miss each); a trie for exact filters too (a miss per level).
+ * node with a million children); a trie for exact filters too (a miss per level).
  *
  * A filter of thousands of levels costs a node per level, 64 bytes for a few bytes of filter; who may subscribe to how much is decided at
  * admission, not here. */
@@ -27,38 +24,14 @@
 #include <stdlib.h>
 
 #include "broker/mqtt/topic.h"
+#include "broker/route/subscriber_place.h"
 #include "common/check.h"
 #include "common/hash.h"
 #include "common/set.h"
 
-#define BLOCK_SUBSCRIBERS_MAX 32u
-/* A fan-out becomes one block again well below a block's size, so that one session coming and going at the border moves nothing. */
-#define FANOUT_SUBSCRIBERS_MIN (BLOCK_SUBSCRIBERS_MAX / 2)
 /* Retired blocks after which a change looks for itself whether something can be freed. */
 #define RECLAIM_INTERVAL 512u
 #define SCRATCH_NODES_MIN 32u
-
-/* Low two bits of a place. */
-#define PLACE_NONE ((uintptr_t)0)
-#define PLACE_SINGLE ((uintptr_t)1) /* struct subscriber */
-#define PLACE_BLOCK ((uintptr_t)2)  /* struct block */
-#define PLACE_FANOUT ((uintptr_t)3) /* struct fanout */
-#define PLACE_TAG_MASK ((uintptr_t)3)
-
-typedef _Atomic(uintptr_t) subscriber_place;
-
-/* Immutable once published. */
-struct block {
-    uint32_t count;
-    uint32_t depth; /* top bits that the identities have in common; 0 outside a fan-out */
-    struct subscriber subs[];
-};
-
-struct fanout {
-    uint32_t depth;
-    uint32_t count; /* subscribers; writer only */
-    _Atomic(struct block *) blocks[];
-};
 
 struct exact {
     struct set_entry entry;
@@ -80,45 +53,21 @@ struct node {
 };
 
 struct topic_tree {
-    struct epoch *epoch;
+    struct epoch_memory memory;
     struct set exacts;
     struct set children;
     struct node *root;
     uint64_t hash_key;
-    size_t exact_filters, wildcard_filters, nodes, subscriptions, bytes; /* writer only */
-    size_t deferred_seen;                                                /* deferred blocks after the last look, see RECLAIM_INTERVAL */
+    size_t exact_filters, wildcard_filters, nodes, subscriptions; /* writer only */
+    size_t deferred_seen;                                         /* deferred blocks after the last look, see RECLAIM_INTERVAL */
 };
 
-static size_t block_size(uint32_t count) { return sizeof(struct block) + count * sizeof(struct subscriber); }
-static size_t fanout_size(uint32_t depth) { return sizeof(struct fanout) + ((size_t)1 << depth) * sizeof(struct block *); }
 static size_t exact_size(size_t filter_size) { return offsetof(struct exact, filter) + filter_size; }
 static size_t node_size(size_t level_size) { return offsetof(struct node, level) + level_size; }
 
-static void *topic_tree_alloc(struct topic_tree *tree, size_t size)
-{
-    void *block = malloc(size);
-    if (block != NULL)
-        tree->bytes += size;
-    return block;
-}
-
-/* Free what was never published. */
-static void topic_tree_discard(struct topic_tree *tree, void *block, size_t size)
-{
-    if (block != NULL)
-        tree->bytes -= size;
-    free(block);
-}
-
-static void topic_tree_retire(struct topic_tree *tree, void *block, size_t size)
-{
-    tree->bytes -= size;
-    epoch_defer_free(tree->epoch, block);
-}
-
 static struct node *node_new(struct topic_tree *tree, struct node *parent, uint64_t hash, struct span level, bool is_plus)
 {
-    struct node *node = topic_tree_alloc(tree, node_size(level.size));
+    struct node *node = epoch_memory_alloc(&tree->memory, node_size(level.size));
     if (node == NULL)
         return NULL;
     node->entry.hash = hash;
@@ -140,12 +89,12 @@ struct topic_tree *topic_tree_new(uint64_t hash_key)
     if (tree == NULL)
         return NULL;
     tree->hash_key = hash_key;
-    tree->epoch = epoch_new();
-    if (tree->epoch == NULL)
+    tree->memory.epoch = epoch_new();
+    if (tree->memory.epoch == NULL)
         goto no_epoch;
-    if (set_init(&tree->exacts, tree->epoch) != ERR_OK)
+    if (set_init(&tree->exacts, tree->memory.epoch) != ERR_OK)
         goto no_exacts;
-    if (set_init(&tree->children, tree->epoch) != ERR_OK)
+    if (set_init(&tree->children, tree->memory.epoch) != ERR_OK)
         goto no_children;
     tree->root = node_new(tree, NULL, hash_u64(1, hash_key), span_of(NULL, 0), false);
     if (tree->root != NULL)
@@ -154,32 +103,17 @@ struct topic_tree *topic_tree_new(uint64_t hash_key)
 no_children:
     set_deinit(&tree->exacts);
 no_exacts:
-    epoch_free(tree->epoch);
+    epoch_free(tree->memory.epoch);
 no_epoch:
     free(tree);
     return NULL;
-}
-
-static void topic_tree_free_place(subscriber_place *place)
-{
-    uintptr_t word = atomic_load_explicit(place, memory_order_relaxed);
-    void *target = (void *)(word & ~PLACE_TAG_MASK);
-    if ((word & PLACE_TAG_MASK) == PLACE_FANOUT) {
-        struct fanout *fanout = target;
-        for (size_t i = 0; i < (size_t)1 << fanout->depth;) {
-            struct block *block = atomic_load_explicit(&fanout->blocks[i], memory_order_relaxed);
-            i += (size_t)1 << (fanout->depth - block->depth);
-            free(block);
-        }
-    }
-    free(target);
 }
 
 static void topic_tree_free_exact(struct set_entry *entry, void *arg)
 {
     (void)arg;
     struct exact *exact = (struct exact *)entry;
-    topic_tree_free_place(&exact->subs);
+    place_free(&exact->subs);
     free(exact);
 }
 
@@ -189,8 +123,8 @@ static void topic_tree_free_node(struct set_entry *entry, void *arg)
     (void)arg;
     for (struct node *node = (struct node *)entry, *plus; node != NULL; node = plus) {
         plus = atomic_load_explicit(&node->plus, memory_order_relaxed);
-        topic_tree_free_place(&node->subs);
-        topic_tree_free_place(&node->hash_subs);
+        place_free(&node->subs);
+        place_free(&node->hash_subs);
         free(node);
     }
 }
@@ -204,376 +138,26 @@ void topic_tree_free(struct topic_tree *tree)
     topic_tree_free_node(&tree->root->entry, NULL);
     set_deinit(&tree->exacts);
     set_deinit(&tree->children);
-    epoch_free(tree->epoch);
+    epoch_free(tree->memory.epoch);
     free(tree);
 }
 
-struct epoch *topic_tree_epoch(struct topic_tree *tree) { return tree->epoch; }
+struct epoch *topic_tree_epoch(struct topic_tree *tree) { return tree->memory.epoch; }
 
-struct epoch_reader *topic_tree_reader_register(struct topic_tree *tree) { return epoch_reader_register(tree->epoch); }
+struct epoch_reader *topic_tree_reader_register(struct topic_tree *tree) { return epoch_reader_register(tree->memory.epoch); }
 
 bool topic_tree_poll(struct topic_tree *tree)
 {
-    bool more = epoch_poll(tree->epoch);
-    tree->deferred_seen = epoch_deferred_count(tree->epoch);
+    bool more = epoch_poll(tree->memory.epoch);
+    tree->deferred_seen = epoch_deferred_count(tree->memory.epoch);
     return more;
 }
 
 /* A writer that is kept busy for long must not pile up what it retires. */
 static void topic_tree_reclaim(struct topic_tree *tree)
 {
-    if (epoch_deferred_count(tree->epoch) >= tree->deferred_seen + RECLAIM_INTERVAL)
+    if (epoch_deferred_count(tree->memory.epoch) >= tree->deferred_seen + RECLAIM_INTERVAL)
         (void)topic_tree_poll(tree);
-}
-
-/* ---- subscribers of one filter ---- */
-
-static bool subscriber_is(const struct subscriber *a, const struct subscriber *b) { return a->number == b->number; }
-
-static uint64_t subscriber_hash(const struct subscriber *sub) { return hash_u64(sub->number, 0); }
-
-static size_t fanout_index(uint32_t depth, uint64_t hash) { return depth == 0 ? 0 : (size_t)(hash >> (64 - depth)); }
-
-static uintptr_t place_word(const void *target, uintptr_t tag) { return (uintptr_t)target | tag; }
-static uintptr_t place_load(subscriber_place *place) { return atomic_load_explicit(place, memory_order_relaxed); }
-static void place_publish(subscriber_place *place, uintptr_t word) { atomic_store_explicit(place, word, memory_order_release); }
-
-static struct block *block_new(struct topic_tree *tree, uint32_t count, uint32_t depth)
-{
-    struct block *block = topic_tree_alloc(tree, block_size(count));
-    if (block != NULL) {
-        block->count = count;
-        block->depth = depth;
-    }
-    return block;
-}
-
-/* Index of the subscriber in the block, or block->count. */
-static uint32_t block_find(const struct block *block, const struct subscriber *id)
-{
-    uint32_t i = 0;
-    while (i < block->count && !subscriber_is(&block->subs[i], id))
-        i++;
-    return i;
-}
-
-/* A copy with `sub` at `index`, where index may be the end. NULL when memory is short. */
-static struct block *block_with(struct topic_tree *tree, const struct block *old, uint32_t index, const struct subscriber *sub)
-{
-    struct block *block = block_new(tree, index == old->count ? old->count + 1 : old->count, old->depth);
-    if (block == NULL)
-        return NULL;
-    memcpy(block->subs, old->subs, old->count * sizeof *sub);
-    block->subs[index] = *sub;
-    return block;
-}
-
-static struct block *block_without(struct topic_tree *tree, const struct block *old, uint32_t index)
-{
-    struct block *block = block_new(tree, old->count - 1, old->depth);
-    if (block == NULL)
-        return NULL;
-    memcpy(block->subs, old->subs, index * sizeof old->subs[0]);
-    memcpy(block->subs + index, old->subs + index + 1, (old->count - index - 1) * sizeof old->subs[0]);
-    return block;
-}
-
-static struct block *fanout_block(struct fanout *fanout, size_t index)
-{
-    return atomic_load_explicit(&fanout->blocks[index], memory_order_relaxed);
-}
-
-/* Publish a block in all places it covers. A reader looks at the first of them only, so their order does not matter. */
-static void fanout_publish(struct fanout *fanout, struct block *block, uint64_t hash)
-{
-    size_t span = (size_t)1 << (fanout->depth - block->depth);
-    size_t first = fanout_index(fanout->depth, hash) & ~(span - 1);
-    for (size_t i = 0; i < span; i++)
-        atomic_store_explicit(&fanout->blocks[first + i], block, memory_order_release);
-}
-
-/* Distribute a block over two of one bit more. False when memory is short. */
-static bool block_split(struct topic_tree *tree, struct block *halves_out[2], const struct block *old)
-{
-    uint64_t bit = UINT64_C(1) << (63 - old->depth);
-    uint32_t upper = 0;
-    for (uint32_t i = 0; i < old->count; i++)
-        upper += (subscriber_hash(&old->subs[i]) & bit) != 0;
-    halves_out[0] = block_new(tree, old->count - upper, old->depth + 1);
-    halves_out[1] = block_new(tree, upper, old->depth + 1);
-    if (halves_out[0] == NULL || halves_out[1] == NULL) {
-        topic_tree_discard(tree, halves_out[0], block_size(old->count - upper));
-        topic_tree_discard(tree, halves_out[1], block_size(upper));
-        return false;
-    }
-    uint32_t at[2] = {0, 0};
-    for (uint32_t i = 0; i < old->count; i++) {
-        int half = (subscriber_hash(&old->subs[i]) & bit) != 0;
-        halves_out[half]->subs[at[half]++] = old->subs[i];
-    }
-    return true;
-}
-
-/* Twice the directory, the same blocks. */
-static struct fanout *fanout_double(struct topic_tree *tree, subscriber_place *place, struct fanout *old)
-{
-    struct fanout *fanout = topic_tree_alloc(tree, fanout_size(old->depth + 1));
-    if (fanout == NULL)
-        return NULL;
-    fanout->depth = old->depth + 1;
-    fanout->count = old->count;
-    for (size_t i = 0; i < (size_t)1 << fanout->depth; i++)
-        atomic_init(&fanout->blocks[i], fanout_block(old, i / 2));
-    place_publish(place, place_word(fanout, PLACE_FANOUT));
-    topic_tree_retire(tree, old, fanout_size(old->depth));
-    return fanout;
-}
-
-/* Should identities collide in their top bits, a block grows beyond its usual size rather than the directory beyond a place a subscriber.
- */
-static bool fanout_may_split(const struct fanout *fanout, const struct block *block)
-{
-    return block->depth < fanout->depth || fanout->count >> fanout->depth > 0;
-}
-
-static enum err fanout_put(struct topic_tree *tree, subscriber_place *place, struct fanout *fanout, bool *was_there_out,
-                           const struct subscriber *sub)
-{
-    uint64_t hash = subscriber_hash(sub);
-    for (;;) {
-        struct block *old = fanout_block(fanout, fanout_index(fanout->depth, hash));
-        uint32_t index = block_find(old, sub);
-        *was_there_out = index < old->count;
-        if (*was_there_out || old->count < BLOCK_SUBSCRIBERS_MAX || !fanout_may_split(fanout, old)) {
-            struct block *block = block_with(tree, old, index, sub);
-            if (block == NULL)
-                return ERR_NOMEM;
-            fanout_publish(fanout, block, hash);
-            topic_tree_retire(tree, old, block_size(old->count));
-            fanout->count += !*was_there_out;
-            return ERR_OK;
-        }
-        if (old->depth == fanout->depth) {
-            fanout = fanout_double(tree, place, fanout);
-            if (fanout == NULL)
-                return ERR_NOMEM;
-        }
-        struct block *halves[2];
-        if (!block_split(tree, halves, old))
-            return ERR_NOMEM;
-        uint64_t bit = UINT64_C(1) << (63 - old->depth);
-        fanout_publish(fanout, halves[1], hash | bit);
-        fanout_publish(fanout, halves[0], hash & ~bit);
-        topic_tree_retire(tree, old, block_size(old->count));
-    }
-}
-
-/* Make a full block the only one of a fan-out's directory. */
-static enum err place_make_fanout(struct topic_tree *tree, subscriber_place *place, struct block *block)
-{
-    struct fanout *fanout = topic_tree_alloc(tree, fanout_size(0));
-    if (fanout == NULL)
-        return ERR_NOMEM;
-    fanout->depth = 0;
-    fanout->count = block->count;
-    atomic_init(&fanout->blocks[0], block);
-    place_publish(place, place_word(fanout, PLACE_FANOUT));
-    return ERR_OK;
-}
-
-/* Add or replace. On ERR_NOMEM the subscribers are the same as before. */
-static enum err place_put(struct topic_tree *tree, subscriber_place *place, bool *was_there_out, const struct subscriber *sub)
-{
-    uintptr_t word = place_load(place);
-    void *target = (void *)(word & ~PLACE_TAG_MASK);
-    *was_there_out = false;
-    if ((word & PLACE_TAG_MASK) == PLACE_BLOCK) {
-        struct block *old = target;
-        uint32_t index = block_find(old, sub);
-        *was_there_out = index < old->count;
-        if (*was_there_out || old->count < BLOCK_SUBSCRIBERS_MAX) {
-            struct block *block = block_with(tree, old, index, sub);
-            if (block == NULL)
-                return ERR_NOMEM;
-            place_publish(place, place_word(block, PLACE_BLOCK));
-            topic_tree_retire(tree, old, block_size(old->count));
-            return ERR_OK;
-        }
-        if (place_make_fanout(tree, place, old) != ERR_OK)
-            return ERR_NOMEM;
-        target = (void *)(place_load(place) & ~PLACE_TAG_MASK);
-        return fanout_put(tree, place, target, was_there_out, sub);
-    }
-    if ((word & PLACE_TAG_MASK) == PLACE_FANOUT)
-        return fanout_put(tree, place, target, was_there_out, sub);
-
-    struct subscriber *alone = target;
-    if (alone != NULL && !subscriber_is(alone, sub)) {
-        struct block *block = block_new(tree, 2, 0);
-        if (block == NULL)
-            return ERR_NOMEM;
-        block->subs[0] = *alone;
-        block->subs[1] = *sub;
-        place_publish(place, place_word(block, PLACE_BLOCK));
-    } else {
-        struct subscriber *copy = topic_tree_alloc(tree, sizeof *copy);
-        if (copy == NULL)
-            return ERR_NOMEM;
-        *copy = *sub;
-        *was_there_out = alone != NULL;
-        place_publish(place, place_word(copy, PLACE_SINGLE));
-    }
-    if (alone != NULL)
-        topic_tree_retire(tree, alone, sizeof *alone);
-    return ERR_OK;
-}
-
-/* Retire a fan-out's directory and, of its blocks, those that are not in `kept` (NULL: all). */
-static void fanout_retire(struct topic_tree *tree, struct fanout *old, struct fanout *kept)
-{
-    for (size_t i = 0; i < (size_t)1 << old->depth;) {
-        struct block *block = fanout_block(old, i);
-        if (kept == NULL || fanout_block(kept, i / 2) != block)
-            topic_tree_retire(tree, block, block_size(block->count));
-        i += (size_t)1 << (old->depth - block->depth);
-    }
-    topic_tree_retire(tree, old, fanout_size(old->depth));
-}
-
-/* Few are left: one block for all of them. Left as it is when memory is short. */
-static void fanout_collapse(struct topic_tree *tree, subscriber_place *place, struct fanout *fanout)
-{
-    struct block *all = block_new(tree, fanout->count, 0);
-    if (all == NULL)
-        return;
-    uint32_t at = 0;
-    for (size_t i = 0; i < (size_t)1 << fanout->depth;) {
-        struct block *block = fanout_block(fanout, i);
-        memcpy(all->subs + at, block->subs, block->count * sizeof block->subs[0]);
-        at += block->count;
-        i += (size_t)1 << (fanout->depth - block->depth);
-    }
-    CHECK(at == fanout->count);
-    place_publish(place, place_word(all, PLACE_BLOCK));
-    fanout_retire(tree, fanout, NULL);
-}
-
-/* Half the directory, in which neighbours have been merged. Not done when two together are too many for a block or memory is short. */
-static void fanout_halve(struct topic_tree *tree, subscriber_place *place, struct fanout *old)
-{
-    struct fanout *fanout = topic_tree_alloc(tree, fanout_size(old->depth - 1));
-    if (fanout == NULL)
-        return;
-    fanout->depth = old->depth - 1;
-    fanout->count = old->count;
-    size_t done = 0;
-    for (; done < (size_t)1 << fanout->depth; done++) {
-        struct block *low = fanout_block(old, done * 2), *high = fanout_block(old, done * 2 + 1), *both = low;
-        if (low != high) {
-            both = low->count + high->count <= BLOCK_SUBSCRIBERS_MAX ? block_new(tree, low->count + high->count, fanout->depth) : NULL;
-            if (both == NULL)
-                break;
-            memcpy(both->subs, low->subs, low->count * sizeof low->subs[0]);
-            memcpy(both->subs + low->count, high->subs, high->count * sizeof high->subs[0]);
-        }
-        atomic_init(&fanout->blocks[done], both);
-    }
-    if (done < (size_t)1 << fanout->depth) {
-        while (done-- > 0) {
-            struct block *block = fanout_block(fanout, done);
-            if (block != fanout_block(old, done * 2))
-                topic_tree_discard(tree, block, block_size(block->count));
-        }
-        topic_tree_discard(tree, fanout, fanout_size(fanout->depth));
-        return;
-    }
-    place_publish(place, place_word(fanout, PLACE_FANOUT));
-    fanout_retire(tree, old, fanout);
-}
-
-/* A removal has nobody to refuse to, so it must get its memory (at most half a KiB): what readers are about to release is waited for, and
- * if even that is not enough, stopping is better than going on to deliver to somebody who has unsubscribed. */
-static struct block *block_without_must(struct topic_tree *tree, const struct block *old, uint32_t index)
-{
-    struct block *block = block_without(tree, old, index);
-    for (bool waiting = true; block == NULL && waiting;) {
-        waiting = epoch_poll(tree->epoch);
-        block = block_without(tree, old, index);
-    }
-    CHECK_MSG(block != NULL, "no memory to take a subscriber out");
-    return block;
-}
-
-static bool fanout_remove(struct topic_tree *tree, subscriber_place *place, struct fanout *fanout, const struct subscriber *id)
-{
-    uint64_t hash = subscriber_hash(id);
-    struct block *old = fanout_block(fanout, fanout_index(fanout->depth, hash));
-    uint32_t index = block_find(old, id);
-    if (index == old->count)
-        return false;
-    fanout_publish(fanout, block_without_must(tree, old, index), hash);
-    topic_tree_retire(tree, old, block_size(old->count));
-    fanout->count--;
-    /* Halving is tried at a few counts only, so that a directory that cannot be halved yet is not tried at each removal. */
-    size_t places = (size_t)1 << fanout->depth;
-    if (fanout->count == 0) {
-        place_publish(place, PLACE_NONE);
-        fanout_retire(tree, fanout, NULL);
-    } else if (fanout->count <= FANOUT_SUBSCRIBERS_MIN)
-        fanout_collapse(tree, place, fanout);
-    else if (fanout->depth > 0 && fanout->count <= 4 * places && (fanout->count & (places - 1)) == 0)
-        fanout_halve(tree, place, fanout);
-    return true;
-}
-
-/* Returns whether the subscriber was there. */
-static bool place_remove(struct topic_tree *tree, subscriber_place *place, const struct subscriber *id)
-{
-    uintptr_t word = place_load(place);
-    void *target = (void *)(word & ~PLACE_TAG_MASK);
-    if (word == PLACE_NONE)
-        return false;
-    if ((word & PLACE_TAG_MASK) == PLACE_FANOUT)
-        return fanout_remove(tree, place, target, id);
-    if ((word & PLACE_TAG_MASK) == PLACE_SINGLE) {
-        struct subscriber *alone = target;
-        if (!subscriber_is(alone, id))
-            return false;
-        place_publish(place, PLACE_NONE);
-        topic_tree_retire(tree, alone, sizeof *alone);
-        return true;
-    }
-    struct block *old = target;
-    uint32_t index = block_find(old, id);
-    if (index == old->count)
-        return false;
-    if (old->count == 1) {
-        place_publish(place, PLACE_NONE);
-    } else {
-        struct block *block = block_without_must(tree, old, index);
-        place_publish(place, place_word(block, PLACE_BLOCK));
-    }
-    topic_tree_retire(tree, old, block_size(old->count));
-    return true;
-}
-
-/* Also for readers: a directory's depth never changes, and of a block that is being split the old one or the right half is found. */
-static const struct subscriber *place_find(subscriber_place *place, const struct subscriber *id)
-{
-    uintptr_t word = atomic_load_explicit(place, memory_order_acquire);
-    void *target = (void *)(word & ~PLACE_TAG_MASK);
-    if (word == PLACE_NONE)
-        return NULL;
-    if ((word & PLACE_TAG_MASK) == PLACE_SINGLE)
-        return subscriber_is(target, id) ? target : NULL;
-    struct block *block = target;
-    if ((word & PLACE_TAG_MASK) == PLACE_FANOUT) {
-        struct fanout *fanout = target;
-        size_t at = fanout_index(fanout->depth, subscriber_hash(id));
-        block = atomic_load_explicit(&fanout->blocks[at], memory_order_acquire);
-    }
-    uint32_t index = block_find(block, id);
-    return index < block->count ? &block->subs[index] : NULL;
 }
 
 /* ---- filters ---- */
@@ -644,7 +228,7 @@ static bool filter_check(struct span filter, bool *wildcard_out)
 /* Unlink and retire the node and those above it that nothing needs any more. */
 static void topic_tree_prune(struct topic_tree *tree, struct node *node)
 {
-    while (node != tree->root && place_load(&node->subs) == PLACE_NONE && place_load(&node->hash_subs) == PLACE_NONE &&
+    while (node != tree->root && place_is_empty(&node->subs) && place_is_empty(&node->hash_subs) &&
            atomic_load_explicit(&node->plus, memory_order_relaxed) == NULL &&
            atomic_load_explicit(&node->child_count, memory_order_relaxed) == 0) {
         struct node *parent = node->parent;
@@ -655,7 +239,7 @@ static void topic_tree_prune(struct topic_tree *tree, struct node *node)
             atomic_fetch_sub_explicit(&parent->child_count, 1, memory_order_relaxed);
         }
         tree->nodes--;
-        topic_tree_retire(tree, node, node_size(node->size));
+        epoch_memory_retire(&tree->memory, node, node_size(node->size));
         node = parent;
     }
 }
@@ -675,7 +259,7 @@ static struct node *topic_tree_make_child(struct topic_tree *tree, struct node *
         atomic_store_explicit(&parent->plus, child, memory_order_release);
     } else {
         if (set_put(&tree->children, &child->entry) != ERR_OK) {
-            topic_tree_discard(tree, child, node_size(level.size));
+            epoch_memory_discard(&tree->memory, child, node_size(level.size));
             return NULL;
         }
         atomic_fetch_add_explicit(&parent->child_count, 1, memory_order_relaxed);
@@ -717,24 +301,24 @@ static enum err topic_tree_add_exact(struct topic_tree *tree, bool *was_there_ou
     uint64_t hash = hash_span(filter, tree->hash_key);
     struct exact *exact = exact_find(tree, filter, hash);
     if (exact != NULL)
-        return place_put(tree, &exact->subs, was_there_out, sub);
-    exact = topic_tree_alloc(tree, exact_size(filter.size));
+        return place_put(&tree->memory, &exact->subs, was_there_out, sub);
+    exact = epoch_memory_alloc(&tree->memory, exact_size(filter.size));
     if (exact == NULL)
         return ERR_NOMEM;
     exact->entry.hash = hash;
     exact->size = (uint16_t)filter.size;
     memcpy(exact->filter, filter.data, filter.size);
     atomic_init(&exact->subs, PLACE_NONE);
-    if (place_put(tree, &exact->subs, was_there_out, sub) != ERR_OK)
+    if (place_put(&tree->memory, &exact->subs, was_there_out, sub) != ERR_OK)
         goto no_subscriber;
     if (set_put(&tree->exacts, &exact->entry) != ERR_OK)
         goto no_place;
     tree->exact_filters++;
     return ERR_OK;
 no_place:
-    (void)place_remove(tree, &exact->subs, sub);
+    (void)place_remove(&tree->memory, &exact->subs, sub);
 no_subscriber:
-    topic_tree_discard(tree, exact, exact_size(filter.size));
+    epoch_memory_discard(&tree->memory, exact, exact_size(filter.size));
     return ERR_NOMEM;
 }
 
@@ -744,8 +328,8 @@ static enum err topic_tree_add_wildcard(struct topic_tree *tree, bool *was_there
     subscriber_place *place = topic_tree_wildcard_place(tree, &node, filter, true);
     if (place == NULL)
         return ERR_NOMEM;
-    bool was_empty = place_load(place) == PLACE_NONE;
-    enum err err = place_put(tree, place, was_there_out, sub);
+    bool was_empty = place_is_empty(place);
+    enum err err = place_put(&tree->memory, place, was_there_out, sub);
     if (err != ERR_OK)
         topic_tree_prune(tree, node);
     else if (was_empty)
@@ -771,11 +355,11 @@ enum err topic_tree_add(struct topic_tree *tree, bool *was_there_out, struct spa
 static bool topic_tree_remove_exact(struct topic_tree *tree, struct span filter, const struct subscriber *id)
 {
     struct exact *exact = exact_find(tree, filter, hash_span(filter, tree->hash_key));
-    if (exact == NULL || !place_remove(tree, &exact->subs, id))
+    if (exact == NULL || !place_remove(&tree->memory, &exact->subs, id))
         return false;
-    if (place_load(&exact->subs) == PLACE_NONE) {
+    if (place_is_empty(&exact->subs)) {
         set_remove(&tree->exacts, &exact->entry);
-        topic_tree_retire(tree, exact, exact_size(exact->size));
+        epoch_memory_retire(&tree->memory, exact, exact_size(exact->size));
         tree->exact_filters--;
     }
     return true;
@@ -785,9 +369,9 @@ static bool topic_tree_remove_wildcard(struct topic_tree *tree, struct span filt
 {
     struct node *node;
     subscriber_place *place = topic_tree_wildcard_place(tree, &node, filter, false);
-    if (place == NULL || !place_remove(tree, place, id))
+    if (place == NULL || !place_remove(&tree->memory, place, id))
         return false;
-    if (place_load(place) == PLACE_NONE) {
+    if (place_is_empty(place)) {
         tree->wildcard_filters--;
         topic_tree_prune(tree, node);
     }
@@ -811,6 +395,7 @@ bool topic_tree_remove(struct topic_tree *tree, struct span filter, uint64_t num
 #define REF_EXACT ((uintptr_t)1)     /* struct exact */
 #define REF_NODE ((uintptr_t)2)      /* struct node: the filter that ends there */
 #define REF_NODE_HASH ((uintptr_t)3) /* struct node: the filter that ends in "#" below it */
+#define REF_TAG_MASK ((uintptr_t)3)
 
 /* A subscriber of a filter and where that stands; NULL when it is not there. Any thread. */
 static const struct subscriber *topic_tree_lookup(struct topic_tree *tree, struct topic_filter_ref *ref_out, struct span filter,
@@ -876,14 +461,14 @@ static size_t node_text(const struct node *node, bool hash, uint8_t *out, size_t
 size_t topic_filter_text(struct topic_filter_ref ref, uint8_t *out)
 {
     CHECK(ref.word != 0);
-    const void *target = (const void *)(ref.word & ~PLACE_TAG_MASK);
-    if ((ref.word & PLACE_TAG_MASK) == REF_EXACT) {
+    const void *target = (const void *)(ref.word & ~REF_TAG_MASK);
+    if ((ref.word & REF_TAG_MASK) == REF_EXACT) {
         const struct exact *exact = target;
         if (out != NULL)
             memcpy(out, exact->filter, exact->size);
         return exact->size;
     }
-    bool hash = (ref.word & PLACE_TAG_MASK) == REF_NODE_HASH;
+    bool hash = (ref.word & REF_TAG_MASK) == REF_NODE_HASH;
     size_t size = node_text(target, hash, NULL, 0);
     return out != NULL ? node_text(target, hash, out, size) : size;
 }
@@ -895,49 +480,12 @@ void topic_tree_get_stats(const struct topic_tree *tree, struct topic_tree_stats
         .wildcard_filters = tree->wildcard_filters,
         .nodes = tree->nodes,
         .subscriptions = tree->subscriptions,
-        .bytes = tree->bytes + tree->exacts.bytes + tree->children.bytes,
-        .deferred = epoch_deferred_count(tree->epoch),
+        .bytes = tree->memory.bytes + tree->exacts.bytes + tree->children.bytes,
+        .deferred = epoch_deferred_count(tree->memory.epoch),
     };
 }
 
 /* ---- matching: any thread ---- */
-
-void match_list_deinit(struct match_list *list)
-{
-    free(list->matches);
-    free(list->scratch);
-    match_list_init(list);
-}
-
-void match_list_trim(struct match_list *list, size_t capacity_max)
-{
-    if (list->capacity > capacity_max || list->scratch_capacity > capacity_max)
-        match_list_deinit(list);
-}
-
-static bool match_list_reserve(struct match_list *list, size_t more)
-{
-    if (list->capacity - list->count >= more)
-        return true;
-    size_t capacity = list->capacity < 16 ? 16 : list->capacity;
-    while (capacity - list->count < more)
-        capacity *= 2;
-    struct subscriber *matches = realloc(list->matches, capacity * sizeof *matches);
-    if (matches == NULL)
-        return false;
-    list->matches = matches;
-    list->capacity = capacity;
-    return true;
-}
-
-static bool match_list_add_block(struct match_list *list, const struct subscriber *subs, uint32_t count)
-{
-    if (!match_list_reserve(list, count))
-        return false;
-    memcpy(list->matches + list->count, subs, count * sizeof *subs);
-    list->count += count;
-    return true;
-}
 
 /* How a walk goes on after a place. */
 enum match_step { MATCH_ON, MATCH_STOP, MATCH_NOMEM };
@@ -950,22 +498,7 @@ static enum match_step match_collect(struct match_list *list, subscriber_place *
         return MATCH_ON;
     if (first_only)
         return MATCH_STOP;
-    void *target = (void *)(word & ~PLACE_TAG_MASK);
-    bool ok = true;
-    if ((word & PLACE_TAG_MASK) == PLACE_SINGLE) {
-        ok = match_list_add_block(list, target, 1);
-    } else if ((word & PLACE_TAG_MASK) == PLACE_BLOCK) {
-        const struct block *block = target;
-        ok = match_list_add_block(list, block->subs, block->count);
-    } else {
-        struct fanout *fanout = target;
-        for (size_t i = 0; ok && i < (size_t)1 << fanout->depth;) {
-            const struct block *block = atomic_load_explicit(&fanout->blocks[i], memory_order_acquire);
-            ok = match_list_add_block(list, block->subs, block->count);
-            i += (size_t)1 << (fanout->depth - block->depth);
-        }
-    }
-    return ok ? MATCH_ON : MATCH_NOMEM;
+    return place_collect(word, list) ? MATCH_ON : MATCH_NOMEM;
 }
 
 /* Room for the `count` nodes of this level in the first half of the scratch, and for two children of each in the second. */
