@@ -11,7 +11,7 @@
  * properties (all of them) included. Fields whose bit is 0 are not initialised by the decoder.
  *
  * Forwarding a PUBLISH: when it enters, properties_forwardable_put() copies what goes along unaltered into the message (once); for each
- * recipient properties_forward_put() writes what is its own (remaining expiry, subscription identifiers, alias) and that copy after it.
+ * recipient packet_publish_head_put() writes what is its own (remaining expiry, subscription identifiers, alias) and that copy after it.
  *
  * Thread: any. Pure. All spans are borrowed from the input. */
 #ifndef TIDEGATE_BROKER_MQTT_PROPERTIES_H
