@@ -4,6 +4,7 @@
 
 #include "broker/core/recipient.h"
 #include "broker/core/shard_state.h"
+#include "broker/session/queue_totals.h"
 #include "common/hash.h"
 
 #define NOT_FIRST 0x80000000u /* in next_same: the match belongs to a session seen before */
@@ -79,6 +80,13 @@ static bool put_record_recipient(struct publish_scratch *scratch, const struct r
     return true;
 }
 
+/* All queues together are full, and who needs them is refused. */
+static bool are_queues_full(const struct shard *shard)
+{
+    const struct queue_totals *totals = shard->config.queue_totals;
+    return totals && shard->config.limits.queue_policy == QUEUE_REFUSE && queue_totals_are_full(totals);
+}
+
 /* Its session is full, and who publishes is to be told so (LOG 13). At QoS 0, and by a will, there is nobody to tell. */
 static void refuse_recipient(struct publish_scratch *scratch, uint8_t qos, bool is_will)
 {
@@ -107,11 +115,11 @@ static bool put_recipient(struct shard *shard, const struct msg_source *source, 
     if (part_count == 0)
         return true;
     uint8_t qos = granted < source->qos ? granted : source->qos;
-    if (options & SUBSCRIBER_FULL) {
+    bool is_persistent = (options & SUBSCRIBER_PERSISTENT) != 0;
+    if ((options & SUBSCRIBER_FULL) || (is_persistent && are_queues_full(shard))) {
         refuse_recipient(scratch, qos, is_will);
         return true;
     }
-    bool is_persistent = (options & SUBSCRIBER_PERSISTENT) != 0;
     /* LOG 9. Without a record it still keeps its place behind what waits. A will that was said and is not durable would be said again. */
     bool is_held = shard->log.pool && (is_persistent || source->qos == 2 || is_will);
     struct publish_bytes *bytes = is_held ? &scratch->held : &scratch->now;

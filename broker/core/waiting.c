@@ -186,10 +186,15 @@ bool waiting_keep_bounds(struct shard *shard, struct session *sess)
     return false;
 }
 
-/* The process's own bounds: whatever the policy, the newest is dropped. NULL: it is counted in. */
+/* The process's own bounds. Who refuses has taken it before they were reached, and may not drop it now; else the newest is dropped. NULL:
+ * it is counted in. */
 static struct counter *take_totals(struct shard *shard, size_t cost, enum shard_drop *reason_out)
 {
     struct queue_totals *totals = shard->config.queue_totals;
+    if (totals && shard->config.limits.queue_policy == QUEUE_REFUSE) {
+        queue_totals_change(totals, 1, (int64_t)cost);
+        return NULL;
+    }
     switch (totals ? queue_totals_take(totals, cost) : QUEUE_TOTALS_TAKEN) {
     case QUEUE_TOTALS_TAKEN:
         return NULL;

@@ -315,7 +315,8 @@ static const struct option_spec specs[] = {
      .min = 1,
      .max = INT64_C(1000000000000),
      .unit = "messages",
-     .doc = "Messages that wait in all sessions together; what comes then is dropped, whatever queue_policy says."},
+     .doc = "Messages that wait in all sessions together. What comes then is dropped; with queue_policy refuse, publishers to persistent "
+            "sessions are refused, and what they have on its way may go over it."},
     {.name = "max_queued_bytes_total",
      .type = OPTION_SIZE,
      .flags = OPTION_MAY_BE_UNLIMITED,
@@ -331,7 +332,8 @@ static const struct option_spec specs[] = {
      .text = "16MiB",
      .min = 20,
      .max = 268435460,
-     .doc = "Largest packet taken from a client; a larger one closes its connection with 0x95. CONNECT: at most 1 MiB, however large this is.",
+     .doc =
+         "Largest packet taken from a client; a larger one closes its connection with 0x95. CONNECT: at most 1 MiB, however large this is.",
      .mosquitto = "mosquitto's default is no limit."},
     {.name = "max_keepalive",
      .type = OPTION_INT,

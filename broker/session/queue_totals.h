@@ -5,6 +5,7 @@
 #define TIDEGATE_BROKER_SESSION_QUEUE_TOTALS_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 struct queue_totals {
@@ -21,6 +22,13 @@ static inline void queue_totals_change(struct queue_totals *totals, int64_t mess
         atomic_fetch_add_explicit(&totals->messages, (uint64_t)messages, memory_order_relaxed);
     if (bytes != 0)
         atomic_fetch_add_explicit(&totals->bytes, (uint64_t)bytes, memory_order_relaxed);
+}
+
+/* What comes next would not fit, or hardly: read before a message is taken in. */
+static inline bool queue_totals_are_full(const struct queue_totals *totals)
+{
+    return atomic_load_explicit(&totals->messages, memory_order_relaxed) >= totals->messages_max ||
+           atomic_load_explicit(&totals->bytes, memory_order_relaxed) >= totals->bytes_max;
 }
 
 /* Room for one message. Not TAKEN: the bound that would be exceeded; nothing is taken. */
