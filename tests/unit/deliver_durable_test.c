@@ -235,6 +235,43 @@ static void what_is_in_flight_is_let_go_and_sent_again_under_its_identifier(void
     rig_free(rig);
 }
 
+/* Queue and what is in flight are packed while the client is away, opened for what comes, and packed again. */
+static void what_is_packed_goes_on(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(.limits = {.inflight_max = 5});
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
+    rig_subscribe(sub, 1, "a/#", 1);
+    publish_range(rig, pub, "a/x", 1, 100);
+    rig_break(sub);
+    rig_settle(rig);
+    const struct session *sess = session_table_find(&rig_shard(rig, rig_home(rig, "sub"))->sessions, SPAN_LITERAL("sub"));
+    for (unsigned i = 101; i <= 160; i += 20) {
+        rig_checkpoint(rig);
+        assert_int_equal(in_memory(rig), 0);
+        assert_true(sess->inflight.is_packed && sess->queue.is_packed);
+        publish_range(rig, pub, "a/x", i, i + 19);
+        assert_true(sess->inflight.is_packed && !sess->queue.is_packed);
+    }
+    rig_checkpoint(rig);
+    rig_checkpoint(rig); /* the last runs are in it */
+    for (int round = 0; round < 3; round++) {
+        assert_true(sess->inflight.is_packed && sess->queue.is_packed);
+        assert_int_equal(queued(rig), 155);
+        sub = rig_connect(rig, "sub", MQTT_V5, false);
+        rig_settle(rig);
+        for (unsigned i = 1; i <= 5; i++)
+            assert_int_equal(number_of(rig_next(sub)), i);
+        rig_break(sub); /* with what was read ahead */
+        rig_settle(rig);
+    }
+    sub = rig_connect(rig, "sub", MQTT_V5, false);
+    assert_int_equal(take_all(rig, sub, 1), 160);
+    assert_int_equal(queued(rig), 0);
+    rig_free(rig);
+}
+
 static void qos2_leaves_when_its_record_is_durable(void **state)
 {
     (void)state;
@@ -865,6 +902,7 @@ int main(void)
         cmocka_unit_test(a_run_that_is_not_committed_is_asked_for_again),
         cmocka_unit_test(a_subscriber_that_keeps_up_costs_one_record_a_message),
         cmocka_unit_test(what_is_in_flight_is_let_go_and_sent_again_under_its_identifier),
+        cmocka_unit_test(what_is_packed_goes_on),
         cmocka_unit_test(qos2_leaves_when_its_record_is_durable),
         cmocka_unit_test(nothing_overtakes_a_qos2_that_waits),
         cmocka_unit_test(the_newest_is_dropped_and_said),
