@@ -214,6 +214,8 @@ struct sim_config {
     bool keeps_sessions;     /* all of them */
     bool is_v5;              /* every client */
     bool has_watchers;       /* few publish, and the others only subscribe */
+    bool shares_devices;     /* everyone publishes for all */
+    uint32_t quiet_step;     /* from then on nobody publishes */
     bool has_steady;         /* the last client stays subscribed, in one session, and misses nothing */
     bool starves_route;      /* always one from a shard to the route actor */
     uint32_t retain_one_in;  /* of so many messages one is retained, */

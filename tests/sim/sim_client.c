@@ -185,7 +185,7 @@ static void publish_new(struct sim *sim, struct sim_client *client)
 {
     uint8_t device = (uint8_t)sim_below(sim, sim->config.device_count);
     /* A device belongs to one client but the last, which everyone may publish for. */
-    if (device + 1u < sim->config.device_count)
+    if (device + 1u < sim->config.device_count && !sim->config.shares_devices)
         device = (uint8_t)(client->index % sim->config.device_count);
     struct sim_message *message = sim_ledger_new(sim, client->index, device, (uint8_t)sim_below(sim, 3),
                                                  sim_chance(sim, 1, sim->config.command_one_in) ? SIM_COMMAND : SIM_TELEMETRY);
@@ -417,7 +417,7 @@ void sim_client_act(struct sim *sim, struct sim_client *client)
         subscription->is_wanted = !subscription->is_wanted;
         return;
     }
-    if (!sim->calm && client->publishes)
+    if (!sim->calm && client->publishes && sim->step < sim->config.quiet_step)
         publish_some(sim, client);
 }
 

@@ -237,8 +237,8 @@ static void check_agreed(struct sim *sim, const struct sim_client *subscriber, c
         return;
     for (uint32_t id = 0; id < sim->ledger.count; id++) {
         const struct sim_message *other = &sim->ledger.messages[id];
-        if (other->retain && other->device == message->device && other->kind == message->kind && other->first_sent_step && !other->acked &&
-            !other->is_refused)
+        bool is_over = other->acked || (other->is_refused && other->attempts == 1);
+        if (other->retain && other->device == message->device && other->kind == message->kind && other->first_sent_step && !is_over)
             return; /* it may come to be in force at any time */
     }
     if (retained->value && retained->read_step == retained->written_step && retained->value != message->id + 1)

@@ -79,6 +79,7 @@ static void draw_moods(struct sim *sim, struct sim_config *config)
     config->clean_one_in = sim_chance(sim, 1, 4) ? 3 : 30;
     config->give_up_one_in = sim_chance(sim, 1, 3) ? 12 : 0;
     config->short_one_in = 3;
+    config->quiet_step = UINT32_MAX;
     config->will_one_in = 2;
     config->retain_one_in = 4;
     config->command_one_in = 6;
@@ -146,6 +147,29 @@ static void draw_purpose(struct sim *sim, struct sim_config *config)
         config->fault_one_in = 200;
         config->starve_one_in = 50;
         config->starves_route = true;
+        return;
+    case 4: /* retained values that nobody changes any more, for sessions that have just begun when the broker dies */
+        config->device_count = SIM_DEVICES_MAX;
+        config->client_count = 4 + config->client_count % 3;
+        config->retain_one_in = 1;
+        config->command_one_in = 1000;
+        config->will_one_in = 1000;
+        config->quiet_step = config->steps;
+        config->steps *= 2;
+        config->shares_devices = true;
+        config->inflight_max = 1;
+        config->starve_one_in = 50;
+        config->starves_route = true;
+        config->has_watchers = true;
+        config->keeps_sessions = true;
+        config->expiry_max_s = UINT32_MAX;
+        config->change_one_in = 1000;
+        config->clean_one_in = 3;
+        config->short_one_in = 1000;
+        config->cut_one_in = 300;
+        config->fault_one_in = 400;
+        config->give_up_one_in = 0;
+        config->haste = 24;
         return;
     case 5: /* long queues of many that are away, and deaths while they are read */
         config->has_steady = true;
