@@ -184,7 +184,7 @@ struct sched_wish {
     uint64_t runtime_ns, deadline_ns, period_ns; /* runtime: of the normal policies the length of a turn */
 };
 
-#define BULK_TURN_NS (20 * NS_PER_MS)
+#define BULK_TURN_NS (5 * NS_PER_MS) /* longer than the usual one; not so long that who waits for its end suffers */
 
 void proc_run_in_bulk(void)
 {
