@@ -138,8 +138,8 @@ bool retained_scan_step(struct retained_scan *scan, int64_t now_wall_ns, size_t 
 void retained_scan_end(struct retained_scan *scan);
 
 struct retained_stats {
-    uint64_t messages; /* live */
-    uint64_t bytes;    /* of the live messages, as counted by the caller */
+    uint64_t messages;          /* live */
+    uint64_t bytes;             /* of the live messages, as counted by the caller */
     uint64_t reserved_messages; /* on their way */
     uint64_t tombstones;
     uint64_t index_bytes;     /* what the store itself allocated */

@@ -1,8 +1,8 @@
 /* Log sequences, ascending, of which many may stand aside for long: those of a queue that came too late for its runs (session/queue.h).
  *
  * Most are added at the end, some a little before it; all are taken from the beginning. A chain of pieces, each a position list of at most
- * LATE_PIECE, so that adding copies one piece, found from the end: it costs the same however many there are. A byte or two for each; there are never more than the queue has
- * messages, and its bound is theirs. Pure; owner: the queue. */
+ * LATE_PIECE, so that adding copies one piece, found from the end: it costs the same however many there are. A byte or two for each; there
+ * are never more than the queue has messages, and its bound is theirs. Pure; owner: the queue. */
 #ifndef TIDEGATE_BROKER_SESSION_LATE_LIST_H
 #define TIDEGATE_BROKER_SESSION_LATE_LIST_H
 
