@@ -23,7 +23,7 @@ static const struct unit mosquitto_units[] = {{"y", 365 * NS_PER_DAY},
                                               {"s", NS_PER_S},
                                               {NULL, 0}};
 
-bool options_parse_int(int64_t *value_out, struct span text)
+bool option_parse_int(int64_t *value_out, struct span text)
 {
     bool is_negative = text.size > 0 && text.data[0] == '-';
     int64_t value = 0;
@@ -43,7 +43,7 @@ bool options_parse_int(int64_t *value_out, struct span text)
     return true;
 }
 
-bool options_parse_bool(bool *value_out, struct span text)
+bool option_parse_bool(bool *value_out, struct span text)
 {
     bool is_true = span_equal(text, SPAN_LITERAL("true"));
     if (!is_true && !span_equal(text, SPAN_LITERAL("false")))
@@ -59,7 +59,7 @@ static bool parse_with_unit(int64_t *value_out, struct span text, const struct u
     int64_t count;
     while (digits < text.size && text.data[digits] >= '0' && text.data[digits] <= '9')
         digits++;
-    if (digits == 0 || !options_parse_int(&count, span_of(text.data, digits)))
+    if (digits == 0 || !option_parse_int(&count, span_of(text.data, digits)))
         return false;
     struct span name = span_of(text.data + digits, text.size - digits);
     int64_t factor = name.size == 0 ? bare : 0;
@@ -69,7 +69,7 @@ static bool parse_with_unit(int64_t *value_out, struct span text, const struct u
     return factor != 0 && !__builtin_mul_overflow(count, factor, value_out);
 }
 
-bool options_parse_size(int64_t *bytes_out, struct span text) { return parse_with_unit(bytes_out, text, size_units, 1); }
+bool option_parse_size(int64_t *bytes_out, struct span text) { return parse_with_unit(bytes_out, text, size_units, 1); }
 
 static bool parse_duration(int64_t *duration_out, const struct option_spec *spec, struct span text)
 {
@@ -84,9 +84,9 @@ static bool parse_duration(int64_t *duration_out, const struct option_spec *spec
 static bool parse_number(int64_t *number_out, const struct option_spec *spec, struct span text)
 {
     if (spec->type == OPTION_INT)
-        return options_parse_int(number_out, text);
+        return option_parse_int(number_out, text);
     if (spec->type == OPTION_SIZE)
-        return options_parse_size(number_out, text);
+        return option_parse_size(number_out, text);
     return parse_duration(number_out, spec, text);
 }
 
@@ -96,7 +96,7 @@ static bool has_bounds(const struct option_spec *spec) { return spec->min != 0 |
 static bool is_magic_number(const struct option_spec *spec, struct span text)
 {
     int64_t number;
-    if (!options_parse_int(&number, text))
+    if (!option_parse_int(&number, text))
         return false;
     return (number == 0 && (spec->flags & OPTION_ZERO_UNLIMITED)) || (number == -1 && (spec->flags & OPTION_MINUS_ONE_UNLIMITED));
 }
@@ -152,7 +152,7 @@ bool option_value_parse(union option_value *value_out, bool *is_magic_out, const
     *is_magic_out = false;
     switch (spec->type) {
     case OPTION_BOOL:
-        if (options_parse_bool(&value_out->flag, span_of_string(text)))
+        if (option_parse_bool(&value_out->flag, span_of_string(text)))
             return true;
         complain(msg, spec, text, "is neither");
         return false;

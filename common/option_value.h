@@ -1,8 +1,13 @@
-/* One value of the option table: text to field and back. Used by options.c and options_document.c only. Pure. */
+/* One value of the option table: text to field and back. Pure. */
 #ifndef TIDEGATE_COMMON_OPTION_VALUE_H
 #define TIDEGATE_COMMON_OPTION_VALUE_H
 
-#include "common/options.h"
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/buf.h"
+#include "common/err.h"
+#include "common/option_spec.h"
 
 union option_value {
     bool flag;
@@ -26,5 +31,10 @@ void option_value_print_expected(struct buf *out, const struct option_spec *spec
 void option_value_print_magic(struct buf *out, const struct option_spec *spec);
 /* The type's name in the documents. */
 const char *option_type_name(const struct option_spec *spec);
+
+/* The single values, for command lines and query arguments. Return false, with nothing written, when malformed. */
+bool option_parse_size(int64_t *bytes_out, struct span text);
+bool option_parse_bool(bool *value_out, struct span text);
+bool option_parse_int(int64_t *value_out, struct span text);
 
 #endif

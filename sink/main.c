@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "common/data_dir.h"
+#include "common/option_value.h"
 #include "common/proc.h"
 #include "common/sd_notify.h"
 #include "sink/decode/event_time.h"
@@ -327,7 +328,7 @@ static bool query_ask(const struct arguments *arguments, struct query_answer *an
 static size_t plot_side(const char *text, const char *name, size_t side_default)
 {
     int64_t side = (int64_t)side_default;
-    if (!text || (options_parse_int(&side, span_of_string(text)) && side > 0 && side <= PLOT_WIDTH_MAX))
+    if (!text || (option_parse_int(&side, span_of_string(text)) && side > 0 && side <= PLOT_WIDTH_MAX))
         return (size_t)side;
     fprintf(stderr, "tidegate-sink: --%s: expected a number from 1 to %d\n", name, PLOT_WIDTH_MAX);
     return 0;

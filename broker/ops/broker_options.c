@@ -8,6 +8,7 @@
 #include "broker/actor/ops.h"
 #include "common/clock.h"
 #include "common/logger.h"
+#include "common/option_value.h"
 
 #define KIB INT64_C(1024)
 #define MIB (KIB * 1024)
@@ -828,7 +829,7 @@ static void validate_http(struct options *options, struct broker_config *config)
         address_size = strlen(address);
     }
     int64_t port;
-    if (address_size == 0 || address_size >= sizeof config->http_address || !options_parse_int(&port, span_of_string(port_text)) ||
+    if (address_size == 0 || address_size >= sizeof config->http_address || !option_parse_int(&port, span_of_string(port_text)) ||
         port < 0 || port > 65535) {
         options_problem(options, OPTION_ERROR, "http_listener", -1, "\"%.80s\" cannot be used (expected ADDRESS:PORT, PORT or off)", text);
         return;

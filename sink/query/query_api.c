@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "common/murmur2.h"
+#include "common/option_value.h"
 #include "sink/decode/event_time.h"
 #include "sink/query/engine.h"
 #include "sink/query/query_client.h"
@@ -50,7 +51,7 @@ static bool parse_limit(const struct http_request *request, struct http_response
     const char *text = http_request_query(request, "limit");
     if (!text)
         return true;
-    if (!options_parse_int(limit, span_of_string(text)) || *limit < 1) {
+    if (!option_parse_int(limit, span_of_string(text)) || *limit < 1) {
         http_response_error(response, 400, "limit: not a positive integer");
         return false;
     }

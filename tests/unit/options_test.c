@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/option_value.h"
 #include "common/options.h"
 #include "tests/lib/option_demo.h"
 
@@ -493,24 +494,24 @@ static void single_values(void **state)
     (void)state;
     int64_t number = 0;
     bool flag;
-    assert_true(options_parse_int(&number, SPAN_LITERAL("9223372036854775807")));
+    assert_true(option_parse_int(&number, SPAN_LITERAL("9223372036854775807")));
     assert_true(number == INT64_MAX);
-    assert_true(options_parse_int(&number, SPAN_LITERAL("-9223372036854775808")));
+    assert_true(option_parse_int(&number, SPAN_LITERAL("-9223372036854775808")));
     assert_true(number == INT64_MIN);
-    assert_false(options_parse_int(&number, SPAN_LITERAL("9223372036854775808")));
-    assert_false(options_parse_int(&number, SPAN_LITERAL("-9223372036854775809")));
-    assert_false(options_parse_int(&number, SPAN_LITERAL("")));
-    assert_false(options_parse_int(&number, SPAN_LITERAL("-")));
-    assert_false(options_parse_int(&number, SPAN_LITERAL("0x10")));
-    assert_false(options_parse_int(&number, SPAN_LITERAL("1 ")));
-    assert_true(options_parse_size(&number, SPAN_LITERAL("3TiB")));
+    assert_false(option_parse_int(&number, SPAN_LITERAL("9223372036854775808")));
+    assert_false(option_parse_int(&number, SPAN_LITERAL("-9223372036854775809")));
+    assert_false(option_parse_int(&number, SPAN_LITERAL("")));
+    assert_false(option_parse_int(&number, SPAN_LITERAL("-")));
+    assert_false(option_parse_int(&number, SPAN_LITERAL("0x10")));
+    assert_false(option_parse_int(&number, SPAN_LITERAL("1 ")));
+    assert_true(option_parse_size(&number, SPAN_LITERAL("3TiB")));
     assert_true(number == INT64_C(3) << 40);
-    assert_true(options_parse_size(&number, SPAN_LITERAL("0")));
-    assert_false(options_parse_size(&number, SPAN_LITERAL("-1")));
-    assert_false(options_parse_size(&number, SPAN_LITERAL("1kib")));
-    assert_false(options_parse_size(&number, SPAN_LITERAL("9999999999TiB")));
-    assert_true(options_parse_bool(&flag, SPAN_LITERAL("true")));
-    assert_false(options_parse_bool(&flag, SPAN_LITERAL("1")));
+    assert_true(option_parse_size(&number, SPAN_LITERAL("0")));
+    assert_false(option_parse_size(&number, SPAN_LITERAL("-1")));
+    assert_false(option_parse_size(&number, SPAN_LITERAL("1kib")));
+    assert_false(option_parse_size(&number, SPAN_LITERAL("9999999999TiB")));
+    assert_true(option_parse_bool(&flag, SPAN_LITERAL("true")));
+    assert_false(option_parse_bool(&flag, SPAN_LITERAL("1")));
 }
 
 static void a_flood_of_problems_is_bounded(void **state)
