@@ -3,6 +3,7 @@
  * checkpoint changes before the transaction is durable: after a failure for space the same is done again, but for removals, which go ahead
  * alone. What it does about messages is in checkpoint_message.c. */
 #include "broker/durable/checkpoint_internal.h"
+#include "broker/durable/checkpoint_write.h"
 
 #include "common/check.h"
 

@@ -18,13 +18,14 @@
 #include "broker/durable/checkpoint.h"
 #include "broker/durable/checkpoint_delta.h"
 #include "broker/durable/checkpoint_row.h"
-#include "broker/durable/checkpoint_write.h"
 
 /* A removal of a retained value that the database remembers. */
 struct checkpoint_removal {
     uint64_t number;
     struct topic_hash at;
 };
+
+struct checkpoint_write;
 
 struct checkpoint {
     struct kv *kv;

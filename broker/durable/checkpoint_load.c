@@ -14,6 +14,7 @@
  * Whether a want stands in a run: each session with runs has one of them in memory and a mark in it. Wants of a session come in ascending
  * order, its runs ascend too, so both are read forward side by side, and each run is read once. */
 #include "broker/durable/checkpoint_internal.h"
+#include "broker/durable/checkpoint_write.h"
 
 #include "common/check.h"
 #include "common/crash_point.h"

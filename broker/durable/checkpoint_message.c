@@ -3,6 +3,7 @@
  * a body go is noted first and done at the end of the transaction, because wants, retained values and ended sessions come one after the
  * other and speak of the same rows. */
 #include "broker/durable/checkpoint_internal.h"
+#include "broker/durable/checkpoint_write.h"
 
 #include "common/check.h"
 
