@@ -561,15 +561,22 @@ static struct sorted_item *sort_items(struct sorted_item *items, struct sorted_i
     return items;
 }
 
+/* A copy of a retained value keeps its place in memory: what is newer under its topic, and has waited for it, may have a smaller sequence.
+ * (Of those that are read back it is judged which is stale.) */
+static bool may_sort(const struct queue_item *item, const struct queue_shared *shared)
+{
+    return is_stored(item, shared) && !queue_meta_retain(item->meta);
+}
+
 /* Bring the oldest of a long window into the order of their sequences, so that few come too late for a run: each publisher's order is that
  * of its shard's, and sequences follow it. Where memory is short they stay as they are. */
 static void sort_window(struct item_ring *window, const struct queue_shared *shared)
 {
     uint32_t count = 0, max = window->count < WINDOW_SORT_MAX ? window->count : WINDOW_SORT_MAX;
-    if (window->sorted >= WINDOW_SORTED_MIN || window->sorted == max || !is_stored(ring_at(window, window->sorted), shared))
+    if (window->sorted >= WINDOW_SORTED_MIN || window->sorted == max || !may_sort(ring_at(window, window->sorted), shared))
         return;
     struct sorted_item *items = malloc((size_t)2 * max * sizeof *items);
-    for (; items && count < max && is_stored(ring_at(window, count), shared); count++)
+    for (; items && count < max && may_sort(ring_at(window, count), shared); count++)
         items[count] = (struct sorted_item){sequence_of(ring_at(window, count)), *ring_at(window, count)};
     if (count > window->sorted) {
         const struct sorted_item *sorted = sort_items(items, items + max, count);

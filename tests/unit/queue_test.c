@@ -829,6 +829,41 @@ static void many_that_came_at_once_become_runs_in_order(void **state)
     queue_deinit(&queue, &shared);
 }
 
+struct in_order {
+    uint64_t sequences[100];
+    uint32_t count;
+};
+static void note_in_order(void *arg, uint64_t sequence)
+{
+    struct in_order *noted = arg;
+    assert_true(noted->count < 100);
+    noted->sequences[noted->count++] = sequence;
+}
+
+/* What is newer may have been logged before a copy of a retained value that it waited for. */
+static void a_retained_copy_keeps_its_place_in_a_long_window(void **state)
+{
+    (void)state;
+    struct queue_stats window = {0};
+    struct queue_shared shared = {.window = &window, .checkpoint = 1};
+    struct queue queue = {0};
+    struct store_run run;
+    push_wanted(&queue, &shared, 200, 240);
+    assert_true(queue_push(&queue, &shared, &(struct queue_item){.msg = message(300), .meta = queue_meta(1, true, 0), .is_wanted = true}));
+    push_wanted(&queue, &shared, 100, 140);
+    shared.checkpoint = 1000;
+    assert_true(queue_settle(&queue, &shared, false));
+    assert_true(queue_take_run(&queue, &shared, 0, &run));
+    assert_int_equal(run.sequences[0], 200);
+    assert_int_equal(run.sequences[STORE_RUN_MAX - 1], 231);
+    struct in_order left = {0};
+    queue_each_position(&queue, note_in_order, &left);
+    assert_int_equal(left.count, 9 + 1 + 41);
+    for (uint32_t i = 0; i < left.count; i++)
+        assert_int_equal(left.sequences[i], i < 9 ? 232 + i : i == 9 ? 300 : 100 + i - 10);
+    queue_deinit(&queue, &shared);
+}
+
 static void a_run_that_is_never_found_is_given_up(void **state)
 {
     (void)state;
@@ -908,6 +943,7 @@ int main(void)
         cmocka_unit_test(it_is_made_again_from_what_the_store_says),
         cmocka_unit_test(late_ones_do_not_hold_the_tail),
         cmocka_unit_test(many_that_came_at_once_become_runs_in_order),
+        cmocka_unit_test(a_retained_copy_keeps_its_place_in_a_long_window),
         cmocka_unit_test(a_run_that_is_never_found_is_given_up),
         cmocka_unit_test(a_damaged_run_does_not_hold_the_others),
         cmocka_unit_test(meta_holds_what_it_is_given),
