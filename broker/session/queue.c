@@ -8,7 +8,8 @@
 #include "common/position_list.h"
 
 #define CAPACITY_FIRST 4u
-#define WINDOW_SORT_MAX 4096u   /* messages brought into order at a time, before runs are cut from them; */
+#define WINDOW_SORT_MAX 4096u /* messages brought into order at a time, before runs are cut from them; */
+#define WINDOW_AHEAD 16u
 #define WINDOW_SORTED_MIN 1024u /* again when fewer are left: what comes late is that late at most */
 
 /* Items in order. One allocation; NULL = empty. */
@@ -576,8 +577,11 @@ static void sort_window(struct item_ring *window, const struct queue_shared *sha
     if (window->sorted >= WINDOW_SORTED_MIN || window->sorted == max || !may_sort(ring_at(window, window->sorted), shared))
         return;
     struct sorted_item *items = malloc((size_t)2 * max * sizeof *items);
-    for (; items && count < max && may_sort(ring_at(window, count), shared); count++)
+    for (; items && count < max && may_sort(ring_at(window, count), shared); count++) {
+        if (count + WINDOW_AHEAD < window->count) /* out of the caches by the time the store has it */
+            __builtin_prefetch(&ring_at(window, count + WINDOW_AHEAD)->msg->sequence, 1);
         items[count] = (struct sorted_item){sequence_of(ring_at(window, count)), *ring_at(window, count)};
+    }
     if (count > window->sorted) {
         const struct sorted_item *sorted = sort_items(items, items + max, count);
         for (uint32_t i = 0; i < count; i++)
