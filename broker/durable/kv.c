@@ -15,6 +15,12 @@ static uint32_t crc_of(enum kv_tree tree, struct span key, struct span value)
     return crc32c(crc32c(crc32c(0, &number, 1), key.data, key.size), value.data, value.size);
 }
 
+bool kv_value_is_whole(enum kv_tree tree, struct span key, struct span stored)
+{
+    return stored.size >= CRC_SIZE &&
+           crc_of(tree, key, span_of(stored.data, stored.size - CRC_SIZE)) == load_le32(stored.data + stored.size - CRC_SIZE);
+}
+
 /* Take the CRC off what was stored, if it is right. */
 static enum err check_value(struct kv_txn *txn, enum kv_tree tree, struct span key, struct span stored, struct span *value_out)
 {

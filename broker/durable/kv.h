@@ -117,6 +117,9 @@ void kv_close(struct kv *kv);
 /* Where it is, for messages. Lives as long as the database. */
 static inline const char *kv_name(const struct kv *kv) { return kv->name ? kv->name : "checkpoint"; }
 
+/* Does the CRC behind a stored value hold, in this tree under this key? For who finds values without knowing where they belong. */
+bool kv_value_is_whole(enum kv_tree tree, struct span key, struct span stored);
+
 /* "sessions", ... for messages. Static storage. */
 const char *kv_tree_name(enum kv_tree tree);
 

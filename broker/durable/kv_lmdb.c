@@ -547,6 +547,20 @@ static enum err open_trees(struct kv_lmdb *lmdb, const char *dir, unsigned flags
     return rc ? fail(msg, rc, dir, "cannot commit") : ERR_OK;
 }
 
+/* LMDB says what is wrong with the list of trees, not where it lies. */
+static void name_list_of_trees(struct errmsg *msg, const char *path, const char *dir)
+{
+    struct kv_lmdb_extent extent;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd >= 0 && msg && kv_lmdb_file_read_extent(fd, &extent, dir, NULL) == ERR_OK && extent.main_root != UINT64_MAX) {
+        struct errmsg why = *msg;
+        (void)err_set(msg, ERR_CORRUPT, "%.*s (the list of trees begins in %s, page %llu, at offset %llu)", (int)sizeof why.text / 2,
+                      why.text, path, (unsigned long long)extent.main_root, (unsigned long long)(extent.main_root * extent.page_bytes));
+    }
+    if (fd >= 0)
+        close(fd);
+}
+
 /* A new database, under its name only when it is whole and on disk. */
 static enum err make_database(struct kv_lmdb *lmdb, const struct kv_lmdb_options *options, int dir_fd, struct errmsg *msg)
 {
@@ -655,6 +669,8 @@ enum err kv_lmdb_open(struct kv **kv_out, const struct kv_lmdb_options *options,
     if (!err) {
         find_map(lmdb);
         err = open_trees(lmdb, dir, 0, msg);
+        if (err == ERR_CORRUPT)
+            name_list_of_trees(msg, lmdb->path, dir);
     }
     if (err) {
         if (lmdb->env)

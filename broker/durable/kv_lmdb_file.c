@@ -58,16 +58,25 @@ static enum err read_meta(int fd, off_t at, struct meta *meta_out, const char **
 
 static bool is_root(const struct meta *meta, uint64_t root) { return root == NO_PAGE || (root >= 2 && root <= meta->last_page); }
 
-/* The newest meta page, if it can be believed. */
-static enum err read_newest_meta(int fd, struct meta *meta_out, const char **why_out)
+/* The newest meta page, if it can be believed. *at_out: where the one is that an error is about. */
+static enum err read_newest_meta(int fd, struct meta *meta_out, off_t *at_out, const char **why_out)
 {
     struct meta first, second;
+    const char *ignored;
+    *at_out = 0;
     enum err err = read_meta(fd, 0, &first, why_out);
-    if (!err)
-        err = read_meta(fd, first.free_pages.page_bytes, &second, why_out);
+    if (!err) {
+        *at_out = first.free_pages.page_bytes;
+        err = read_meta(fd, *at_out, &second, why_out);
+    }
+    /* No program writes one of each. */
+    if (err == ERR_VERSION && (*at_out || read_meta(fd, first.free_pages.page_bytes, &second, &ignored) == ERR_OK))
+        err = ERR_CORRUPT;
     if (err)
         return err;
-    *meta_out = second.txn_number > first.txn_number ? second : first;
+    bool is_second = second.txn_number > first.txn_number;
+    *meta_out = is_second ? second : first;
+    *at_out = is_second ? *at_out : 0;
     *why_out = "a meta page of LMDB points outside of the file";
     if (second.free_pages.page_bytes != first.free_pages.page_bytes || meta_out->last_page < 1 ||
         meta_out->last_page >= meta_out->map_bytes / first.free_pages.page_bytes || !is_root(meta_out, meta_out->free_pages.root) ||
@@ -82,14 +91,16 @@ enum err kv_lmdb_file_read_extent(int fd, struct kv_lmdb_extent *extent_out, con
     const char *why = "it cannot be read";
     struct meta meta;
     struct stat status;
-    enum err err = read_newest_meta(fd, &meta, &why);
+    off_t at;
+    enum err err = read_newest_meta(fd, &meta, &at, &why);
     if (err)
-        return err_set(msg, err, "%s/" KV_LMDB_DATA_NAME ": %s", dir, why);
+        return err_set(msg, err, "%s/" KV_LMDB_DATA_NAME ": %s (meta page %d, at offset %lld)", dir, why, at != 0, (long long)at);
     if (fstat(fd, &status) != 0)
         return err_set(msg, err_from_errno(errno), "%s: cannot read the size of " KV_LMDB_DATA_NAME ": %s", dir, strerror(errno));
     extent_out->file_bytes = (uint64_t)status.st_size;
     extent_out->page_bytes = meta.free_pages.page_bytes;
     extent_out->free_root = meta.free_pages.root;
+    extent_out->main_root = meta.main.root;
     extent_out->meant_bytes = (meta.last_page + 1) * extent_out->page_bytes;
     return ERR_OK;
 }

@@ -16,6 +16,7 @@ struct kv_lmdb_extent {
     uint64_t meant_bytes; /* last page and all before */
     uint32_t page_bytes;
     uint64_t free_root; /* of the list of free pages */
+    uint64_t main_root; /* of the list of trees; UINT64_MAX: it is empty */
 };
 
 /* dir: for messages. Returns 0, ERR_CORRUPT, ERR_VERSION (of LMDB's format), ERR_IO. */

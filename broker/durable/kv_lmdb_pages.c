@@ -26,6 +26,10 @@ struct free_walk {
     uint64_t last;     /* page of the database */
     uint64_t found;    /* pages of the range */
     uint64_t left;     /* pages that the walk may still visit: more than there are means that it goes in circles */
+    uint8_t *marks;    /* NULL, or of pages 0 .. mark_count - 1: set to `mark` where 0 */
+    uint64_t mark_count;
+    uint64_t behind; /* numbers that have no mark */
+    uint8_t mark;
 };
 
 static uint16_t read_u16(const uint8_t *at)
@@ -53,6 +57,14 @@ static bool read_page(struct free_walk *walk, uint8_t *page, uint64_t number)
     return read_whole(walk->fd, page, walk->page_bytes, number * walk->page_bytes) && read_u64(page) == number;
 }
 
+static void mark_page(struct free_walk *walk, uint64_t number)
+{
+    if (number >= walk->mark_count)
+        walk->behind++;
+    else if (walk->marks[number] == 0)
+        walk->marks[number] = walk->mark;
+}
+
 /* Count, and so many page numbers. */
 static bool count_list(struct free_walk *walk, const uint8_t *list, size_t size)
 {
@@ -66,6 +78,8 @@ static bool count_list(struct free_walk *walk, const uint8_t *list, size_t size)
             return false;
         above = number;
         walk->found += number >= walk->from && number < walk->to;
+        if (walk->marks)
+            mark_page(walk, number);
     }
     return true;
 }
@@ -127,4 +141,22 @@ bool kv_lmdb_pages_is_list(int fd, uint64_t root, uint32_t page_bytes, uint64_t 
     uint64_t end = last_page + 1;
     struct free_walk walk = {.fd = fd, .page_bytes = page_bytes, .from = end, .to = end, .last = last_page, .left = end};
     return root == UINT64_MAX || count_page(&walk, root, 0);
+}
+
+bool kv_lmdb_pages_mark_free(uint64_t *behind_out, uint8_t *marks, uint64_t mark_count, uint8_t mark, int fd, uint64_t root,
+                             uint32_t page_bytes, uint64_t last_page)
+{
+    uint64_t end = last_page + 1;
+    struct free_walk walk = {.fd = fd,
+                             .page_bytes = page_bytes,
+                             .from = end,
+                             .to = end,
+                             .last = last_page,
+                             .left = mark_count, /* its own pages are in the file */
+                             .marks = marks,
+                             .mark_count = mark_count,
+                             .mark = mark};
+    bool is_whole = root == UINT64_MAX || count_page(&walk, root, 0);
+    *behind_out = walk.behind;
+    return is_whole;
 }

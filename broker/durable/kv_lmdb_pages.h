@@ -19,4 +19,11 @@ bool kv_lmdb_pages_are_free(int fd, uint64_t root, uint32_t page_bytes, uint64_t
  * descending. LMDB hands out what stands there without a look: over pages in use, when the list is another. */
 bool kv_lmdb_pages_is_list(int fd, uint64_t root, uint32_t page_bytes, uint64_t last_page);
 
+/* Note what stands in the list.
+ * behind_out  how many of its pages have no mark.
+ * marks       of pages 0 .. mark_count - 1; those that are in the list and 0 become `mark`.
+ * Returns whether the list is whole; otherwise only a part of it was noted. */
+bool kv_lmdb_pages_mark_free(uint64_t *behind_out, uint8_t *marks, uint64_t mark_count, uint8_t mark, int fd, uint64_t root,
+                             uint32_t page_bytes, uint64_t last_page);
+
 #endif

@@ -71,11 +71,19 @@ static enum err walk(struct checkpoint_look *look, struct kv *kv)
         kv_abort(txn);
     }
     look->phase = KV_TREE_COUNT;
-    if (!err && !look->is_free_damaged) {
-        look->is_free_damaged = true; /* unless we live to say otherwise */
-        look->is_free_damaged = kv_lmdb_check_free(kv) != ERR_OK;
-    }
     return err;
+}
+
+static void look_through(struct checkpoint_look *look, struct kv *kv, bool values)
+{
+    struct checkpoint *checkpoint = NULL;
+    look->err = checkpoint_open(&checkpoint, kv, 0, &look->why);
+    if (!look->err)
+        look->state = checkpoint_state(checkpoint);
+    checkpoint_free(checkpoint);
+    enum err err = look->err || !values ? ERR_OK : walk(look, kv);
+    if (err)
+        look->err = err_set(&look->why, err, "%s: %s", kv_name(kv), err_text(err));
 }
 
 struct task {
@@ -89,20 +97,15 @@ static void look_at(void *arg)
     const struct task *task = (const struct task *)arg;
     struct checkpoint_look *look = task->look;
     struct kv *kv = NULL;
-    struct checkpoint *checkpoint = NULL;
     struct kv_lmdb_options options = {.dir = task->dir, .read_only = true};
     look->phase = -1;
     look->entry_count = look->damage_count = look->damage_known = 0;
     look->err = kv_lmdb_open(&kv, &options, &look->why);
     if (!look->err)
-        look->err = checkpoint_open(&checkpoint, kv, 0, &look->why);
-    if (!look->err)
-        look->state = checkpoint_state(checkpoint);
-    checkpoint_free(checkpoint);
-    if (!look->err && task->values) {
-        enum err err = walk(look, kv);
-        if (err)
-            look->err = err_set(&look->why, err, "%s: %s", task->dir, err_text(err));
+        look_through(look, kv, task->values);
+    if (!look->err && task->values && !look->is_free_damaged) {
+        look->is_free_damaged = true; /* unless we live to say otherwise */
+        look->is_free_damaged = kv_lmdb_check_free(kv) != ERR_OK;
     }
     kv_close(kv);
 }
@@ -155,6 +158,18 @@ enum err checkpoint_look(struct checkpoint_look **look_out, const char *dir, boo
                                : err_set(&look->why, ERR_CORRUPT, "%s: a page is damaged: LMDB does not read on", dir);
         return ERR_OK;
     }
+}
+
+enum err checkpoint_look_kv(struct checkpoint_look **look_out, struct kv *kv, bool values, struct errmsg *msg)
+{
+    struct checkpoint_look *look =
+        (struct checkpoint_look *)mmap(NULL, sizeof *look, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (look == MAP_FAILED)
+        return err_set(msg, ERR_NOMEM, "%s: %s", kv_name(kv), err_text(ERR_NOMEM));
+    look->is_there = true;
+    look_through(look, kv, values);
+    *look_out = look;
+    return ERR_OK;
 }
 
 void checkpoint_look_free(struct checkpoint_look *look)

@@ -36,6 +36,9 @@ enum err checkpoint_survive(void (*fn)(void *arg), void *arg, int *signal_out) m
 /* Look at the database in `dir`. values: walk all trees and check every value. look_out: returned, to be freed. Returns 0 (also when the
  * database is damaged: look->err), ERR_NOMEM, ERR_IO. */
 enum err checkpoint_look(struct checkpoint_look **look_out, const char *dir, bool values, struct errmsg *msg) must_check;
+/* The same in this process, at a database that is open and that no damage can end the process over (kv_snapshot.h). Returns 0, ERR_NOMEM.
+ */
+enum err checkpoint_look_kv(struct checkpoint_look **look_out, struct kv *kv, bool values, struct errmsg *msg) must_check;
 void checkpoint_look_free(struct checkpoint_look *look);
 
 /* "session 7", "message 12 of session 7 and others" ...: what the value under a key is about. text_out of 160 bytes. */

@@ -8,6 +8,7 @@
 #include "broker/durable/data_format.h"
 #include "broker/ops/backup.h"
 #include "broker/ops/checkpoint_look.h"
+#include "broker/ops/checkpoint_source.h"
 #include "broker/ops/data_files.h"
 #include "broker/ops/recovery.h"
 #include "broker/ops/repair_checkpoint.h"
@@ -28,6 +29,8 @@
 struct survey {
     uint32_t format;
     struct checkpoint_look *look;
+    struct checkpoint_source *source;     /* what of a damaged checkpoint is to be taken; NULL: it is whole, or nothing can be */
+    const struct checkpoint_state *state; /* where the checkpoint stands, with what is taken of it; NULL: nowhere */
     struct log_recovery recovery;
     enum err log_err;
     struct errmsg log_why;
@@ -151,15 +154,30 @@ static enum err claim_slots(struct repair *repair, struct survey *survey)
     free(names);
     if (log_identity_read(&identity, repair->fs, repair->log) == ERR_OK && identity.epoch > survey->epoch_max)
         survey->epoch_max = identity.epoch;
-    if (survey->look->is_there && !survey->look->err && survey->look->state.broker_id)
-        claim_position(survey, survey->look->state.broker_id, survey->look->state.cursor.position, survey->look->state.cursor.place);
+    if (survey->state && survey->state->broker_id)
+        claim_position(survey, survey->state->broker_id, survey->state->cursor.position, survey->state->cursor.place);
     return err == ERR_NOTFOUND ? ERR_OK : err ? err_set(repair->msg, err, "%s: %s", repair->log, err_text(err)) : ERR_OK;
 }
 
 static void survey_deinit(struct survey *survey)
 {
     checkpoint_look_free(survey->look);
+    checkpoint_source_close(survey->source);
     free(survey->generations);
+}
+
+/* The oldest segment that is there tells how old a commit may be that the log still continues. */
+static enum err find_source(struct repair *repair, struct survey *survey)
+{
+    const struct checkpoint_look *look = survey->look;
+    survey->state = look->is_there && !look->err ? &look->state : NULL;
+    if (!look->is_there || !(look->err || look->damage_count || look->is_free_damaged))
+        return ERR_OK;
+    enum err err = checkpoint_source_open(&survey->source, repair->checkpoint,
+                                          survey->generation_count ? survey->generations[0] : UINT64_MAX, repair->msg);
+    if (!err)
+        survey->state = &survey->source->look->state;
+    return err == ERR_NOTFOUND ? ERR_OK : err;
 }
 
 static enum err survey_take(struct repair *repair, struct survey *survey)
@@ -173,17 +191,20 @@ static enum err survey_take(struct repair *repair, struct survey *survey)
         return err;
     if (survey->look->err == ERR_VERSION || (survey->look->err && survey->look->err != ERR_CORRUPT))
         return err_set(repair->msg, survey->look->err, "%s", survey->look->why.text);
+    err = log_segment_list(repair->fs, repair->log, &survey->generations, &survey->generation_count, NULL);
+    if (err && err != ERR_NOTFOUND)
+        return err_set(repair->msg, err, "%s: %s", repair->log, err_text(err));
+    err = find_source(repair, survey);
+    if (err)
+        return err;
     struct log_recovery_options options = {0};
-    if (survey->look->is_there && !survey->look->err) {
-        options.checkpoint = survey->look->state.cursor.reopen;
-        options.checkpoint_end = survey->look->state.cursor.place;
+    if (survey->state) {
+        options.checkpoint = survey->state->cursor.reopen;
+        options.checkpoint_end = survey->state->cursor.place;
     }
     survey->log_err = log_recovery_run(&survey->recovery, repair->fs, repair->log, &options, &survey->log_why);
     if (survey->log_err && survey->log_err != ERR_CORRUPT)
         return err_set(repair->msg, survey->log_err, "%s", survey->log_why.text);
-    err = log_segment_list(repair->fs, repair->log, &survey->generations, &survey->generation_count, NULL);
-    if (err && err != ERR_NOTFOUND)
-        return err_set(repair->msg, err, "%s: %s", repair->log, err_text(err));
     survey->epoch_max = survey->recovery.epoch_max;
     survey->broker_id = survey->recovery.broker_id;
     claim_sequence(survey, survey->recovery.end.position.sequence);
@@ -445,9 +466,9 @@ static enum err repair_cursors(struct repair *repair, const struct survey *surve
 static enum err check_match(struct repair *repair, const struct survey *survey)
 {
     struct log_identity identity;
-    if (!survey->look->is_there || survey->look->err || log_identity_read(&identity, repair->fs, repair->log) != ERR_OK)
+    if (!survey->state || log_identity_read(&identity, repair->fs, repair->log) != ERR_OK)
         return ERR_OK;
-    return recovery_match(&survey->look->state, identity.broker_id, repair->fs, repair->options->data_dir, repair->log, repair->msg);
+    return recovery_match(survey->state, identity.broker_id, repair->fs, repair->options->data_dir, repair->log, repair->msg);
 }
 
 /* Telling: everything at once. Carrying out: the log, then what is made from it, each seen anew in the next round. */
@@ -472,7 +493,7 @@ static enum err repair_round(struct repair *repair)
     }
     if (!err && !(yes && repair->found > before)) {
         struct log_end begin = {.position = survey.recovery.oldest, .place = survey.recovery.oldest_place};
-        err = repair_checkpoint(repair, survey.look, survey.format, &begin);
+        err = repair_checkpoint(repair, survey.look, survey.source, survey.format, &begin);
     }
     survey_deinit(&survey);
     return err;

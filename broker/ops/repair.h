@@ -11,8 +11,8 @@
  *   identity  lost: broker id and epoch from the segments
  *   state     unreadable: written again; it is a hint
  *   format    unreadable: written again from what is there
- *   checkpoint damaged values, or trees that end early: what can be read, and does not depend on what cannot, is copied into a new
- *             database. Not to be opened, or missing where there was one: a new one, which learns what the log still holds
+ *   checkpoint damaged values or pages: what can be read (checkpoint_source.h), and does not depend on what cannot, is copied into a new
+ *             database. Nothing can be read, or it is missing where there was one: a new one, which learns what the log still holds
  *
  * Not for a directory in use: the caller holds its lock. Thread: main. */
 #ifndef TIDEGATE_BROKER_OPS_REPAIR_H

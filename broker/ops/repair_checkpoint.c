@@ -4,19 +4,18 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "broker/durable/checkpoint_internal.h"
 #include "broker/durable/data_format.h"
 #include "broker/durable/kv_lmdb.h"
 #include "broker/ops/checkpoint_look.h"
+#include "broker/ops/checkpoint_source.h"
 #include "broker/ops/data_files.h"
 #include "common/log_segment.h"
 
 #define NEW_NAME "checkpoint.repaired"
 #define COMMIT_BYTES ((uint64_t)32 << 20) /* of values in one transaction */
-#define PROBES_MAX 64                     /* keys tried behind a place where a tree ends early */
 #define TEXT_MAX 512
 #define TOLD_MAX 200 /* damaged values told one by one */
 
@@ -132,11 +131,7 @@ static enum err tell_anew(struct repair *repair, const char *wrong, const struct
 /* ---- salvage ---- */
 
 struct salvage {
-    struct repair *repair;
-    const struct checkpoint_look *look;
-    enum err err;
-    struct errmsg why;
-    struct kv *from, *to;
+    struct kv *to;
     struct kv_txn *read, *write;
     uint64_t written_bytes; /* in this transaction */
     uint64_t kept, left_out;
@@ -202,42 +197,11 @@ static enum err salvage_value(struct salvage *salvage, enum kv_tree tree, struct
     return err || salvage->written_bytes < COMMIT_BYTES ? err : salvage_commit(salvage);
 }
 
-/* The tree ends early behind `last`: does it go on somewhere? Keys begin with a number, or with a hash; try further and further on. The
- * transaction refuses everything after damage of the tree, so each try has its own. */
-static enum err salvage_probe(struct salvage *salvage, enum kv_tree tree, uint64_t last, struct span *key_out, struct span *value_out)
-{
-    for (unsigned shift = 0; shift < PROBES_MAX; shift++) {
-        uint8_t bytes[8];
-        uint64_t step = UINT64_C(1) << shift;
-        if (last > UINT64_MAX - step)
-            break;
-        kv_abort(salvage->read);
-        salvage->read = NULL;
-        enum err err = kv_begin(salvage->from, &salvage->read, false);
-        if (err)
-            return err;
-        err = kv_seek(salvage->read, tree, kv_key_u64(bytes, last + step), key_out, value_out);
-        if (err != ERR_CORRUPT || key_out->size)
-            return err;
-    }
-    return ERR_NOTFOUND;
-}
-
 static enum err salvage_tree(struct salvage *salvage, enum kv_tree tree)
 {
     struct span key, value;
-    uint64_t last = 0;
     enum err err = kv_seek(salvage->read, tree, span_of(NULL, 0), &key, &value);
     while (err != ERR_NOTFOUND) {
-        if (err == ERR_CORRUPT && key.size == 0) {
-            err = salvage_probe(salvage, tree, last, &key, &value);
-            continue;
-        }
-        if (err && err != ERR_CORRUPT)
-            return err;
-        /* Forward only: a page in another's place has other keys, and what is tried behind them would lead here again. */
-        if (key.size >= 8 && kv_key_read_u64(key.data) > last)
-            last = kv_key_read_u64(key.data);
         if (!err)
             err = checkpoint_check_entry(tree, key, value);
         salvage->left_out += err == ERR_CORRUPT;
@@ -250,19 +214,14 @@ static enum err salvage_tree(struct salvage *salvage, enum kv_tree tree)
     return ERR_OK;
 }
 
-static enum err salvage_trees(struct salvage *salvage)
+static enum err salvage_trees(struct salvage *salvage, struct kv *from)
 {
     static const enum kv_tree order[KV_TREE_COUNT] = {KV_META, KV_BODIES, KV_SESSIONS, KV_RECIPIENTS, KV_HOLDERS, KV_RUNS, KV_RETAINED};
-    enum err err = kv_begin(salvage->to, &salvage->write, true);
-    for (int i = 0; i < KV_TREE_COUNT && !err; i++) {
-        kv_abort(salvage->read);
-        salvage->read = NULL;
-        if (salvage->look->is_lost[order[i]])
-            continue;
-        err = kv_begin(salvage->from, &salvage->read, false);
-        if (!err)
-            err = salvage_tree(salvage, order[i]);
-    }
+    enum err err = kv_begin(from, &salvage->read, false);
+    if (!err)
+        err = kv_begin(salvage->to, &salvage->write, true);
+    for (int i = 0; i < KV_TREE_COUNT && !err; i++)
+        err = salvage_tree(salvage, order[i]);
     kv_abort(salvage->read);
     if (err) {
         kv_abort(salvage->write);
@@ -271,57 +230,25 @@ static enum err salvage_trees(struct salvage *salvage)
     return kv_commit(salvage->write);
 }
 
-/* In a process of its own: where a tree ends early, nobody knows what is met next. */
-static void salvage_all(void *arg)
+static enum err carry_out_salvage(struct repair *repair, struct kv *from)
 {
-    struct salvage *salvage = (struct salvage *)arg;
-    struct kv_lmdb_options options = {.dir = salvage->repair->checkpoint, .read_only = true};
+    struct salvage salvage = {0};
     char path[FILE_PATH_MAX];
-    salvage->err = kv_lmdb_open(&salvage->from, &options, &salvage->why);
-    if (!salvage->err)
-        salvage->err = open_new(salvage->repair, &salvage->to, path);
-    checkpoint_row_init(&salvage->row);
-    if (!salvage->err)
-        salvage->err = salvage_trees(salvage);
-    checkpoint_row_deinit(&salvage->row);
-    kv_close(salvage->from);
-    kv_close(salvage->to);
-}
-
-static enum err finish_salvage(struct repair *repair, const struct salvage *salvage, enum err err)
-{
-    char path[FILE_PATH_MAX];
-    if (err == ERR_NOMEM)
-        return err_set(repair->msg, err, "%s: cannot start a process to copy it", repair->checkpoint);
-    if (!err && salvage->err)
-        return err_set(repair->msg, salvage->err, "%s: copying what can be read: %s %s", repair->checkpoint, err_text(salvage->err),
-                       salvage->why.text);
-    if (!err)
-        err = new_path(repair, path);
-    if (!err)
-        err = replace(repair, path);
+    enum err err = open_new(repair, &salvage.to, path);
+    if (err)
+        return err;
+    checkpoint_row_init(&salvage.row);
+    err = salvage_trees(&salvage, from);
+    checkpoint_row_deinit(&salvage.row);
+    kv_close(salvage.to);
+    if (err)
+        return err_set(repair->msg, err, "%s: copying what can be read: %s", repair->checkpoint, err_text(err));
+    err = replace(repair, path);
     if (!err)
         fprintf(repair->options->out,
-                "   kept %" PRIu64 " values, left out %" PRIu64 ", and %" PRIu64 " that named messages without a body\n", salvage->kept,
-                salvage->left_out, salvage->without_body);
+                "   kept %" PRIu64 " values, left out %" PRIu64 ", and %" PRIu64 " that named messages without a body\n", salvage.kept,
+                salvage.left_out, salvage.without_body);
     return err;
-}
-
-static enum err carry_out_salvage(struct repair *repair, const struct checkpoint_look *look, const struct log_end *begin)
-{
-    int signal = 0;
-    struct salvage *salvage = (struct salvage *)mmap(NULL, sizeof *salvage, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (salvage == MAP_FAILED)
-        return err_set(repair->msg, ERR_NOMEM, "%s: %s", repair->checkpoint, err_text(ERR_NOMEM));
-    salvage->repair = repair;
-    salvage->look = look;
-    enum err err = finish_salvage(repair, salvage, checkpoint_survive(salvage_all, salvage, &signal));
-    (void)munmap(salvage, sizeof *salvage);
-    if (err != ERR_CORRUPT)
-        return err;
-    fprintf(repair->options->out, "   copying met more damage (signal %d): the new one begins with record %" PRIu64 " of the log\n", signal,
-            begin->position.sequence);
-    return begin_anew(repair, begin);
 }
 
 /* What is known of a session besides its value: how much of its queue lies in runs. */
@@ -338,28 +265,41 @@ static uint64_t count_runs(struct kv_txn *txn, uint64_t session)
     return count;
 }
 
-static void tell_values(struct repair *repair, const struct checkpoint_look *look)
+static void tell_values(struct repair *repair, const struct checkpoint_source *source)
 {
-    struct kv *kv = NULL;
+    const struct checkpoint_look *look = source->look;
     struct kv_txn *txn = NULL;
-    struct kv_lmdb_options options = {.dir = repair->checkpoint, .read_only = true};
     FILE *out = repair->options->out;
-    if (kv_lmdb_open(&kv, &options, NULL) != ERR_OK || kv_begin(kv, &txn, false) != ERR_OK)
-        fprintf(out, "   (more of them cannot be read)\n");
+    if (kv_begin(source->kv, &txn, false) != ERR_OK)
+        txn = NULL;
     for (uint32_t i = 0; i < look->damage_known && i < TOLD_MAX; i++) {
         const struct checkpoint_damage *damage = &look->damage[i];
         char text[CHECKPOINT_LOOK_TEXT], hex[KV_KEY_TEXT_SIZE];
         kv_key_text(hex, span_of(damage->key, damage->key_size));
         checkpoint_damage_text(text, damage);
         fprintf(out, "   tree %s, key %s: %s", kv_tree_name((enum kv_tree)damage->tree), hex, text);
-        if (damage->tree == KV_SESSIONS && damage->key_size >= 8 && txn && !look->is_lost[KV_RUNS])
+        if (damage->tree == KV_SESSIONS && damage->key_size >= 8 && txn)
             fprintf(out, "; %" PRIu64 " runs of %d messages wait for it", count_runs(txn, kv_key_read_u64(damage->key)), CHECKPOINT_RUN);
         fputc('\n', out);
     }
     if (look->damage_count > TOLD_MAX)
         fprintf(out, "   ... and %" PRIu64 " more\n", look->damage_count - TOLD_MAX);
     kv_abort(txn);
-    kv_close(kv);
+}
+
+static void tell_pages(struct repair *repair, const struct checkpoint_source *source)
+{
+    const struct kv_snapshot_loss *loss = kv_snapshot_loss(source->kv);
+    FILE *out = repair->options->out;
+    for (unsigned i = 0; i < loss->pages_known; i++)
+        fprintf(out, "   page %" PRIu64 ", at offset %" PRIu64 ": cannot be read\n", loss->pages[i],
+                loss->pages[i] * source->way.page_bytes);
+    if (loss->page_count > loss->pages_known)
+        fprintf(out, "   ... and %" PRIu64 " more\n", loss->page_count - loss->pages_known);
+    if (loss->orphan_count)
+        fprintf(out, "   %" PRIu64 " pages of values below them were found without them\n", loss->orphan_count);
+    if (loss->page_count && !loss->is_searched)
+        fprintf(out, "   the list of free pages cannot be read either: what hangs on these pages alone is lost with them\n");
 }
 
 static bool is_meta_damaged(const struct checkpoint_look *look)
@@ -399,7 +339,36 @@ static enum err repair_gap(struct repair *repair, const struct checkpoint_look *
     return err;
 }
 
-enum err repair_checkpoint(struct repair *repair, const struct checkpoint_look *look, uint32_t format, const struct log_end *begin)
+/* Nothing lost, or everything in the log from the first record that ever was: then the log alone makes more of it. */
+static bool is_worth_it(const struct checkpoint_source *source, const struct log_end *begin)
+{
+    return checkpoint_source_lost(source) == 0 || !begin->place.generation || begin->position.sequence > 1;
+}
+
+static enum err tell_salvage(struct repair *repair, const char *wrong, const struct checkpoint_source *source, const struct log_end *begin)
+{
+    char remedy[TEXT_MAX], loss[TEXT_MAX];
+    const struct kv_snapshot_loss *pages = kv_snapshot_loss(source->kv);
+    print(remedy, "copy %s into a new database; the old one goes aside; the next start takes what came since from the log", source->text);
+    if (checkpoint_source_lost(source) == 0)
+        print(loss, "nothing");
+    else
+        print(loss,
+              "%" PRIu64 " pages, %" PRIu64 " values that stood in them (0: not known), %" PRIu64
+              " damaged values; and what depends on them: with a session its queue; with a row of bodies its messages (one, or as many "
+              "small ones as fit 4 KiB) for all that want them; with a row of recipients up to 32 places in queues, or, of a message that "
+              "many want, up to 256",
+              pages->page_count, pages->entry_count, source->look->damage_count);
+    bool yes = repair_find(repair, wrong, remedy, loss);
+    tell_pages(repair, source);
+    tell_values(repair, source);
+    if (yes)
+        return carry_out_salvage(repair, source->kv);
+    return repair_gap(repair, source->look, begin); /* what the next round would find */
+}
+
+enum err repair_checkpoint(struct repair *repair, const struct checkpoint_look *look, const struct checkpoint_source *source,
+                           uint32_t format, const struct log_end *begin)
 {
     char wrong[TEXT_MAX];
     if (!look->is_there && format < DATA_FORMAT_CHECKPOINT)
@@ -408,29 +377,24 @@ enum err repair_checkpoint(struct repair *repair, const struct checkpoint_look *
         print(wrong, "%s/data.mdb: missing, and there was one (format %" PRIu32 ")", repair->checkpoint, format);
         return tell_anew(repair, wrong, begin);
     }
-    if (look->err || is_meta_damaged(look)) {
+    bool is_meta = is_meta_damaged(look);
+    if (look->err || look->damage_count || look->is_free_damaged) {
         if (look->err) /* it names the file */
             print(wrong, "%s", look->why.text);
-        else
+        else if (is_meta)
             print(wrong, "%s/data.mdb: a value that describes the whole (tree meta) is damaged", repair->checkpoint);
-        return tell_anew(repair, wrong, begin);
+        else
+            print(wrong, "%s/data.mdb: %" PRIu64 " of %" PRIu64 " values are damaged%s", repair->checkpoint, look->damage_count,
+                  look->entry_count, look->is_free_damaged ? ", and so is the list of free pages, which every write needs" : "");
+        bool is_whole = !look->err && !is_meta; /* LMDB reads it; then what is damaged is left out */
+        return source && (is_whole || is_worth_it(source, begin)) ? tell_salvage(repair, wrong, source, begin)
+                                                                  : tell_anew(repair, wrong, begin);
     }
     if (look->state.broker_id == 0) {
         if (format < DATA_FORMAT_CHECKPOINT)
             return ERR_OK;
         print(wrong, "%s/data.mdb: is empty, and it was not (format %" PRIu32 ")", repair->checkpoint, format);
         return tell_anew(repair, wrong, begin);
-    }
-    if (look->damage_count || look->is_free_damaged) {
-        print(wrong, "%s/data.mdb: %" PRIu64 " of %" PRIu64 " values are damaged%s", repair->checkpoint, look->damage_count,
-              look->entry_count, look->is_free_damaged ? ", and so is the list of free pages, which every write needs" : "");
-        bool yes = repair_find(
-            repair, wrong, "copy all others into a new database; the old one goes aside",
-            "these values, and what depends on them: with a session its queue; with a row of bodies its messages (one, or as "
-            "many small ones as fit 4 KiB) for all that want them; with a row of recipients up to 32 places in queues, or, of a "
-            "message that many want, up to 256");
-        tell_values(repair, look);
-        return yes ? carry_out_salvage(repair, look, begin) : ERR_OK;
     }
     return repair_gap(repair, look, begin);
 }

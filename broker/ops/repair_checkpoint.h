@@ -7,9 +7,11 @@
 #include "common/log_block.h"
 
 struct checkpoint_look;
+struct checkpoint_source;
 
-/* The checkpoint's findings. begin: where a new one begins to read (generation 0: the log is empty). */
-enum err repair_checkpoint(struct repair *repair, const struct checkpoint_look *look, uint32_t format,
-                           const struct log_end *begin) must_check;
+/* The checkpoint's findings. source: what to copy when it is damaged; NULL: there is nothing to be read. begin: where a new one begins to
+ * read (generation 0: the log is empty). */
+enum err repair_checkpoint(struct repair *repair, const struct checkpoint_look *look, const struct checkpoint_source *source,
+                           uint32_t format, const struct log_end *begin) must_check;
 
 #endif

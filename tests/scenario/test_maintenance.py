@@ -564,7 +564,7 @@ def test_a_cursor_holds_the_log_whatever_the_configuration_says(pair):
 
 # ---- durable: with the checkpoint ----
 
-def make_state(port):
+def make_state(port, queued=100, retained=20):
     """A session with subscriptions and a queue, an open QoS 2 exchange, a will, retained values."""
     subscriber = wire.Client(port, 5)
     subscriber.connect("sub", clean=True, properties=[(wire.SESSION_EXPIRY, 3600)])
@@ -572,9 +572,9 @@ def make_state(port):
     subscriber.disconnect()
     publisher = wire.Client(port, 5)
     publisher.connect("pub")
-    for i in range(100):
+    for i in range(queued):
         publisher.publish(f"q/{i % 7}", b"%d" % i, qos=1)
-    for i in range(20):
+    for i in range(retained):
         publisher.publish(f"r/{i}", b"retained %d" % i, qos=1, retain=True)
     publisher.disconnect()
 
@@ -635,6 +635,78 @@ def test_durable_checkpoint_lost(tmp_path, how):
     repair(broker, str(path), "record")
     broker.start()
     check_state(broker.port)
+    broker.stop()
+
+
+def newest_list_of_trees(raw):
+    """Page of the root of LMDB's list of trees, in the newest commit."""
+    metas = [struct.unpack_from("<Q", raw, page * 4096 + 16 + field)[0] for page in (0, 1) for field in (128, 112)]
+    return max((metas[0], metas[1]), (metas[2], metas[3]))[1]
+
+
+def damage_way_in(path, how):
+    raw = bytearray(path.read_bytes())
+    if how == "bit of a meta page":
+        raw[16] ^= 1
+    elif how == "meta page 0":
+        raw[:4096] = bytes(4096)
+    elif how == "meta page 1":
+        raw[4096:8192] = bytes(4096)
+    elif how == "list of trees":
+        page = newest_list_of_trees(raw)
+        raw[page * 4096:(page + 1) * 4096] = bytes(4096)
+    elif how == "inner pages":
+        for page in range(2, len(raw) // 4096):
+            if struct.unpack_from("<Q2xH", raw, page * 4096) == (page, 1):
+                raw[page * 4096:(page + 1) * 4096] = bytes(4096)
+    else:
+        del raw[-4096:]
+    path.write_bytes(raw)
+
+
+@pytest.fixture(scope="module")
+def long_lived(tmp_path_factory):
+    """A data directory whose log no longer has the records that sessions, queues and retained values came from."""
+    broker = Broker(tmp_path_factory.mktemp("long-lived"), "log_segment_size 1MiB\nlog_max_size 16MiB\n").start()
+    make_state(broker.port, 900, 100)
+    other = wire.Client(broker.port, 5)
+    other.connect("other", clean=True, properties=[(wire.SESSION_EXPIRY, 3600)])
+    other.subscribe(("other", 1))
+    for _ in range(400):
+        other.publish("other", os.urandom(50000), qos=1)
+        other.take()
+    broker.stop()
+    assert blocks(started_segments(broker.data)[0])[0][1] > 1000
+    return broker
+
+
+@pytest.mark.parametrize("how", ["bit of a meta page", "meta page 0", "meta page 1", "list of trees", "inner pages", "cut"])
+def test_durable_pages_that_lead_to_others(tmp_path, long_lived, how):
+    """The pages through which everything else is found are damaged, the rest is whole: refused by name, and after the repair all of it is
+    served, though the log has nothing of it."""
+    broker = Broker(tmp_path / "broker", "log_segment_size 1MiB\nlog_max_size 16MiB\n")
+    shutil.copytree(long_lived.data, broker.data, dirs_exist_ok=True)
+    (broker.data / "listeners").unlink(missing_ok=True)
+    path = broker.data / "checkpoint" / "data.mdb"
+    damage_way_in(path, how)
+    if how not in ("inner pages", "cut"):  # those need not keep it from starting: what lacks may be free
+        text = refusal(broker)
+        assert str(path) in text and "offset" in text and "tidegate-broker repair" in text, text
+    status, told, err = maintain(broker, "repair")
+    if status == 0:
+        assert how == "cut"
+    else:
+        out = repair(broker, str(path), "into a new database")
+        assert "lost: nothing" in out or how in ("inner pages", "cut", "list of trees"), out
+    broker.start()
+    if how != "cut":
+        check_state(broker.port, 900, 100)
+    else:
+        subscriber = wire.Client(broker.port, 5)
+        subscriber.connect("sub", clean=False, properties=[(wire.SESSION_EXPIRY, 3600)])
+        for _ in range(900 - 200):  # of one page: the longest row of bodies, or of places in queues
+            subscriber.acknowledge(subscriber.expect(wire.PUBLISH))
+        subscriber.disconnect()
     broker.stop()
 
 

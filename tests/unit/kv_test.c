@@ -985,6 +985,9 @@ static void test_damaged_file(void **state)
     expect_refused(b, ERR_CORRUPT);
     assert_int_equal(pwrite(fd, whole, (size_t)status.st_size, 0), status.st_size);
     write_at(b->data, &byte, 1, 20); /* its version */
+    expect_refused(b, ERR_CORRUPT);  /* the other has ours */
+    assert_non_null(strstr(b->msg.text, "offset 0)"));
+    write_at(b->data, &byte, 1, PAGE + 20);
     expect_refused(b, ERR_VERSION);
     assert_int_equal(pwrite(fd, whole, (size_t)status.st_size, 0), status.st_size);
     write_at(b->data, &byte, 1, 16 + 24); /* page size */

@@ -8,6 +8,7 @@
 
 #include "broker/durable/data_format.h"
 #include "broker/durable/kv_lmdb.h"
+#include "broker/durable/kv_snapshot.h"
 #include "broker/durable/store_writer.h"
 #include "common/log_segment.h"
 #include "common/log_writer.h"
@@ -240,6 +241,18 @@ static void fill(struct place *p)
     expect(p, 3, 30, 5);
 }
 
+/* The commit before the newest holds all of it as well. */
+static void fill_old(struct place *p)
+{
+    fill(p);
+    for (int i = 0; i < 3; i++) {
+        OK(start(p));
+        put_message(p, "nobody's", 0, 0);
+        stop(p);
+    }
+    expect(p, 3, 30, 5);
+}
+
 /* ---- commands ---- */
 
 static enum err repair(struct place *p, bool yes, unsigned *found_out)
@@ -362,7 +375,7 @@ static void a_backup_tells_of_damaged_values(void **state)
 static void a_damaged_body_costs_its_message(void **state)
 {
     struct place *p = (struct place *)*state;
-    fill(p);
+    fill_old(p);
     spoil(p->checkpoint, "data.mdb", "payload-0003");
     repair_all(p, "tree bodies");
     expect(p, 3, 27, 5);
@@ -371,7 +384,7 @@ static void a_damaged_body_costs_its_message(void **state)
 static void a_damaged_retained_body_costs_its_value(void **state)
 {
     struct place *p = (struct place *)*state;
-    fill(p);
+    fill_old(p);
     spoil(p->checkpoint, "data.mdb", "retained-0004");
     repair_all(p, "values are damaged");
     expect(p, 3, 30, 4);
@@ -387,9 +400,11 @@ static void a_value_of_a_wrong_structure_is_damage(void **state)
     struct kv_lmdb_options options = {.dir = p->checkpoint, .map_bytes = MAP_BYTES};
     uint8_t key[8];
     OK(kv_lmdb_open(&kv, &options, &p->msg));
-    OK(kv_begin(kv, &txn, true));
-    OK(kv_put(txn, KV_SESSIONS, kv_key_u64(key, 2), SPAN_LITERAL("nonsense")));
-    OK(kv_commit(txn));
+    for (int i = 0; i < 2; i++) { /* in both commits that the file holds */
+        OK(kv_begin(kv, &txn, true));
+        OK(kv_put(txn, KV_SESSIONS, kv_key_u64(key, 2), SPAN_LITERAL("nonsense")));
+        OK(kv_commit(txn));
+    }
     kv_close(kv);
     repair_all(p, "session 2: its client id");
     expect(p, 2, 20, 5);
@@ -398,7 +413,7 @@ static void a_value_of_a_wrong_structure_is_damage(void **state)
 static void a_damaged_session_costs_its_queue(void **state)
 {
     struct place *p = (struct place *)*state;
-    fill(p);
+    fill_old(p);
     spoil(p->checkpoint, "data.mdb", "client-2");
     repair_all(p, "session 2: its client id");
     expect(p, 2, 20, 5);
@@ -422,6 +437,71 @@ static void a_checkpoint_that_cannot_be_opened_goes_aside(void **state)
     assert_int_equal(truncate(path, 8192), 0);
     repair_all(p, "data.mdb");
     expect(p, 3, 30, 5);
+}
+
+static void zero_page(struct place *p, long page)
+{
+    char path[256];
+    snprintf(path, sizeof path, "%s/data.mdb", p->checkpoint);
+    FILE *file = fopen(path, "r+b");
+    assert_non_null(file);
+    assert_int_equal(fseek(file, page * 4096, SEEK_SET), 0);
+    for (int i = 0; i < 4096; i++)
+        assert_int_equal(fputc(0, file), 0);
+    assert_int_equal(fclose(file), 0);
+}
+
+/* The log's first records are gone: nothing but the database has the sessions and what waits for them. */
+static void forget_log(struct place *p)
+{
+    assert_true(p->data[0]);
+    char path[256];
+    for (uint64_t generation = 1;; generation++) {
+        struct kv_lmdb_options options = {.dir = p->checkpoint, .read_only = true};
+        char name[LOG_SEGMENT_NAME_SIZE];
+        struct kv *kv;
+        struct checkpoint *checkpoint;
+        OK(kv_lmdb_open(&kv, &options, &p->msg));
+        OK(checkpoint_open(&checkpoint, kv, 1, &p->msg));
+        uint64_t needed = checkpoint_state(checkpoint).cursor.reopen.generation;
+        checkpoint_free(checkpoint);
+        kv_close(kv);
+        if (generation >= needed) {
+            assert_true(generation > 1);
+            break;
+        }
+        log_segment_name(name, generation);
+        snprintf(path, sizeof path, "%s/%s", p->log, name);
+        assert_int_equal(remove(path), 0);
+    }
+}
+
+/* One page that everything hangs on is gone; all others are whole, and all that they hold is kept. */
+static void pages_that_lead_to_all_others_cost_nothing(void **state)
+{
+    struct place *p = (struct place *)*state;
+    for (int what = 0; what < 4; what++) {
+        struct kv_snapshot_source ways[2];
+        unsigned count;
+        use(p, "leads");
+        assert_int_equal(mkdir(p->data, 0750), 0);
+        fill_old(p);
+        forget_log(p);
+        OK(kv_snapshot_find(ways, &count, p->checkpoint, &p->msg));
+        assert_int_equal(count, 2);
+        if (what < 2)
+            zero_page(p, what);
+        if (what == 2)
+            zero_page(p, (long)ways[ways[1].txn_number > ways[0].txn_number].main_root);
+        if (what == 3) { /* both */
+            zero_page(p, 0);
+            zero_page(p, 1);
+        }
+        repair_all(p, "into a new database");
+        assert_non_null(strstr(p->told, "nothing to repair"));
+        expect(p, 3, 30, 5);
+        remove_dir(p->data);
+    }
 }
 
 /* Pages in the middle are overwritten: whatever LMDB makes of it, the repair ends and a start succeeds. */
@@ -581,6 +661,7 @@ int main(void)
         TEST(a_value_of_a_wrong_structure_is_damage),
         TEST(a_missing_checkpoint_learns_what_the_log_holds),
         TEST(a_checkpoint_that_cannot_be_opened_goes_aside),
+        TEST(pages_that_lead_to_all_others_cost_nothing),
         TEST(overwritten_pages_do_not_end_the_repair),
         TEST(a_log_that_does_not_reach_back_is_told),
         TEST(a_hole_before_the_checkpoint_costs_nothing_of_it),
