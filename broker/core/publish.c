@@ -14,6 +14,7 @@
 #include "broker/telemetry/rule.h"
 #include "common/check.h"
 #include "common/clock.h"
+#include "common/murmur2.h"
 
 #define COPIES_PER_PUBLISH 16 /* so many copies of a message count as one more message of the turn's allowance */
 
@@ -34,7 +35,6 @@ struct publish_in {
     struct publish_from from;
     const struct rule *rule; /* telemetry: rule and device */
     struct span device;
-    uint32_t partition;
     bool is_logged_telemetry;
     bool is_state; /* the checkpoint needs its record */
     bool is_kept;  /* it sets or removes its topic's retained value */
@@ -77,8 +77,7 @@ static enum publish_outcome judge_telemetry(struct shard *shard, struct publish_
     if (!shard->config.rules)
         return PUBLISH_DONE;
     struct rule_subject subject = {.topic = in->from.source.topic, .client_id = in->from.client_id, .user_name = in->from.user_name};
-    enum rule_verdict verdict =
-        rule_memo_match(&shard->scratch.rule_memo, &in->rule, &in->device, &in->partition, shard->config.rules, &subject);
+    enum rule_verdict verdict = rule_table_match(shard->config.rules, &in->rule, &in->device, &subject);
     if (verdict == RULE_NONE) {
         in->rule = NULL;
         return PUBLISH_DONE;
@@ -207,7 +206,7 @@ static const struct record *record_of(struct shard *shard, const struct publish_
     rec->rule = is_telemetry ? span_of(in->rule->name, in->rule->name_size) : (struct span){0};
     rec->rule_index = is_telemetry ? (uint32_t)(in->rule - rules->rules) : 0;
     rec->device = is_telemetry ? in->device : (struct span){0};
-    rec->partition = is_telemetry ? in->partition : 0;
+    rec->partition = is_telemetry ? murmur2_partition(in->device, rules->partition_count) : 0;
     rec->partition_count = is_telemetry ? rules->partition_count : 0;
     rec->codec = is_telemetry ? RECORD_CODEC_JSON : RECORD_CODEC_NONE;
     return rec;

@@ -7,7 +7,6 @@
 #include <stdint.h>
 
 #include "broker/route/topic_tree.h"
-#include "broker/telemetry/rule.h"
 #include "common/record.h"
 
 /* Bytes that grow and are used again. */
@@ -32,7 +31,6 @@ struct publish_scratch {
     struct publish_bytes record_recipients; /* persistent ones as the record has them */
     struct publish_bytes properties;        /* forwardable ones of a packet that has more than a few */
     struct record record;                   /* of the message */
-    struct rule_memo rule_memo;             /* what the telemetry rules said last */
 };
 
 void publish_scratch_init(struct publish_scratch *scratch);

@@ -6,7 +6,6 @@
 #include <stdlib.h>
 
 #include "common/check.h"
-#include "common/murmur2.h"
 
 #define RULE_COUNT_MAX 1024
 #define RULE_LEVELS_MAX 1000 /* a pattern is written by a person: far below the 32768 levels of a legal filter */
@@ -276,44 +275,4 @@ enum rule_verdict rule_table_match(const struct rule_table *table, const struct 
         return verdict;
     }
     return RULE_NONE;
-}
-
-/* Keep the answer if it is one for every client. */
-static void memo_keep(struct rule_memo *memo, const struct rule *rule, struct span device, uint32_t partition, struct span topic)
-{
-    memo->topic_size = 0;
-    if (topic.size > sizeof memo->topic)
-        return;
-    if (rule) {
-        if (device.data < topic.data || device.data >= topic.data + topic.size)
-            return;
-        memo->device_at = (uint16_t)(device.data - topic.data);
-        memo->device_size = (uint16_t)device.size;
-        memo->partition = partition;
-    }
-    memo->rule = rule;
-    memcpy(memo->topic, topic.data, topic.size);
-    memo->topic_size = (uint16_t)topic.size;
-}
-
-enum rule_verdict rule_memo_match(struct rule_memo *memo, const struct rule **rule_out, struct span *device_out, uint32_t *partition_out,
-                                  const struct rule_table *table, const struct rule_subject *subject)
-{
-    struct span topic = subject->topic;
-    if (memo->topic_size != 0 && span_equal(topic, span_of(memo->topic, memo->topic_size))) {
-        if (!memo->rule)
-            return RULE_NONE;
-        *rule_out = memo->rule;
-        *device_out = span_of(topic.data + memo->device_at, memo->device_size);
-        *partition_out = memo->partition;
-        return RULE_MATCH;
-    }
-    enum rule_verdict verdict = rule_table_match(table, rule_out, device_out, subject);
-    if (verdict == RULE_MATCH) {
-        *partition_out = murmur2_partition(*device_out, table->partition_count);
-        memo_keep(memo, *rule_out, *device_out, *partition_out, topic);
-    } else if (verdict == RULE_NONE) {
-        memo_keep(memo, NULL, (struct span){0}, 0, topic);
-    }
-    return verdict;
 }

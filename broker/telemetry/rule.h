@@ -59,19 +59,4 @@ void rule_table_deinit(struct rule_table *table);
 enum rule_verdict rule_table_match(const struct rule_table *table, const struct rule **rule_out, struct span *device_out,
                                    const struct rule_subject *subject);
 
-/* The answer for the topic that was asked for last, if the topic alone decides it: a device's messages often come in a row. Zero is empty;
- * for one table, which does not change. */
-#define RULE_MEMO_TOPIC_MAX 64
-struct rule_memo {
-    const struct rule *rule; /* NULL: none matches */
-    uint32_t partition;
-    uint16_t device_at, device_size;
-    uint16_t topic_size; /* 0: there is no answer */
-    uint8_t topic[RULE_MEMO_TOPIC_MAX];
-};
-
-/* rule_table_match(), and with RULE_MATCH the device's partition. Thread: the memo's owner. */
-enum rule_verdict rule_memo_match(struct rule_memo *memo, const struct rule **rule_out, struct span *device_out, uint32_t *partition_out,
-                                  const struct rule_table *table, const struct rule_subject *subject);
-
 #endif
