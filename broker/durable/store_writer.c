@@ -372,10 +372,16 @@ static int64_t clock_lead(const struct store_writer *writer, int64_t now)
     return writer->io.wall(writer->io_arg) - (now + writer->options.steady_offset_ns);
 }
 
-/* A start takes the time away from the clocks of the last commit. If the wall clock was set since, it would take the step for time away. */
+static int64_t clock_or(const struct store_writer *writer, int64_t now)
+{
+    return writer->io.clock ? writer->io.clock(writer->io_arg) : now;
+}
+
+/* A start takes the time away from the clocks of the last commit. If the wall clock was set since, it would take the step for time away.
+ * Both clocks are read here: `now` is of before the log was read, which may have taken longer than a step is long. */
 static bool is_clock_set(const struct store_writer *writer, int64_t now)
 {
-    int64_t moved = writer->io.wall ? clock_lead(writer, now) - writer->clock_lead_ns : 0;
+    int64_t moved = writer->io.wall ? clock_lead(writer, clock_or(writer, now)) - writer->clock_lead_ns : 0;
     return moved > STORE_CLOCK_STEP_NS || moved < -STORE_CLOCK_STEP_NS;
 }
 
@@ -395,11 +401,6 @@ static bool is_commit_due(const struct store_writer *writer, int64_t now, bool f
     if (gauge_get(&writer->stats.no_space))
         return now >= writer->retry_ns;
     return is_set || now >= writer->next_commit_ns || is_delta_full(writer);
-}
-
-static int64_t clock_or(const struct store_writer *writer, int64_t now)
-{
-    return writer->io.clock ? writer->io.clock(writer->io_arg) : now;
 }
 
 static void tell_checkpoint(struct store_writer *writer)

@@ -40,6 +40,7 @@ struct bench {
     int64_t wall_lead_ns; /* wall clock less now */
     int64_t now;
     int64_t commit_takes_ns; /* what the clock says of each look */
+    int64_t read_takes_ns;   /* of each look at the log */
     uint64_t mistake_end;    /* 0, or tell an end that is not durable: every how many looks */
     int64_t group_pause_ns;  /* between the blocks of a large record, with a step and a small record of the other shard */
     bool is_cut_in_group;    /* the large record is left there */
@@ -85,6 +86,7 @@ static void bench_on_checkpoint(void *io, struct log_place place)
 static struct log_end bench_durable_end(void *io)
 {
     struct bench *b = io;
+    b->now += b->read_takes_ns;
     return b->mistake_end ? b->begun : log_writer_published_end(b->log);
 }
 
@@ -702,6 +704,21 @@ static void a_clock_that_is_set_is_committed_though_nothing_else_is(void **state
     bench_free(b);
 }
 
+static void a_long_look_at_the_log_is_no_step_of_the_wall_clock(void **state)
+{
+    (void)state;
+    struct bench *b = bench_make(1);
+    b->io = &bench_io_with_wall;
+    b->wall_lead_ns = 1000 * NS_PER_S;
+    assert_int_equal(bench_open(b, NULL), ERR_OK);
+    assert_int_equal(step(b, false), ERR_OK);
+    uint64_t commits = histogram_count(&store_writer_get_stats(b->writer)->commit_ns);
+    b->read_takes_ns = 400 * NS_PER_MS;
+    pass_time(b, 10 * NS_PER_S);
+    assert_int_equal(histogram_count(&store_writer_get_stats(b->writer)->commit_ns), commits);
+    bench_free(b);
+}
+
 static void an_op_waits_for_a_full_ring(void **state)
 {
     (void)state;
@@ -1264,6 +1281,7 @@ int main(void)
         cmocka_unit_test(acknowledgements_behind_a_full_delta_make_space),
         cmocka_unit_test(a_failed_commit_is_final),
         cmocka_unit_test(a_clock_that_is_set_is_committed_though_nothing_else_is),
+        cmocka_unit_test(a_long_look_at_the_log_is_no_step_of_the_wall_clock),
         cmocka_unit_test(an_op_waits_for_a_full_ring),
         cmocka_unit_test(removals_are_forgotten_behind_all_shards),
         cmocka_unit_test(a_busy_shard_passes_in_the_end),
