@@ -116,7 +116,8 @@ static bool put_recipient(struct shard *shard, const struct msg_source *source, 
         return true;
     uint8_t qos = granted < source->qos ? granted : source->qos;
     bool is_persistent = (options & SUBSCRIBER_PERSISTENT) != 0;
-    if ((options & SUBSCRIBER_FULL) || (is_persistent && are_queues_full(shard))) {
+    bool may_wait = is_persistent && (qos > 0 || shard->config.limits.queue_qos0_messages);
+    if ((options & SUBSCRIBER_FULL) || (may_wait && are_queues_full(shard))) {
         refuse_recipient(scratch, qos, is_will);
         return true;
     }
@@ -140,7 +141,7 @@ static bool put_recipient(struct shard *shard, const struct msg_source *source, 
     }
     bytes->size += size;
     *(is_held ? &scratch->held_count : &scratch->now_count) += 1;
-    recipient->is_named = is_held && is_persistent && (qos > 0 || shard->config.limits.queue_qos0_messages);
+    recipient->is_named = is_held && may_wait;
     return !recipient->is_named || put_record_recipient(scratch, recipient, options);
 }
 

@@ -186,12 +186,12 @@ bool waiting_keep_bounds(struct shard *shard, struct session *sess)
     return false;
 }
 
-/* The process's own bounds. Who refuses has taken it before they were reached, and may not drop it now; else the newest is dropped. NULL:
- * it is counted in. */
-static struct counter *take_totals(struct shard *shard, size_t cost, enum shard_drop *reason_out)
+/* The process's own bounds. Who refuses has taken it for a persistent session before they were reached, and may not drop it now; else the
+ * newest is dropped. NULL: it is counted in. */
+static struct counter *take_totals(struct shard *shard, const struct session *sess, size_t cost, enum shard_drop *reason_out)
 {
     struct queue_totals *totals = shard->config.queue_totals;
-    if (totals && shard->config.limits.queue_policy == QUEUE_REFUSE) {
+    if (totals && shard->config.limits.queue_policy == QUEUE_REFUSE && session_is_persistent(sess)) {
         queue_totals_change(totals, 1, (int64_t)cost);
         return NULL;
     }
@@ -230,7 +230,7 @@ void waiting_add(struct shard *shard, struct session *sess, struct msg *msg, uin
 {
     enum shard_drop reason = SHARD_dropped_no_memory;
     size_t cost = msg_cost(msg);
-    struct counter *cell = take_totals(shard, cost, &reason);
+    struct counter *cell = take_totals(shard, sess, cost, &reason);
     bool is_taken = !cell && shard->config.queue_totals;
     if (!cell)
         cell = admit(shard, sess, cost, &reason);

@@ -532,6 +532,35 @@ static void refuse_is_not_for_ever_when_one_message_is_larger_than_the_queue(voi
     rig_free(rig);
 }
 
+/* What never waits needs no room, and what nobody can be refused for is dropped. */
+static void at_the_bound_of_all_queues_persistent_sessions_alone_refuse(void **state)
+{
+    (void)state;
+    struct queue_totals totals = {.messages_max = 10, .bytes_max = UINT64_MAX};
+    struct rig *rig = RIG(.queue_totals = &totals, .limits = {.queue_policy = QUEUE_REFUSE, .inflight_max = 1});
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    away_subscriber(rig, "away", "a/#", 1);
+    publish_range(rig, pub, "a/x", 1, 10);
+    publish_number(pub, "a/x", 11, 1, 11);
+    rig_settle(rig);
+    assert_int_equal(rig_next(pub)->ack.reason, MQTT_REASON_QUOTA_EXCEEDED);
+    struct rig_client *stays = rig_connect(rig, "stays", MQTT_V5, false), *clean = rig_connect(rig, "clean", MQTT_V5, true);
+    rig_subscribe(stays, 1, "b/#", 0);
+    rig_subscribe(clean, 1, "b/#", 1);
+    publish_range(rig, pub, "b/x", 1, 3);
+    for (unsigned i = 1; i <= 3; i++) {
+        const struct packet *packet = rig_next(stays);
+        assert_non_null(packet);
+        assert_int_equal(number_of(packet), i);
+    }
+    assert_int_equal(number_of(rig_next(clean)), 1); /* and is not acknowledged */
+    assert_null(rig_next(clean));
+    assert_int_equal(RIG_COUNTER(rig, dropped_queue_refuse), 0);
+    assert_int_equal(RIG_COUNTER(rig, dropped_total_messages), 2);
+    assert_int_equal(atomic_load(&totals.messages), 10);
+    rig_free(rig);
+}
+
 static void all_queues_together_are_bounded(void **state)
 {
     (void)state;
@@ -912,6 +941,7 @@ int main(void)
         cmocka_unit_test(the_overshoot_is_bounded_in_bytes),
         cmocka_unit_test(refuse_says_so_to_publishers_and_takes_it_back),
         cmocka_unit_test(refuse_is_not_for_ever_when_one_message_is_larger_than_the_queue),
+        cmocka_unit_test(at_the_bound_of_all_queues_persistent_sessions_alone_refuse),
         cmocka_unit_test(all_queues_together_are_bounded),
         cmocka_unit_test(what_waited_too_long_is_dropped),
         cmocka_unit_test(what_nobody_comes_for_is_dropped_too),
