@@ -158,9 +158,9 @@ static enum publish_outcome judge_retained(struct shard *shard, struct publish_i
     if (source->payload.size == 0)
         return retained_may_remove(retained, source->topic) ? PUBLISH_DONE : PUBLISH_NO_ROOM;
     in->is_kept = retained_reserve(retained, &in->reserved, source->topic, (uint32_t)msg_source_cost(source));
-    counter_add(&shard->stats.retained_refused, !in->is_kept);
     if (in->is_kept || source->qos == 0 || !in->from.client || in->from.client->version < MQTT_V5)
         return PUBLISH_DONE;
+    counter_inc(&shard->stats.retained_refused);
     *refusal_out = (struct publish_refusal){MQTT_REASON_QUOTA_EXCEEDED, &shard->stats.publish_refused_retained_full};
     return PUBLISH_REFUSED;
 }
@@ -440,6 +440,7 @@ static enum publish_outcome publish(struct shard *shard, struct publish_in *in, 
         done->durability = durability_of(shard, in);
     counter_add(&shard->stats.copies_routed, scratch->now_count + scratch->held_count + scratch->refused_count);
     counter_add(&shard->stats.dropped_queue_refuse, scratch->refused_count);
+    counter_add(&shard->stats.retained_refused, in->from.source.retain && !in->is_kept);
     if (in->is_kept) {
         post_retain(shard, msg, &in->reserved);
         done->wait_retained = shard->retained_asked;

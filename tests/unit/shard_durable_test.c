@@ -362,6 +362,26 @@ static void pubcomp_waits_until_the_identifier_is_closed(void **state) /* LOG 8 
 
 /* === retained values that find no room ============================================================================================== */
 
+/* However often it is tried while it waits for room in the log. */
+static void retained_value_without_room_is_counted_once(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(.retained_max = 1);
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V311, true);
+    rig_publish_retained(pub, "x", "v", 1, 1);
+    rig_settle(rig);
+    expect(pub, MQTT_PUBACK);
+    rig_log_room(rig, false);
+    rig_publish_retained(pub, "t/device/y", "w", 1, 2);
+    rig_advance(rig, 1000);
+    expect_nothing(pub);
+    rig_log_room(rig, true);
+    rig_settle(rig);
+    expect(pub, MQTT_PUBACK);
+    assert_int_equal(RIG_COUNTER(rig, retained_refused), 1);
+    rig_free(rig);
+}
+
 /* MQTT 5 is told, and nothing has happened: nobody got it, it is not in the log, the identifier is free. So it may come again as often as
  * it likes, and when it is taken it comes once. */
 static void refused_value_reaches_nobody(void **state)
@@ -915,6 +935,7 @@ int main(void)
         IN_EACH_MODE(pubrel_before_pubrec_waits_for_both_too),
         IN_EACH_MODE(pubcomp_waits_until_the_identifier_is_closed),
         IN_EACH_MODE(refused_value_reaches_nobody),
+        IN_EACH_MODE(retained_value_without_room_is_counted_once),
         IN_EACH_MODE(value_of_who_cannot_be_told_is_delivered_and_not_kept),
         IN_EACH_MODE(full_index_takes_new_values_of_topics_that_have_one),
         IN_EACH_MODE(will_that_finds_no_room_is_said_and_not_kept),
