@@ -395,7 +395,7 @@ static void scan_say(const struct scan *scan, enum err err)
     char path[FILE_PATH_MAX], name[LOG_SEGMENT_NAME_SIZE];
     log_segment_name(name, scan->generation);
     if (err == ERR_VERSION && file_path(path, scan->dir, name) == ERR_OK)
-        (void)!log_version_refuse(scan->fs, path, scan->recovery->end.place.offset, LOG_SEGMENT_VERSION, scan->msg);
+        (void)log_version_refuse(scan->fs, path, scan->recovery->end.place.offset, LOG_SEGMENT_VERSION, scan->msg);
     else
         err_set(scan->msg, err, "%s/%s: %s", scan->dir, name, err_text(err));
 }

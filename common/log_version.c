@@ -5,13 +5,13 @@
 
 #include "common/bytes.h"
 
-#define AT 8
+#define VERSION_AT 8
 
 static uint16_t version_at(struct file *file, uint64_t offset)
 {
-    uint8_t header[AT + 2] = {0};
+    uint8_t header[VERSION_AT + 2] = {0};
     size_t got = 0;
-    return file_pread(file, &got, header, sizeof header, offset) == ERR_OK && got == sizeof header ? load_le16(header + AT) : 0;
+    return file_pread(file, &got, header, sizeof header, offset) == ERR_OK && got == sizeof header ? load_le16(header + VERSION_AT) : 0;
 }
 
 enum err log_version_refuse(struct fs *fs, const char *path, uint64_t offset, uint16_t known, struct errmsg *msg)

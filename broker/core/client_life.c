@@ -156,8 +156,6 @@ void client_update_reading(struct shard *shard, struct client *client)
     shard->io->read_pause(shard->io_arg, client->conn, pause);
 }
 
-void client_stop_reading(struct shard *shard, struct client *client) { client_update_reading(shard, client); }
-
 void client_flush(struct shard *shard, struct client *client)
 {
     while (!outbox_is_empty(&client->outbox) && !client->is_waiting_writable) {

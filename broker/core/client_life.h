@@ -27,9 +27,7 @@ void client_detach(struct shard *shard, struct client *client, bool say_will);
 void client_on_writable(struct shard *shard, struct client *client);
 /* Write what is there; at the end of a turn. */
 void client_flush(struct shard *shard, struct client *client);
-/* Reading stops while packets cannot be handled or the other direction is clogged. */
+/* Reading stops while packets cannot be handled, the other direction is clogged, or the shard drains. */
 void client_update_reading(struct shard *shard, struct client *client);
-/* Draining: nothing more is read or handled. */
-void client_stop_reading(struct shard *shard, struct client *client);
 
 #endif

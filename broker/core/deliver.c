@@ -131,11 +131,10 @@ static bool may_end(const struct shard *shard, const struct session *sess, const
 static void end_entry(struct shard *shard, struct client *client, struct inflight_entry *entry)
 {
     struct session *sess = client->session;
-    if (!is_end_logged(shard, sess, entry))
-        ;
-    else if (entry->state == INFLIGHT_PUBLISH_1)
+    bool is_logged = is_end_logged(shard, sess, entry);
+    if (is_logged && entry->state == INFLIGHT_PUBLISH_1)
         shard_log_ack(shard, sess->number, inflight_sequence(entry));
-    else
+    else if (is_logged)
         log_about(shard, sess, RECORD_ACK, named_sequence(entry), entry->packet_id);
     if (entry->holds_quota && client->send_quota < client->receive_max)
         client->send_quota++;

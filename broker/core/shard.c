@@ -387,7 +387,7 @@ static void drain_list(struct shard *shard, struct list_node *list, bool force)
         if (force || (client->gate_held == 0 && client->block != BLOCK_LARGE))
             client_close(shard, client, MQTT_REASON_SERVER_SHUTTING_DOWN, &shard->stats.closed_shutdown);
         else
-            client_stop_reading(shard, client); /* or what it sends meanwhile would be waited for, too, and so on */
+            client_update_reading(shard, client); /* or what it sends meanwhile would be waited for, too, and so on */
     }
 }
 
