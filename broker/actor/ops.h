@@ -1,8 +1,8 @@
 /* The typed messages between the broker's actors, each listed once with its direction.
  *
- * Actors are the shards (one loop each), the route thread, the log thread and the store thread. Between two actors there is one
- * single-producer single-consumer ring in each direction, so ops keep their order per (sender, receiver) and no other order is promised:
- * whatever is correct only under a stronger order is wrong, and the simulator delays the rings to find it.
+ * Actors are the shards (one loop each), the route thread, the log thread, the store thread and the reader thread. Between two actors there
+ * is one single-producer single-consumer ring in each direction, so ops keep their order per (sender, receiver) and no other order is
+ * promised: whatever is correct only under a stronger order is wrong, and the simulator delays the rings to find it.
  *
  * An op is passed by value; pointers in it are *taken* by the receiver unless it says "shared (ref)". Pure: production runs ops over
  * common/ring.h, the simulator over its own queues. */

@@ -9,7 +9,7 @@
 
 #include <stdlib.h>
 
-#define MESSAGES_AHEAD 4
+#define MESSAGES_AHEAD 4                 /* messages fetched ahead of the one that is written */
 #define MESSAGE_FETCH_SIZE ((size_t)320) /* of each: all of most */
 
 /* --- messages ------------------------------------------------------------------------------------------------------------------------ */

@@ -8,9 +8,9 @@
 #include "common/position_list.h"
 
 #define CAPACITY_FIRST 4u
-#define WINDOW_SORT_MAX 4096u /* messages brought into order at a time, before runs are cut from them; */
-#define WINDOW_AHEAD 16u
+#define WINDOW_SORT_MAX 4096u   /* messages brought into order at a time, before runs are cut from them; */
 #define WINDOW_SORTED_MIN 1024u /* again when fewer are left: what comes late is that late at most */
+#define WINDOW_AHEAD 16u        /* messages fetched ahead of the one that is looked at */
 
 /* Items in order. One allocation; NULL = empty. */
 struct item_ring {
