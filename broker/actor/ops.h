@@ -99,6 +99,7 @@ struct op {
         } durable;                    /* OP_LOG_DURABLE; OP_LOG_ROOM uses `flag` alone */
         struct {
             uint64_t sequence; /* exclusive */
+            uint64_t runs;     /* of OP_STORE_RUN that came from this shard, so many, the oldest, can be read as well */
             uint64_t aged;     /* every message below it is older than max_queued_age; 0: none is known to be */
         } checkpoint;          /* OP_STORE_CHECKPOINT; OP_STORE_ROOM uses `flag` alone */
         struct {

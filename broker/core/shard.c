@@ -232,7 +232,7 @@ void shard_on_op(struct shard *shard, const struct op *op)
         shard->is_room_news |= op->flag;
         return;
     case OP_STORE_CHECKPOINT:
-        waiting_on_checkpoint(shard, op->checkpoint.sequence, op->checkpoint.aged);
+        waiting_on_checkpoint(shard, op->checkpoint.sequence, op->checkpoint.runs, op->checkpoint.aged);
         return;
     case OP_STORE_READ_DONE:
         read_back_on_answer(shard, op->read);

@@ -409,13 +409,13 @@ void waiting_after_read(struct shard *shard, struct session *sess)
 /* and_window: of what is in memory, too. Returns whether there was one, and more may be made. */
 static bool post_runs(struct shard *shard, struct session *sess, bool and_window, uint32_t *runs_left)
 {
-    struct queue_shared *shared = and_window ? shared_of(shard) : NULL;
+    struct queue_shared *shared = shared_of(shard);
     bool is_any = false;
-    for (; *runs_left > 0 && queue_has_run(&sess->queue, shared); is_any = true, --*runs_left) {
+    for (; *runs_left > 0 && queue_has_run(&sess->queue, shared, and_window); is_any = true, --*runs_left) {
         struct store_run *run = malloc(sizeof *run);
         if (!run)
             break; /* the tail stays long */
-        if (!queue_take_run(&sess->queue, shared, inflight_sequence_max(&sess->inflight), run)) {
+        if (!queue_take_run(&sess->queue, shared, and_window, inflight_sequence_max(&sess->inflight), run)) {
             free(run);
             break;
         }
@@ -433,9 +433,12 @@ static bool let_go(struct shard *shard, struct session *sess, uint32_t *runs_lef
     /* While it is over its bounds what came last stays in memory: so there is never more than twice as much as they say, and what has to
      * go is written down as little as can be. */
     bool is_within = waiting_keep_bounds(shard, sess);
+    (void)queue_forget_posted(&sess->queue, shared_of(shard));
+    bool is_cut = queue_may_cut(&sess->queue, shared_of(shard), is_online);
     bool is_left = !is_within || queue_settle(&sess->queue, shared_of(shard), is_online);
-    while (post_runs(shard, sess, is_within, runs_left) && is_within)
+    while (is_cut && post_runs(shard, sess, is_within, runs_left) && is_within)
         is_left = queue_settle(&sess->queue, shared_of(shard), is_online);
+    is_left |= queue_has_posted(&sess->queue);
     if (!is_online) {
         is_left |= inflight_let_go(&sess->inflight, shard->waiting.shared.checkpoint);
         if (!sess->queue.is_reading)
@@ -490,9 +493,11 @@ static bool walk(struct shard *shard)
     return true;
 }
 
-void waiting_on_checkpoint(struct shard *shard, uint64_t sequence, uint64_t aged)
+void waiting_on_checkpoint(struct shard *shard, uint64_t sequence, uint64_t runs, uint64_t aged)
 {
     struct waiting *waiting = &shard->waiting;
+    waiting->shared.runs_committed = runs;
+    waiting->shared.runs_before = waiting->shared.runs_posted;
     if (waiting->age.sequence < aged)
         waiting->age.sequence = aged;
     /* Two copies of one message for one session have one name: what was let go twice would come back once. */
@@ -555,7 +560,8 @@ bool waiting_restore(struct shard *shard, struct session *sess, uint64_t sequenc
     note_restored(shard, sequence);
     counter_inc(&shard->stats.copies_restored);
     uint32_t runs_left = UINT32_MAX;
-    (void)post_runs(shard, sess, false, &runs_left);
+    if (post_runs(shard, sess, false, &runs_left))
+        list_session(shard, sess); /* until the store has committed them */
     return true;
 }
 

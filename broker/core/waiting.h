@@ -64,8 +64,9 @@ uint64_t waiting_put_back(struct shard *shard, struct session *sess, struct stor
 bool waiting_keep_bounds(struct shard *shard, struct session *sess);
 /* A read is over, and what it brought was sent if a client is there. */
 void waiting_after_read(struct shard *shard, struct session *sess);
-/* Everything below `sequence` can be read from the store; everything below `aged` is over max_queued_age. */
-void waiting_on_checkpoint(struct shard *shard, uint64_t sequence, uint64_t aged);
+/* Everything below `sequence` can be read from the store, and the first `runs` that were posted; everything below `aged` is over
+ * max_queued_age. */
+void waiting_on_checkpoint(struct shard *shard, uint64_t sequence, uint64_t runs, uint64_t aged);
 /* Whether it waited longer than max_queued_age. */
 bool waiting_is_too_old(const struct shard *shard, const struct queue_item *item);
 /* When the sessions are looked at next for what is too old, mono; INT64_MAX: nobody asks. */

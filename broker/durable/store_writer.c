@@ -55,6 +55,9 @@ struct store_writer {
     struct shard_passed passed[ACTOR_SHARDS_MAX];
     uint64_t forgotten_number;
 
+    uint64_t runs[ACTOR_SHARDS_MAX];           /* that came from each shard */
+    uint64_t runs_committed[ACTOR_SHARDS_MAX]; /* of them */
+
     enum err failed;
     struct errmsg failed_msg;
 };
@@ -65,12 +68,10 @@ static bool post(void *arg, actor_id to, const struct op *op)
     return writer->io.post(writer->io_arg, to, op);
 }
 
-static void post_all(struct store_writer *writer, const struct op *op, bool and_route)
+static void post_to_shards(struct store_writer *writer, const struct op *op)
 {
     for (actor_id shard = 0; shard < writer->options.shard_count; shard++)
         op_backlog_post(&writer->backlog, post, writer, shard, op);
-    if (and_route)
-        op_backlog_post(&writer->backlog, post, writer, ACTOR_ROUTE, op);
 }
 
 static enum err fail(struct store_writer *writer, enum err err)
@@ -277,6 +278,8 @@ void store_writer_on_op(struct store_writer *writer, const struct op *op)
         err = checkpoint_expire_retained(writer->checkpoint, span_of(op->expired->topic, op->expired->topic_size), op->expired->number);
         free(op->expired);
     } else if (op->type == OP_STORE_RUN) {
+        CHECK(op->from < writer->options.shard_count);
+        writer->runs[op->from]++;
         err = checkpoint_put_run(writer->checkpoint, op->run.session_number, op->run.run->sequences, op->run.run->count);
         free(op->run.run);
     } else if (op->type == OP_STORE_RUN_DROP) {
@@ -408,7 +411,12 @@ static void tell_checkpoint(struct store_writer *writer)
     struct op op = {.type = OP_STORE_CHECKPOINT,
                     .from = ACTOR_STORE,
                     .checkpoint = {.sequence = writer->committed.position.sequence, .aged = writer->aged}};
-    post_all(writer, &op, true);
+    for (actor_id shard = 0; shard < writer->options.shard_count; shard++) {
+        op.checkpoint.runs = writer->runs_committed[shard];
+        op_backlog_post(&writer->backlog, post, writer, shard, &op);
+    }
+    op.checkpoint.runs = 0;
+    op_backlog_post(&writer->backlog, post, writer, ACTOR_ROUTE, &op);
 }
 
 /* Messages grow old though nothing is committed. */
@@ -458,6 +466,7 @@ static enum err commit(struct store_writer *writer, int64_t now)
     writer->is_dirty = checkpoint_has_more(writer->checkpoint);
     writer->committed = cursor;
     writer->clock_lead_ns = lead;
+    memcpy(writer->runs_committed, writer->runs, sizeof writer->runs);
     writer->covered_ns = writer->reached_ns;
     writer->next_commit_ns = started + writer->options.interval_ns;
     writer->io.on_checkpoint(writer->io_arg, cursor.reopen);
@@ -483,7 +492,7 @@ static void look_at_lag(struct store_writer *writer, int64_t now)
         return;
     writer->has_room = has_room;
     gauge_set(&writer->stats.has_room, has_room);
-    post_all(writer, &(struct op){.type = OP_STORE_ROOM, .from = ACTOR_STORE, .flag = has_room}, false);
+    post_to_shards(writer, &(struct op){.type = OP_STORE_ROOM, .from = ACTOR_STORE, .flag = has_room});
 }
 
 static void start(struct store_writer *writer, int64_t now)

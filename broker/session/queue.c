@@ -20,10 +20,19 @@ struct item_ring {
     struct queue_item items[];
 };
 
+/* Runs that the store may not have committed: the newest. */
+struct posted_runs {
+    struct position_list *sequences; /* of all; ascending, as those of each */
+    uint64_t began, last;            /* queue_shared.runs_posted with the first that was put here, and with the last */
+    uint32_t first, end, capacity;   /* of sizes */
+    uint8_t sizes[];                 /* how many sequences each has */
+};
+
 /* What few have; there while something is in it. */
 struct item_rings {
     struct item_ring *head, *window;
-    struct late_list *late; /* came too late for the runs that there are */
+    struct late_list *late;     /* came too late for the runs that there are */
+    struct posted_runs *posted; /* their messages are counted in run_count as well */
     uint64_t window_bytes;
 };
 
@@ -33,10 +42,11 @@ struct queue_body {
     uint64_t run_next;      /* the next run to read has this key or a greater one; never falls */
     uint64_t run_max;       /* runs that are cut have greater positions only; 0 = there never was one */
     uint32_t run_count;     /* messages in runs */
-    uint16_t reading_count; /* sequences in the request under way, out of front or tail */
+    uint16_t reading_count; /* sequences in the request under way, out of front, posted runs or tail */
     uint16_t run_misses;
 };
 
+_Static_assert(STORE_RUN_MAX <= UINT8_MAX && STORE_RUN_MAX <= STORE_READ_MAX, "a size of a posted run, which is one request");
 _Static_assert(STORE_RUN_MAX <= LATE_ADD_MAX, "the late ones of a run are added at once");
 _Static_assert(sizeof(struct queue_body) <= 48, "of every session with a queue: one size class of the allocator");
 
@@ -60,7 +70,8 @@ static struct item_rings *rings_get(struct queue_body *body)
 }
 static void rings_trim(struct queue_body *body)
 {
-    if (!body->rings || body->rings->head || body->rings->window || body->rings->late)
+    const struct item_rings *rings = body->rings;
+    if (!rings || rings->head || rings->window || rings->late || rings->posted)
         return;
     free(body->rings);
     body->rings = NULL;
@@ -117,10 +128,101 @@ static void ring_free(struct item_ring *ring, struct queue_shared *shared)
     free(ring);
 }
 
-/* --- life --------------------------------------------------------------------------------------------------------------------------- */
-
 /* NULL: nothing is in memory but sequences, packed, or nothing at all. */
 static struct queue_body *body_of(const struct queue *queue) { return queue->is_packed ? NULL : queue->body; }
+
+/* --- posted runs --------------------------------------------------------------------------------------------------------------------- */
+
+static struct posted_runs *posted_of(const struct queue_body *body) { return body->rings ? body->rings->posted : NULL; }
+
+/* Messages in them. */
+static uint32_t posted_count(const struct queue_body *body)
+{
+    return posted_of(body) ? position_list_count(posted_of(body)->sequences) : 0;
+}
+
+static void posted_free(struct queue_body *body)
+{
+    if (!posted_of(body))
+        return;
+    position_list_free(body->rings->posted->sequences);
+    free(body->rings->posted);
+    body->rings->posted = NULL;
+    rings_trim(body);
+}
+
+/* Room for the size of one more. */
+static struct posted_runs *posted_get(struct queue_body *body)
+{
+    struct posted_runs *posted = posted_of(body);
+    if (posted && posted->end < posted->capacity)
+        return posted;
+    if (posted && posted->first >= posted->capacity / 2) {
+        memmove(posted->sizes, posted->sizes + posted->first, posted->end - posted->first);
+        posted->end -= posted->first;
+        posted->first = 0;
+        return posted;
+    }
+    uint32_t capacity = posted ? posted->capacity * 2 : CAPACITY_FIRST;
+    struct posted_runs *grown = rings_get(body) ? realloc(posted, sizeof *grown + capacity) : NULL;
+    if (!grown)
+        return NULL;
+    if (!posted)
+        *grown = (struct posted_runs){0};
+    grown->capacity = capacity;
+    body->rings->posted = grown;
+    return grown;
+}
+
+/* One more, which the caller posts. Where memory is short none is known: they are waited for as if the store had them. */
+static void posted_add(struct queue_body *body, struct queue_shared *shared, const struct store_run *run)
+{
+    shared->runs_posted++;
+    struct posted_runs *posted = posted_get(body);
+    if (posted && position_list_push_all(&posted->sequences, run->sequences, run->count) == ERR_OK) {
+        posted->sizes[posted->end++] = (uint8_t)run->count;
+        posted->last = shared->runs_posted;
+        posted->began = posted->began ? posted->began : posted->last;
+    } else
+        posted_free(body);
+}
+
+/* The first of them, as a request for its sequences. */
+static void posted_take(struct queue_body *body, struct store_read *read)
+{
+    struct posted_runs *posted = posted_of(body);
+    uint32_t count = posted->sizes[posted->first++];
+    while (read->count < count) {
+        struct store_read_item *item = &read->items[read->count++];
+        *item = (struct store_read_item){.state = STORE_ITEM_ASKED};
+        bool is_there = position_list_pop(&posted->sequences, &item->sequence);
+        CHECK(is_there);
+    }
+    read->run = read->items[0].sequence;
+    body->run_next = read->run + 1;
+    body->run_count -= count;
+    if (posted->first == posted->end)
+        posted_free(body);
+}
+
+bool queue_has_posted(const struct queue *queue) { return body_of(queue) && posted_of(queue->body); }
+
+bool queue_forget_posted(struct queue *queue, const struct queue_shared *shared)
+{
+    struct queue_body *body = body_of(queue);
+    if (body && posted_of(body) && posted_of(body)->last <= shared->runs_committed)
+        posted_free(body);
+    return queue_has_posted(queue);
+}
+
+bool queue_may_cut(const struct queue *queue, const struct queue_shared *shared, bool is_online)
+{
+    if (is_online && queue->count <= QUEUE_NEAR_MAX)
+        return false;
+    return !queue_has_posted(queue) || posted_of(queue->body)->began > shared->runs_before;
+}
+
+/* --- life --------------------------------------------------------------------------------------------------------------------------- */
 
 void queue_deinit(struct queue *queue, struct queue_shared *shared)
 {
@@ -131,6 +233,7 @@ void queue_deinit(struct queue *queue, struct queue_shared *shared)
         ring_free(head_of(body), shared);
         ring_free(window_of(body), shared);
         late_list_free(body->rings ? body->rings->late : NULL);
+        posted_free(body);
         free(body->rings);
         position_list_free(body->front);
         position_list_free(body->tail);
@@ -194,7 +297,7 @@ static struct queue_body *body_get(struct queue *queue)
 void queue_pack(struct queue *queue)
 {
     struct queue_body *body = body_of(queue);
-    if (!body || head_of(body) || window_of(body) || queue->is_reading || queue_is_tail_long(queue))
+    if (!body || head_of(body) || window_of(body) || posted_of(body) || queue->is_reading || queue_is_tail_long(queue))
         return;
     struct queue_runs runs = {.next = body->run_next, .max = body->run_max, .count = body->run_count, .misses = body->run_misses};
     struct queue_lists lists = {body->front, body->tail, body->rings ? body->rings->late : NULL};
@@ -387,8 +490,8 @@ static void let_head_go(struct queue_body *body, struct queue_shared *shared)
 static bool is_window_long(const struct queue_body *body, const struct queue_shared *shared)
 {
     struct item_ring *window = window_of(body);
-    return shared && ring_count(window) >= STORE_RUN_MAX && !is_joined(body) && body->reading_count == 0 &&
-           is_stored(ring_at(window, 0), shared) && is_stored(ring_at(window, STORE_RUN_MAX - 1), shared);
+    return ring_count(window) >= STORE_RUN_MAX && !is_joined(body) && body->reading_count == 0 && is_stored(ring_at(window, 0), shared) &&
+           is_stored(ring_at(window, STORE_RUN_MAX - 1), shared);
 }
 
 bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_online)
@@ -397,6 +500,7 @@ bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_onli
     if (!body || !body->rings)
         return false;
     struct item_rings *rings = body->rings;
+    bool is_cut = queue_may_cut(queue, shared, is_online);
     if (!is_online && rings->head && !queue->is_reading) /* what is being read comes behind the head, and before the front */
         let_head_go(body, shared);
     /* What the client gets next stays; what the store does not have, too, as long as it has a place before the tail. */
@@ -409,7 +513,7 @@ bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_onli
         window_take(rings);
     }
     while (rings->window && is_stored(ring_at(rings->window, 0), shared)) {
-        if (queue_is_tail_long(queue) && is_window_long(body, shared))
+        if (is_cut && queue_is_tail_long(queue) && is_window_long(body, shared))
             return true; /* queue_take_run() goes on with it */
         if (position_list_push(&body->tail, sequence_of(ring_at(rings->window, 0))) != ERR_OK)
             return true;
@@ -613,16 +717,16 @@ static bool take_late(struct queue_body *body, struct store_run *run)
 
 /* --- runs --------------------------------------------------------------------------------------------------------------------------- */
 
-bool queue_has_run(const struct queue *queue, const struct queue_shared *shared)
+bool queue_has_run(const struct queue *queue, const struct queue_shared *shared, bool and_window)
 {
     const struct queue_body *body = body_of(queue);
-    return body && body->reading_count == 0 && (queue_is_tail_long(queue) || is_window_long(body, shared));
+    return body && body->reading_count == 0 && (queue_is_tail_long(queue) || (and_window && is_window_long(body, shared)));
 }
 
 /* The oldest of the tail, which go into a run, and behind them those of a long window. Returns how many are of the tail. */
-static uint32_t list_oldest(const struct queue_body *body, const struct queue_shared *shared, struct store_run *run_out)
+static uint32_t list_oldest(const struct queue_body *body, const struct queue_shared *shared, bool and_window, struct store_run *run_out)
 {
-    bool is_long = is_window_long(body, shared);
+    bool is_long = and_window && is_window_long(body, shared);
     uint32_t tail_count = position_list_count(body->tail), count = is_long ? tail_count : tail_count - 1;
     if (is_long)
         sort_window(window_of(body), shared);
@@ -652,14 +756,15 @@ static void drop_taken(struct queue_body *body, struct queue_shared *shared, uin
 }
 
 /* ERR_OK: a run. ERR_AGAIN: the oldest were put elsewhere, the next may be one. ERR_NOTFOUND: no run now. ERR_NOMEM. */
-static enum err take_run(struct queue *queue, struct queue_shared *shared, uint64_t inflight_max, struct store_run *run_out)
+static enum err take_run(struct queue *queue, struct queue_shared *shared, bool and_window, uint64_t inflight_max,
+                         struct store_run *run_out)
 {
     struct queue_body *body = queue->body;
-    if (!queue_has_run(queue, shared))
+    if (!queue_has_run(queue, shared, and_window))
         return ERR_NOTFOUND;
     if (body->run_count == 0) /* otherwise it is all below */
         body->run_max = max_of(body->run_max, max_of(inflight_max, max_ahead(body)));
-    uint32_t from_tail = list_oldest(body, shared, run_out);
+    uint32_t from_tail = list_oldest(body, shared, and_window, run_out);
     uint32_t count = run_out->count, late = 0; /* up to the last of the oldest that may not go into a run */
     for (uint32_t i = 0; i < count; i++)
         if (run_out->sequences[i] <= body->run_max)
@@ -683,13 +788,14 @@ static enum err take_run(struct queue *queue, struct queue_shared *shared, uint6
     if (body->run_count == 0)
         body->run_next = max_of(body->run_next, run_out->sequences[0]);
     body->run_count += run_out->count;
+    posted_add(body, shared, run_out);
     return ERR_OK;
 }
 
-bool queue_take_run(struct queue *queue, struct queue_shared *shared, uint64_t inflight_max, struct store_run *run_out)
+bool queue_take_run(struct queue *queue, struct queue_shared *shared, bool and_window, uint64_t inflight_max, struct store_run *run_out)
 {
     enum err err;
-    while ((err = take_run(queue, shared, inflight_max, run_out)) == ERR_AGAIN)
+    while ((err = take_run(queue, shared, and_window, inflight_max, run_out)) == ERR_AGAIN)
         ;
     return err == ERR_OK;
 }
@@ -704,7 +810,9 @@ bool queue_must_read(const struct queue *queue)
                (queue_has_runs(queue) ? !queue->is_run_late : queue_packed_has_tail(queue->packed));
     if (!body || queue->is_reading || ring_count(head_of(body)) > QUEUE_HEAD_MAX / 2)
         return false;
-    return body->front || (body->run_count > 0 ? !queue->is_run_late : body->tail != NULL);
+    if (body->front || body->run_count == 0)
+        return body->front || body->tail;
+    return body->run_count == posted_count(body) || !queue->is_run_late;
 }
 
 bool queue_next_read(struct queue *queue, struct store_read *read, uint32_t max)
@@ -715,12 +823,16 @@ bool queue_next_read(struct queue *queue, struct store_read *read, uint32_t max)
     uint32_t room = QUEUE_HEAD_MAX - ring_count(head_of(body));
     max = max < room ? max : room;
     read->count = 0;
-    if (!body->front && body->run_count > 0) {
+    read->run = 0;
+    read->kind = STORE_READ_QUEUE;
+    if (!body->front && body->run_count > posted_count(body)) {
         read->kind = STORE_READ_RUN;
         read->run = body->run_next;
+    } else if (!body->front && body->run_count > 0) {
+        posted_take(body, read);
+        body->reading_count = (uint16_t)read->count;
     } else {
         struct position_list **list = body->front ? &body->front : &body->tail;
-        read->kind = STORE_READ_QUEUE;
         for (uint64_t sequence; read->count < max && position_list_pop(list, &sequence);)
             read->items[read->count++] = (struct store_read_item){.sequence = sequence, .state = STORE_ITEM_ASKED};
         body->reading_count = (uint16_t)read->count;
@@ -736,7 +848,12 @@ static bool on_run(struct queue *queue, const struct store_read *read, uint32_t 
     uint32_t count = 0;
     for (uint32_t i = 0; i < read->count; i++)
         count += read->items[i].state != STORE_ITEM_KNOWN;
-    if (read->run >= body->run_next && read->run != 0 && count <= body->run_count) { /* no items: a damaged one, on behind it */
+    uint32_t posted = posted_count(body), committed = body->run_count - posted;
+    uint64_t posted_first = UINT64_MAX;
+    if (posted > 0)
+        position_list_first(posted_of(body)->sequences, &posted_first);
+    /* No items: a damaged one, on behind it. */
+    if (read->run >= body->run_next && read->run != 0 && read->run < posted_first && count <= committed) {
         body->run_next = read->run + 1;
         body->run_count -= count;
         body->run_misses = 0;
@@ -745,10 +862,10 @@ static bool on_run(struct queue *queue, const struct store_read *read, uint32_t 
     queue->is_run_late = true;
     if (++body->run_misses < QUEUE_RUN_MISSES_MAX)
         return false;
-    *lost_out = body->run_count;
-    body->run_count = 0;
+    *lost_out = committed;
+    body->run_count = posted;
     body->run_misses = 0;
-    late_to_front(body, UINT64_MAX, false);
+    late_to_front(body, posted_first, false);
     leave(queue, *lost_out, 0);
     return false;
 }
@@ -774,14 +891,14 @@ static uint64_t on_answer(struct queue *queue, struct queue_shared *shared, stru
     CHECK(!queue->is_packed);
     CHECK(read->count <= STORE_READ_MAX);
     *lost_out = 0;
-    bool is_run = read->kind == STORE_READ_RUN;
+    bool is_run = read->kind == STORE_READ_RUN, is_of_run = read->run != 0;
     CHECK(is_run || read->count == body->reading_count);
     body->reading_count = 0;
     queue->is_reading = false;
     if (is_run && !on_run(queue, read, lost_out))
         return 0;
     /* In order: behind the first that stays a sequence, all do. So does a run that late ones come before. */
-    bool is_behind_late = is_run && late_to_front(body, read->run, true);
+    bool is_behind_late = is_of_run && late_to_front(body, read->run, true);
     uint64_t unread[STORE_READ_MAX];
     uint32_t unread_count = 0, gone = 0;
     uint64_t gone_bytes = 0;
@@ -811,12 +928,12 @@ static uint64_t on_answer(struct queue *queue, struct queue_shared *shared, stru
         bool is_ok = is_behind_late ? list_append(&body->front, unread, unread_count) : list_prepend(&body->front, unread, unread_count);
         CHECK_MSG(is_ok, "out of memory for a queue's positions");
     }
-    if (is_run && body->run_count == 0)
+    if (is_of_run && body->run_count == 0)
         late_to_front(body, UINT64_MAX, false);
     rings_trim(body);
     if (gone > 0 || queue->count == 0)
         leave(queue, gone, gone_bytes);
-    return is_run ? read->run : 0;
+    return read->run;
 }
 
 uint64_t queue_on_read(struct queue *queue, struct queue_shared *shared, struct store_read *read, const uint32_t *metas, uint32_t *lost_out)

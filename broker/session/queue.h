@@ -4,7 +4,8 @@
  *
  *   head    read back from the store, ready to be sent                     messages
  *   front   read back once and let go again, because the client left      sequences
- *   runs    sequences that are on disk as well                             a count, and the key of the next run to read
+ *   runs    sequences that are on disk as well                             a count, and the key of the next run to read; of those that
+ *                                                                         are posted and not committed the sequences, too
  *   tail    the newest whose messages are on disk                          sequences, a byte or two each
  *   window  the newest whose messages must stay in memory                  messages: above the checkpoint, or with no copy on disk
  *
@@ -15,14 +16,29 @@
  * (first sequences) ascend, and they are above all that is sent before them: head, front, in flight. A position that came too late for that
  * is not put into one. It is kept aside, and goes to the front before the first run with a greater key is: what came before it from its
  * shard stands in runs with smaller keys, what came after it behind. So at start each position can be told its place: what is in no run
- * goes before the runs, aside, or behind them. A run read before the store has committed it is not found: it is asked for again with the
- * next checkpoint.
+ * goes before the runs, aside, or behind them.
+ *
+ * Nothing waits for a commit. What is below the checkpoint can be read by its sequence at once, so a client that takes its messages as fast
+ * as they can be read gets to the window, and from there to what is sent on as it comes, whatever the checkpoint does meanwhile. But a run
+ * is found only when the commit behind its posting is done. If that were waited for, a client that came back into a flow would never catch
+ * up: what came during the wait stood in the tail, became a run of its own with the commit, and was waited for again. So
+ *   - the sequences of posted runs stay in memory until the store says that it has committed them (queue_shared.runs_committed: it counts
+ *     them for each shard, so that it is exact also when they came while a commit was under way). Until then a run is read by them, whole,
+ *     and consumed like one that was found. They are the newest runs: committed ones are read before, from the store. What they take is a
+ *     byte or two for each message of which the message itself was in memory until then. What comes after the next checkpoint is not cut
+ *     before they are committed, so that it is never more than what came in two intervals.
+ *   - for a client that is there the tail may grow to QUEUE_NEAR_MAX: it will be read soon, and is not written down to be read back. One
+ *     that stays behind for hours has more than that: all below the checkpoint becomes runs, as if it was away. And when it leaves: the
+ *     next queue_settle() and queue_take_run() cut what is longer than a tail of one that is away.
+ * A crash finds a posted run or not, consumed or not: the wants decide what is still to be sent (durable/checkpoint.h), and what is wanted
+ * and in no run has its place as above. Only where memory is short (posted_add) are posted runs waited for: not found, the next one is
+ * asked for again with the next checkpoint (is_run_late).
  *
  * A session that is away costs struct queue, the body (48 bytes) and the tail's list (64 bytes), however long its queue, whatever came at
  * once and however far apart. One that came back and left while it was reading has a front besides, others what came too late for the runs,
  * and waits for them to be read: then all of it is packed into one block (queue_pack), as is that of one with more in flight; some 45
- * bytes, and two or three for each in front or late. Nothing is allocated while it is empty and never had runs. Counts and bytes
- * cover all parts; the bounds are the caller's, with queue_judge(). Pure; owner: the shard. */
+ * bytes, and two or three for each in front or late. For the time of a commit posted runs come to that. Nothing is allocated while it is
+ * empty and never had runs. Counts and bytes cover all parts; the bounds are the caller's, with queue_judge(). Pure; owner: the shard. */
 #ifndef TIDEGATE_BROKER_SESSION_QUEUE_H
 #define TIDEGATE_BROKER_SESSION_QUEUE_H
 
@@ -39,6 +55,7 @@
 #define QUEUE_TAIL_MAX 13             /* sequences in memory, or QUEUE_TAIL_SIZE_MAX; at one more the oldest become a run, */
 #define QUEUE_RUN 12                  /* so many; where many came at once, up to STORE_RUN_MAX */
 #define QUEUE_TAIL_SIZE_MAX 39        /* bytes of theirs: with another of 5 the list takes 64, one size class of the allocator */
+#define QUEUE_NEAR_MAX 1024           /* with so many a client that is there nearly follows: they stay in the tail */
 #define QUEUE_RUN_MISSES_MAX 100      /* checkpoints in a row without the run that must be there: it is given up, counted */
 
 /* What stands beside a message for one recipient, in 32 bits:
@@ -80,6 +97,9 @@ struct queue_limits {
 /* What the queues of a shard have in common. */
 struct queue_shared {
     uint64_t checkpoint;        /* every sequence below it can be read from the store; 0 = none */
+    uint64_t runs_posted;       /* by queue_take_run(), of all sessions */
+    uint64_t runs_before;       /* of them: when the checkpoint moved last */
+    uint64_t runs_committed;    /* so many of them, the oldest, can be read */
     struct queue_stats *window; /* messages in memory, with bytes; `oldest_ns` is not theirs to know */
     int64_t now_ns;             /* mono */
 };
@@ -141,12 +161,18 @@ bool queue_is_scattered(const struct queue *queue);
 uint64_t queue_oldest_unread(const struct queue *queue);
 /* Whether there are runs to be read. */
 bool queue_has_runs(const struct queue *queue);
-/* Cut the tail, and a window of which queue_settle() left much for this: fill a run (ascending) that the caller posts. shared: NULL = the
- * tail alone. inflight_max: the greatest sequence that is in flight. False: it is short enough, or may not be cut now. After some true,
- * queue_settle() once more. */
+/* Whether runs are to be cut now: not while some are not committed that were posted before the checkpoint moved, nor for a client that is
+ * there and nearly follows. */
+bool queue_may_cut(const struct queue *queue, const struct queue_shared *shared, bool is_online);
+bool queue_has_posted(const struct queue *queue);
+/* The store has committed `runs_committed`: give back what that makes needless. Returns whether some are left that it did not. */
+bool queue_forget_posted(struct queue *queue, const struct queue_shared *shared);
+/* Cut the tail, and a window of which queue_settle() left much for this: fill a run (ascending) that the caller posts, in this order.
+ * inflight_max: the greatest sequence that is in flight. False: it is short enough, or cannot be cut now. After some true, queue_settle()
+ * once more. */
 bool queue_is_tail_long(const struct queue *queue);
-bool queue_has_run(const struct queue *queue, const struct queue_shared *shared);
-bool queue_take_run(struct queue *queue, struct queue_shared *shared, uint64_t inflight_max, struct store_run *run_out);
+bool queue_has_run(const struct queue *queue, const struct queue_shared *shared, bool and_window);
+bool queue_take_run(struct queue *queue, struct queue_shared *shared, bool and_window, uint64_t inflight_max, struct store_run *run_out);
 /* Whether queue_next_read() would say yes: something is to be read, nothing is under way, and the head is at most half full. */
 bool queue_must_read(const struct queue *queue);
 /* The next request: kind, run, count, items' sequences are set, at most `max` (1..STORE_READ_MAX; a run comes whole). False: nothing to

@@ -78,6 +78,7 @@ struct rig {
     struct {
         uint64_t number, block;
     } passed[ACTOR_SHARDS_MAX];
+    uint64_t runs[ACTOR_SHARDS_MAX]; /* that came from each since the start */
     uint64_t named_copies;
     struct msg *last_retained;
     _Atomic uint64_t retained_counter;
@@ -260,6 +261,7 @@ static void add_tiers(struct rig *rig)
 static void start(struct rig *rig)
 {
     rig->epoch++;
+    memset(rig->runs, 0, sizeof rig->runs);
     rig->hash_key = HASH_KEY + rig->epoch;
     rig->tree = topic_tree_new(rig->hash_key);
     CHECK(rig->tree);
@@ -636,8 +638,10 @@ void rig_checkpoint(struct rig *rig)
         age_marks_add(&rig->ages, sequence, steady_ns, age_max_ns);
         op.checkpoint.aged = age_marks_reach(&rig->ages, steady_ns - age_max_ns);
     }
-    for (actor_id shard = 0; shard < rig->shard_count; shard++)
+    for (actor_id shard = 0; shard < rig->shard_count; shard++) {
+        op.checkpoint.runs = rig->runs[shard];
         CHECK(ring_post(rig, ACTOR_STORE, shard, &op));
+    }
     rig_settle(rig);
 }
 
@@ -740,6 +744,7 @@ static void store_take(struct rig *rig, const struct op *op)
 {
     if (op->type != OP_STORE_PASSED) {
         CHECK(rig->store);
+        rig->runs[op->from] += op->type == OP_STORE_RUN;
         memory_store_on_op(rig->store, op);
         return;
     }

@@ -9,6 +9,7 @@ import pathlib
 import select
 import subprocess
 import tarfile
+import threading
 import time
 
 import pytest
@@ -249,6 +250,39 @@ def test_4_1_queue_in_order_with_all_properties(new_broker, join, restart, topic
         assert sorted(rest[:4]) == sorted(own[:4]) and [pair for pair in rest if pair[0] == wire.USER_PROPERTY] == own[4:]
     client.ping()
     broker.check_books()
+
+
+@pytest.mark.parametrize("is_away", [True, False])
+def test_4_1_who_was_behind_catches_up(new_broker, join, topic, is_away):
+    """In a flow of messages, with the checkpoint at its own interval, a second: away for longer than that, or there and not reading."""
+    broker = new_broker()
+    client = join(broker, "client", **kept())
+    client.subscribe((f"{topic}/#", 1))
+    if is_away:
+        leave(client)
+    publisher = join(broker, "publisher")
+    is_over = threading.Event()
+
+    def flow():
+        while not is_over.wait(0.01):
+            publisher.publish(f"{topic}/x", repr(time.monotonic()).encode(), qos=1)
+
+    thread = threading.Thread(target=flow)
+    thread.start()
+    try:
+        time.sleep(2.5)
+        if is_away:
+            client = join(broker, "client", **kept())
+        latencies, end = [], time.monotonic() + 5
+        while time.monotonic() < end:
+            message = client.take()
+            latencies.append(time.monotonic() - float(message.payload))
+    finally:
+        is_over.set()
+        thread.join()
+    assert len(latencies) > 100
+    late = sorted(latencies[len(latencies) * 2 // 3:])
+    assert late[len(late) // 2] < 0.5, late
 
 
 def test_4_1_delivered_messages_do_not_come_again(new_broker, join, restart, topic, version):

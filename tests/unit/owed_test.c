@@ -541,6 +541,39 @@ static void a_slow_client_holds_its_scan_up(void **state)
     rig_free(rig);
 }
 
+/* The checkpoint moves in the middle of it, and then stands still: all values come all the same. Their order is that of the topics here. */
+static void a_scan_does_not_wait_for_the_checkpoint(void **state)
+{
+    (void)state;
+    enum { COUNT = 900, MOVES = 400 };
+    for (uint8_t qos = 1; qos <= 2; qos++) {
+        struct rig *rig = RIG(.limits = {.inflight_max = 10, .session_queue_messages_max = 10000});
+        char topic[16];
+        struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false);
+        for (int i = 0; i < COUNT; i++) {
+            snprintf(topic, sizeof topic, "a/%04d", i);
+            retain(rig, pub, topic, topic, 2);
+        }
+        rig_checkpoint(rig);
+        rig_subscribe(car, 1, "a/+", qos);
+        int count = 0;
+        for (const struct packet *packet; (packet = rig_next(car)) != NULL; rig_settle(rig)) {
+            if (packet->type == MQTT_PUBREL) {
+                rig_send_ack(car, MQTT_PUBCOMP, packet->ack.packet_id);
+                continue;
+            }
+            assert_int_equal(packet->type, MQTT_PUBLISH);
+            snprintf(topic, sizeof topic, "a/%04d", count);
+            assert_true(span_equal(packet->publish.topic, span_of_string(topic)));
+            rig_send_ack(car, qos == 1 ? MQTT_PUBACK : MQTT_PUBREC, packet->publish.packet_id);
+            if (count++ < MOVES && count % 40 == 0)
+                rig_checkpoint(rig);
+        }
+        assert_int_equal(count, COUNT);
+        rig_free(rig);
+    }
+}
+
 /* Parked ones of sessions that have ended need no room: they go at once, however many. */
 static void what_needs_no_room_does_not_wait_for_it(void **state)
 {
@@ -846,6 +879,7 @@ int main(void)
         cmocka_unit_test(what_is_parked_has_a_bound_in_bytes),
         cmocka_unit_test(what_is_parked_has_a_bound_in_values),
         cmocka_unit_test(a_slow_client_holds_its_scan_up),
+        cmocka_unit_test(a_scan_does_not_wait_for_the_checkpoint),
         cmocka_unit_test(what_needs_no_room_does_not_wait_for_it),
         cmocka_unit_test(a_session_may_end_with_copies_under_way),
         cmocka_unit_test(copies_come_back),

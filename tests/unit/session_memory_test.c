@@ -44,7 +44,7 @@ struct world {
 };
 
 /* What is there besides a queue. */
-enum { PLAIN, AT_ONCE = 1, IN_FLIGHT_TOO = 2, READ_AHEAD = 4 };
+enum { PLAIN, AT_ONCE = 1, IN_FLIGHT_TOO = 2, READ_AHEAD = 4, NEARLY_FOLLOWED = 8 };
 
 static void add_session(struct world *world, uint32_t i)
 {
@@ -68,7 +68,7 @@ static void settle(struct world *world, uint32_t i)
     struct store_run run;
     bool is_left;
     while ((is_left = queue_settle(&sess->queue, &world->shared, false),
-            queue_take_run(&sess->queue, &world->shared, inflight_sequence_max(&sess->inflight), &run)))
+            queue_take_run(&sess->queue, &world->shared, true, inflight_sequence_max(&sess->inflight), &run)))
         for (uint32_t k = 0; world->runs && k < READ_RUNS; k++)
             if (world->runs[i][k].count == 0) {
                 world->runs[i][k] = run;
@@ -76,6 +76,8 @@ static void settle(struct world *world, uint32_t i)
             }
     CHECK(!is_left);
     CHECK(!queue_is_tail_long(&sess->queue));
+    world->shared.runs_committed = world->shared.runs_posted;
+    CHECK(!queue_forget_posted(&sess->queue, &world->shared));
     if (sess->inflight.is_packed || queue_is_scattered(&sess->queue)) /* as core/waiting.c has it */
         queue_pack(&sess->queue);
 }
@@ -127,7 +129,8 @@ static void leave_in_flight(struct world *world, uint32_t sessions, uint64_t dis
 
 /* Sessions that are away take QUEUED messages each, in turn, so that between two of a session stand those of all others; `distance` of
  * anything else in the log between two messages. AT_ONCE: nothing is in the checkpoint before all came. IN_FLIGHT_TOO: IN_FLIGHT before
- * them are not acknowledged. READ_AHEAD: the client came back for a moment. */
+ * them are not acknowledged. READ_AHEAD: the client came back for a moment. NEARLY_FOLLOWED: it was there when all came, and
+ * acknowledged nothing. */
 static uint64_t cost_of(uint32_t sessions, uint64_t distance, int with, uint32_t queued)
 {
     bool at_once = with & AT_ONCE;
@@ -153,6 +156,11 @@ static uint64_t cost_of(uint32_t sessions, uint64_t distance, int with, uint32_t
         }
     world->shared.checkpoint = UINT64_MAX;
     for (uint32_t i = 0; i < sessions; i++) {
+        if (with & NEARLY_FOLLOWED) {
+            CHECK(!queue_may_cut(&world->sessions[i]->queue, &world->shared, true));
+            queue_settle(&world->sessions[i]->queue, &world->shared, true);
+            CHECK(queue_is_tail_long(&world->sessions[i]->queue));
+        }
         settle(world, i);
         if (with & READ_AHEAD)
             read_ahead(world, i);
@@ -175,8 +183,11 @@ static void an_offline_session_is_small_however_long_its_queue(void **state)
     uint64_t in_turn = cost_of(SESSIONS, 0, PLAIN, QUEUED);
     uint64_t at_once = cost_of(SESSIONS / 10, 0, AT_ONCE, QUEUED);
     uint64_t far_apart = cost_of(SESSIONS / 10, FAR, PLAIN, QUEUED);
-    print_message("a session that is away with %u messages: %lu bytes; that came at once: %lu; far apart: %lu\n", QUEUED,
-                  (unsigned long)in_turn, (unsigned long)at_once, (unsigned long)far_apart);
+    uint64_t left = cost_of(SESSIONS / 10, 0, AT_ONCE | NEARLY_FOLLOWED, QUEUED);
+    print_message(
+        "a session that is away with %u messages: %lu bytes; that came at once: %lu; far apart: %lu; for one that was there: %lu\n", QUEUED,
+        (unsigned long)in_turn, (unsigned long)at_once, (unsigned long)far_apart, (unsigned long)left);
+    assert_true(left <= BYTES_MAX);
     assert_true(in_turn <= BYTES_MAX);
     assert_true(at_once <= BYTES_MAX);
     assert_true(far_apart <= BYTES_MAX);
