@@ -135,6 +135,8 @@ uint64_t checkpoint_aged(struct checkpoint *checkpoint, int64_t now_steady_ns)
     return checkpoint->age_max_ns > 0 ? age_marks_reach(&checkpoint->ages, now_steady_ns - checkpoint->age_max_ns) : 0;
 }
 size_t checkpoint_delta_bytes(const struct checkpoint *checkpoint) { return checkpoint->delta.bytes; }
+void checkpoint_trim(struct checkpoint *checkpoint) { delta_trim(&checkpoint->delta); }
+size_t checkpoint_spare_bytes(const struct checkpoint *checkpoint) { return delta_spare_bytes(&checkpoint->delta); }
 
 /* Not while others hold all slots of readers. */
 enum err checkpoint_used_bytes(const struct checkpoint *checkpoint, uint64_t *used_bytes_out)

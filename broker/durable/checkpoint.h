@@ -103,6 +103,9 @@ enum err checkpoint_used_bytes(const struct checkpoint *checkpoint, uint64_t *us
 bool checkpoint_has_more(const struct checkpoint *checkpoint);
 
 size_t checkpoint_delta_bytes(const struct checkpoint *checkpoint);
+/* Nothing has been applied for a while: gives back what is kept for the next commit. What it is, in bytes. */
+void checkpoint_trim(struct checkpoint *checkpoint);
+size_t checkpoint_spare_bytes(const struct checkpoint *checkpoint);
 struct checkpoint_stats *checkpoint_get_stats(struct checkpoint *checkpoint);
 
 /* --- reading; from any read transaction ------------------------------------------------------------------------------------------- */

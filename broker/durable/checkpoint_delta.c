@@ -172,17 +172,43 @@ void delta_clear(struct delta *delta)
     delta->run_capacity = kept.run_capacity;
 }
 
-void delta_free(struct delta *delta)
+static void free_spare_blocks(struct delta *delta)
 {
-    delta_clear(delta);
     while (delta->spare_blocks) {
         struct delta_block *next = delta->spare_blocks->next;
         free(delta->spare_blocks);
         delta->spare_blocks = next;
     }
-    free(delta->messages);
-    free(delta->acks);
-    free(delta->runs);
+    delta->spare_count = delta->blocks_wanted = 0;
+}
+
+static void free_array(void **items, size_t count, size_t *capacity)
+{
+    if (count > 0)
+        return;
+    free(*items);
+    *items = NULL;
+    *capacity = 0;
+}
+
+void delta_trim(struct delta *delta)
+{
+    free_spare_blocks(delta);
+    free_array((void **)&delta->messages, delta->message_count, &delta->message_capacity);
+    free_array((void **)&delta->acks, delta->ack_count, &delta->ack_capacity);
+    free_array((void **)&delta->runs, delta->run_count, &delta->run_capacity);
+}
+
+size_t delta_spare_bytes(const struct delta *delta)
+{
+    return delta->spare_count * BLOCK_SIZE + (delta->message_capacity - delta->message_count) * sizeof *delta->messages +
+           (delta->ack_capacity - delta->ack_count) * sizeof *delta->acks + (delta->run_capacity - delta->run_count) * sizeof *delta->runs;
+}
+
+void delta_free(struct delta *delta)
+{
+    delta_clear(delta);
+    delta_trim(delta);
     *delta = (struct delta){0};
 }
 

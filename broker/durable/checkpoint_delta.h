@@ -9,8 +9,9 @@
  * array that only grows at its end. What is acknowledged in the order of publishing is found without a search, the rest by a binary one.
  *
  * Memory comes in blocks and is kept from one delta to the next, as much as the greatest of late needed: each second's messages go where
- * the last second's were, without a call of the allocator or a fresh page. Messages lie in blocks of their own, in order of arrival; a
- * block all of whose messages are done is used again at once, so what comes and goes within one delta takes no room.
+ * the last second's were, without a call of the allocator or a fresh page. When nothing comes any more, delta_trim() gives it back.
+ * Messages lie in blocks of their own, in order of arrival; a block all of whose messages are done is used again at once, so what comes and
+ * goes within one delta takes no room.
  *
  * Bound: checkpoint_delta_bytes(), which the store writer keeps in view. Owner: the store thread. Pure. */
 #ifndef TIDEGATE_BROKER_DURABLE_CHECKPOINT_DELTA_H
@@ -101,7 +102,11 @@ enum err delta_grow(void **items, size_t *capacity, size_t count, size_t item_si
 
 /* Everything is done; most of the memory stays. */
 void delta_clear(struct delta *delta);
-/* That goes as well. */
+/* What is not in use goes: nothing has come for a while. */
+void delta_trim(struct delta *delta);
+/* Of memory that is kept and not in use. */
+size_t delta_spare_bytes(const struct delta *delta);
+/* All of it goes. */
 void delta_free(struct delta *delta);
 bool delta_is_empty(const struct delta *delta);
 /* Live messages. */

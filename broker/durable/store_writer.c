@@ -19,6 +19,7 @@
 #define STORE_RETRY_NS NS_PER_S               /* no space: try again; */
 #define STORE_RETRY_SHARE 4                   /* at most a fifth of the time goes into it */
 #define STORE_BACKLOG_NS NS_PER_MS            /* a ring was full: try again */
+#define STORE_TRIM_NS (10 * NS_PER_S)         /* nothing to commit for so long: the memory that commits needed goes */
 #define STORE_CLOCK_STEP_NS (250 * NS_PER_MS) /* the wall clock was set, or has drifted so far since the last commit */
 
 /* What a shard announced by OP_STORE_PASSED. A later one waits behind the one that is waited for, and replaces who waits there: otherwise
@@ -43,6 +44,7 @@ struct store_writer {
     bool is_dirty;   /* there is more to commit than a position */
     bool is_at_end;  /* nothing durable is left to read, as of the last look */
     bool is_started; /* the first step was made */
+    bool is_trimmed; /* since the last commit */
     bool has_room;
     int64_t next_read_ns, next_commit_ns, retry_ns;
     int64_t clock_lead_ns; /* wall clock less the broker's own time, as committed last */
@@ -469,6 +471,7 @@ static enum err commit(struct store_writer *writer, int64_t now)
     memcpy(writer->runs_committed, writer->runs, sizeof writer->runs);
     writer->covered_ns = writer->reached_ns;
     writer->next_commit_ns = started + writer->options.interval_ns;
+    writer->is_trimmed = false;
     writer->io.on_checkpoint(writer->io_arg, cursor.reopen);
     CRASH_POINT("checkpoint_released");
     tell_checkpoint(writer);
@@ -493,6 +496,14 @@ static void look_at_lag(struct store_writer *writer, int64_t now)
     writer->has_room = has_room;
     gauge_set(&writer->stats.has_room, has_room);
     post_to_shards(writer, &(struct op){.type = OP_STORE_ROOM, .from = ACTOR_STORE, .flag = has_room});
+}
+
+static void look_at_memory(struct store_writer *writer, int64_t now)
+{
+    if (writer->is_trimmed || writer->is_dirty || now < writer->next_commit_ns + STORE_TRIM_NS)
+        return;
+    checkpoint_trim(writer->checkpoint);
+    writer->is_trimmed = true;
 }
 
 static void start(struct store_writer *writer, int64_t now)
@@ -538,6 +549,7 @@ enum err store_writer_step(struct store_writer *writer, int64_t now_mono_ns, boo
     }
     look_at_lag(writer, now);
     look_at_age(writer, now);
+    look_at_memory(writer, now);
     bool is_posted = op_backlog_flush(&writer->backlog, post, writer);
     if (flush)
         *wait_ns_out = writer->is_at_end || (gauge_get(&writer->stats.no_space) && is_delta_full(writer)) ? INT64_MAX : 0;

@@ -405,6 +405,28 @@ static void commits_at_its_interval_and_tells(void **state)
     bench_free(b);
 }
 
+static void memory_of_commits_goes_when_nothing_comes(void **state)
+{
+    (void)state;
+    struct bench *b = bench_new(1);
+    put_session(b, 1);
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < 40; i++)
+            put_publish(b, 0, 1, BODY_MAX / 2);
+        pass_time(b, 2 * NS_PER_S);
+        assert_int_equal(checkpoint_delta_bytes(b->checkpoint), 0);
+        assert_true(checkpoint_spare_bytes(b->checkpoint) > 0); /* the next second's messages go there */
+        pass_time(b, 5 * NS_PER_S);
+        assert_true(checkpoint_spare_bytes(b->checkpoint) > 0);
+        pass_time(b, 10 * NS_PER_S);
+        assert_int_equal(checkpoint_spare_bytes(b->checkpoint), 0);
+    }
+    uint64_t sequence = put_publish(b, 0, 1, 100);
+    pass_time(b, 2 * NS_PER_S);
+    assert_true(wants(b, 1, sequence));
+    bench_free(b);
+}
+
 static void commits_sooner_when_the_delta_is_full(void **state)
 {
     (void)state;
@@ -1270,6 +1292,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(commits_at_its_interval_and_tells),
+        cmocka_unit_test(memory_of_commits_goes_when_nothing_comes),
         cmocka_unit_test(commits_sooner_when_the_delta_is_full),
         cmocka_unit_test(leaves_alone_what_is_not_durable),
         cmocka_unit_test(telemetry_alone_is_committed_by_segments),
