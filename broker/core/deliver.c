@@ -47,7 +47,7 @@ static enum send_result send_head(struct shard *shard, struct client *client, st
     CHECK(used == head_size);
     outbox_commit(&client->outbox, used);
     if (!outbox_put_payload(&client->outbox, &shard->outboxes, msg)) {
-        client->is_doomed = shard->is_any_doomed = true; /* half a packet is in the outbox: nothing sensible can follow it */
+        client_doom(shard, client); /* half a packet is in the outbox: nothing sensible can follow it */
         return SEND_NOMEM;
     }
     client_mark_dirty(shard, client);

@@ -1,7 +1,7 @@
 /* A session between its connections, and its end: expiry, will delay, and what others must be told.
  *
  *   connected --close--> away      [session_on_disconnected]  will at once, after its delay, or not at all
- *   away --CONNECT--> connected    [client.c, attach]         will forgotten, expiry stopped
+ *   away --CONNECT--> connected    [connect.c, attach]        will forgotten, expiry stopped
  *   away --expiry, clean start--> gone  [session_end]         a will that still waits goes out now [MQTT-3.1.2-8]
  *
  * Owner: the shard. Pure. */

@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 
+#include "broker/core/client_state.h"
 #include "broker/core/owed.h"
 #include "broker/core/request.h"
 #include "broker/core/scan.h"
@@ -130,8 +131,7 @@ static void send_durable(struct shard *shard, struct client *client, const struc
         struct client_ref ref = client_ref_of(client);
         session_log_answer(shard, GATE_PACKET, &ref, span_of(bytes, packet_encode(bytes, packet, version, client->packet_size_max)));
     } else if (size > 0) {
-        client->is_doomed = shard->is_any_doomed = true;
-        client_mark_dirty(shard, client);
+        client_doom(shard, client);
     }
     free(bytes);
 }
@@ -143,8 +143,7 @@ static void send_answer(struct shard *shard, struct client *client, const struct
     uint8_t stack[CODES_ON_STACK];
     uint8_t *codes = request->filter_count <= CODES_ON_STACK ? stack : malloc(request->filter_count);
     if (!codes) {
-        client->is_doomed = shard->is_any_doomed = true;
-        client_mark_dirty(shard, client);
+        client_doom(shard, client);
         return;
     }
     for (uint32_t i = 0; i < request->filter_count; i++)

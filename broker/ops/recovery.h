@@ -1,8 +1,9 @@
 /* The broker's memory after a stop: checkpoint and log are opened, brought together, and poured into the actors before they run.
  *
- *   recovery_open   format -> checkpoint's database -> log (which must reach back to the checkpoint, and not end before it) -> replay of
- * the log's end into the checkpoint, committed. From here on the checkpoint says all there is. recovery_load   checkpoint -> sessions and
- * what they want to their shards, subscriptions to the topic tree, retained values to the route actor. One pass each; bodies are not read.
+ *   recovery_open   format -> checkpoint's database -> log (which must reach back to the checkpoint, and not end before it) -> replay
+ *                   of the log's end into the checkpoint, committed. From here on the checkpoint says all there is
+ *   recovery_load   checkpoint -> sessions and what they want to their shards, subscriptions to the topic tree, retained values to the
+ *                   route actor. One pass each; bodies are not read
  *
  * Nobody listens yet: a failure ends the start with a message that names file or key, and changes nothing that another start could not
  * find again. Thread: main. */
