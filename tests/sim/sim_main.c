@@ -100,7 +100,7 @@ static void draw_wills(struct sim *sim, struct sim_config *config)
     config->away_steps = 800;
     config->all_go_away = true;
     config->cut_one_in = 200;
-    config->haste = 100;
+    config->haste = 40;
     config->log_rest = 8;
     config->block_count = 2;
     config->grace_ms = 10000 + config->grace_ms * 4; /* long enough for others to subscribe again; less than a rest takes */
