@@ -1,5 +1,5 @@
-/* Three layers: pages and their nodes (the layout stands in kv_lmdb_pages.c; a meta page in kv_lmdb.c), the walk that finds the leaves of
- * each tree, and the operations of kv.h on sorted lists of leaves. */
+/* Three layers: pages and their nodes (the layout stands in kv_lmdb_pages.c; a meta page in kv_lmdb_file.c), the walk that finds the leaves
+ * of each tree, and the operations of kv.h on sorted lists of leaves. */
 #include "broker/durable/kv_snapshot.h"
 
 #include <errno.h>
