@@ -834,6 +834,35 @@ static void runs_are_kept_and_dropped(void **state)
     bench_free(b);
 }
 
+/* Each shard is told how many of its runs are committed, and not before they are: it forgets what they hold. */
+static void committed_runs_are_told_to_who_posted_them(void **state)
+{
+    (void)state;
+    struct bench *b = bench_new(2);
+    struct op told_op = {0};
+    put_session(b, 1);
+    uint64_t sequence = put_publish(b, 0, 1, 10);
+    assert_int_equal(step(b, true), ERR_OK);
+    b->op_count = 0;
+    for (uint64_t i = 0; i < 3; i++) {
+        struct store_run *run = calloc(1, sizeof *run);
+        assert_non_null(run);
+        run->count = 1;
+        run->sequences[0] = sequence;
+        store_writer_on_op(b->writer, &(struct op){.type = OP_STORE_RUN, .from = i > 0, .run = {.session_number = 1, .run = run}});
+    }
+    sim_kv_fail(b->sim_kv, SIM_KV_COMMIT, ERR_NOSPACE, 0);
+    assert_int_equal(step(b, false), ERR_OK);
+    for (actor_id shard = 0; shard < 2; shard++)
+        assert_true(told(b, shard, OP_STORE_CHECKPOINT, &told_op) == 0 || told_op.checkpoint.runs == 0);
+    pass_time(b, 5 * NS_PER_S);
+    for (actor_id shard = 0; shard < 2; shard++) {
+        assert_true(told(b, shard, OP_STORE_CHECKPOINT, &told_op) > 0);
+        assert_int_equal(told_op.checkpoint.runs, shard == 0 ? 1 : 2);
+    }
+    bench_free(b);
+}
+
 /* ---- replay ---- */
 
 static void a_log_that_lacks_the_beginning_is_a_gap(void **state)
@@ -1309,6 +1338,7 @@ int main(void)
         cmocka_unit_test(removals_are_forgotten_behind_all_shards),
         cmocka_unit_test(a_busy_shard_passes_in_the_end),
         cmocka_unit_test(runs_are_kept_and_dropped),
+        cmocka_unit_test(committed_runs_are_told_to_who_posted_them),
         cmocka_unit_test(a_log_that_lacks_the_beginning_is_a_gap),
         cmocka_unit_test(a_checkpoint_ahead_of_the_log_is_refused),
         cmocka_unit_test(what_a_crash_leaves_is_what_the_log_says),
