@@ -46,8 +46,12 @@ bool waiting_is_restored(const struct shard *shard, uint64_t sequence) { return 
 struct queue_before {
     uint32_t count;
     uint64_t bytes;
+    struct queue_limits held;
 };
-static struct queue_before before(const struct session *sess) { return (struct queue_before){sess->queue.count, sess->queue.bytes}; }
+static struct queue_before before(const struct session *sess)
+{
+    return (struct queue_before){.count = sess->queue.count, .bytes = sess->queue.bytes, .held = queue_held(&sess->queue)};
+}
 
 static void note_queued(struct shard *shard, int64_t count, int64_t bytes)
 {
@@ -60,8 +64,10 @@ static void note_change(struct shard *shard, const struct session *sess, struct 
 {
     int64_t count = (int64_t)sess->queue.count - was.count, bytes = (int64_t)(sess->queue.bytes - was.bytes);
     note_queued(shard, count, bytes);
+    struct queue_limits held = queue_held(&sess->queue);
     if (shard->config.queue_totals)
-        queue_totals_change(shard->config.queue_totals, count, bytes);
+        queue_totals_change(shard->config.queue_totals, (int64_t)held.messages_max - was.held.messages_max,
+                            (int64_t)(held.bytes_max - was.held.bytes_max));
 }
 
 static struct queue_shared *shared_of(struct shard *shard)
@@ -136,6 +142,13 @@ static struct queue_limits limits_of(const struct shard *shard)
     return (struct queue_limits){shard->config.limits.session_queue_messages_max, shard->config.limits.session_queue_bytes_max};
 }
 
+/* Those, or less while it owes for what all queues hold together. */
+static struct queue_limits bounds_of(const struct shard *shard, const struct session *sess)
+{
+    struct queue_limits limits = limits_of(shard);
+    return queue_bounds(&sess->queue, &limits);
+}
+
 /* Room again, a good deal of it. */
 static void check_full(struct shard *shard, struct session *sess)
 {
@@ -162,21 +175,33 @@ static enum shard_drop full_reason(enum queue_verdict verdict)
     return verdict == QUEUE_FULL_BYTES ? SHARD_dropped_queue_bytes : SHARD_dropped_queue_full;
 }
 
-static void drop_over(struct shard *shard, const struct session *sess, uint64_t sequence, enum queue_verdict verdict)
+/* The bounds that it went by are the session's own, or lower than those for the sake of all queues. */
+static void drop_over(struct shard *shard, const struct session *sess, uint64_t sequence, enum queue_verdict verdict,
+                      const struct queue_limits *bounds)
 {
-    counter_inc(full_cell(shard, verdict));
-    waiting_log_drop(shard, sess->number, sequence, full_reason(verdict));
+    struct queue_limits limits = limits_of(shard);
+    enum shard_drop reason = full_reason(verdict);
+    struct counter *cell = full_cell(shard, verdict);
+    if (verdict == QUEUE_FULL_BYTES && bounds->bytes_max < limits.bytes_max) {
+        reason = SHARD_dropped_total_bytes;
+        cell = &shard->stats.dropped_total_bytes;
+    } else if (verdict == QUEUE_FULL_MESSAGES && bounds->messages_max < limits.messages_max) {
+        reason = SHARD_dropped_total_messages;
+        cell = &shard->stats.dropped_total_messages;
+    }
+    counter_inc(cell);
+    waiting_log_drop(shard, sess->number, sequence, reason);
 }
 
 bool waiting_keep_bounds(struct shard *shard, struct session *sess)
 {
     if (shard->config.limits.queue_policy != QUEUE_DROP_OLDEST)
         return true;
-    struct queue_limits limits = limits_of(shard);
+    struct queue_limits bounds = bounds_of(shard, sess);
     struct queue_before was = before(sess);
     enum queue_verdict verdict;
-    for (struct queue_item item; queue_pop_over(&sess->queue, shared_of(shard), &limits, &item, &verdict);) {
-        drop_over(shard, sess, item.is_wanted ? msg_sequence(item.msg) : 0, verdict);
+    for (struct queue_item item; queue_pop_over(&sess->queue, shared_of(shard), &bounds, &item, &verdict);) {
+        drop_over(shard, sess, item.is_wanted ? msg_sequence(item.msg) : 0, verdict, &bounds);
         msg_unref(item.msg);
     }
     note_change(shard, sess, was);
@@ -186,16 +211,26 @@ bool waiting_keep_bounds(struct shard *shard, struct session *sess)
     return false;
 }
 
-/* The process's own bounds. Who refuses has taken it for a persistent session before they were reached, and may not drop it now; else the
- * newest is dropped. NULL: it is counted in. */
-static struct counter *take_totals(struct shard *shard, const struct session *sess, size_t cost, enum shard_drop *reason_out)
+static enum queue_totals_verdict judge_totals(const struct shard *shard, const struct session *sess, size_t cost,
+                                              struct queue_debt *debt_out)
 {
     struct queue_totals *totals = shard->config.queue_totals;
-    if (totals && shard->config.limits.queue_policy == QUEUE_REFUSE && session_is_persistent(sess)) {
-        queue_totals_change(totals, 1, (int64_t)cost);
-        return NULL;
-    }
-    switch (totals ? queue_totals_take(totals, cost) : QUEUE_TOTALS_TAKEN) {
+    enum queue_policy policy = (enum queue_policy)shard->config.limits.queue_policy;
+    if (!totals)
+        return QUEUE_TOTALS_TAKEN;
+    if (policy == QUEUE_DROP_OLDEST)
+        return queue_totals_take_owing(totals, cost, queue_held(&sess->queue), debt_out);
+    if (policy == QUEUE_DROP_NEWEST || !session_is_persistent(sess))
+        return queue_totals_take(totals, cost);
+    queue_totals_change(totals, 1, (int64_t)cost); /* taken for it before they were reached, and not to be dropped now */
+    return QUEUE_TOTALS_TAKEN;
+}
+
+/* The process's own bounds. NULL: it is counted in, but for what it owes. */
+static struct counter *take_totals(struct shard *shard, const struct session *sess, size_t cost, struct queue_debt *debt_out,
+                                   enum shard_drop *reason_out)
+{
+    switch (judge_totals(shard, sess, cost, debt_out)) {
     case QUEUE_TOTALS_TAKEN:
         return NULL;
     case QUEUE_TOTALS_MESSAGES:
@@ -230,23 +265,24 @@ void waiting_add(struct shard *shard, struct session *sess, struct msg *msg, uin
 {
     enum shard_drop reason = SHARD_dropped_no_memory;
     size_t cost = msg_cost(msg);
-    struct counter *cell = take_totals(shard, sess, cost, &reason);
-    bool is_taken = !cell && shard->config.queue_totals;
+    struct queue_debt debt = {0};
+    struct counter *cell = admit(shard, sess, cost, &reason);
     if (!cell)
-        cell = admit(shard, sess, cost, &reason);
+        cell = take_totals(shard, sess, cost, &debt, &reason);
     struct queue_item item = {.msg = msg, .meta = meta, .is_wanted = is_wanted};
     if (!cell && !queue_push(&sess->queue, shared_of(shard), &item)) {
         reason = SHARD_dropped_no_memory;
         cell = &shard->stats.dropped_no_memory;
+        if (shard->config.queue_totals)
+            queue_totals_change(shard->config.queue_totals, (int64_t)debt.messages - 1, (int64_t)(debt.bytes - cost));
     }
     if (cell) {
-        if (is_taken)
-            queue_totals_change(shard->config.queue_totals, -1, -(int64_t)cost);
         counter_inc(cell);
         waiting_log_drop(shard, sess->number, is_wanted ? msg_sequence(msg) : 0, reason);
         return;
     }
     msg_ref(msg);
+    queue_owe(&sess->queue, cost, debt);
     note_queued(shard, 1, (int64_t)cost); /* in the totals it is already */
     if (is_wanted)
         list_session(shard, sess);
@@ -362,8 +398,8 @@ static void read_for(struct shard *shard, struct session *sess, uint8_t ticket)
             read->items[i] = (struct store_read_item){.sequence = sequences[i], .state = STORE_ITEM_ASKED};
         sess->queue.is_reading = true;
     } else {
-        struct queue_limits limits = limits_of(shard);
-        uint32_t over = ticket == WAITING_READ_COSTS ? queue_over(&sess->queue, &limits) : STORE_READ_MAX;
+        struct queue_limits bounds = bounds_of(shard, sess);
+        uint32_t over = ticket == WAITING_READ_COSTS ? queue_over(&sess->queue, &bounds) : STORE_READ_MAX;
         if (!queue_next_read(&sess->queue, read, over < STORE_READ_MAX ? over : STORE_READ_MAX)) {
             free(read);
             return; /* memory is short, too */
@@ -381,14 +417,14 @@ void waiting_read(struct shard *shard, struct session *sess) { read_for(shard, s
 uint64_t waiting_put_back(struct shard *shard, struct session *sess, struct store_read *read, const uint32_t *metas, uint32_t *lost_out)
 {
     struct queue_before was = before(sess);
-    struct queue_limits limits = limits_of(shard);
-    uint64_t run = read->costs_only ? queue_on_costs(&sess->queue, shared_of(shard), read, &limits, lost_out)
+    struct queue_limits bounds = bounds_of(shard, sess);
+    uint64_t run = read->costs_only ? queue_on_costs(&sess->queue, shared_of(shard), read, &bounds, lost_out)
                                     : queue_on_read(&sess->queue, shared_of(shard), read, metas, lost_out);
     note_change(shard, sess, was);
     for (uint32_t i = 0; i < read->count; i++)
         if (read->items[i].state == STORE_ITEM_OVER_MESSAGES || read->items[i].state == STORE_ITEM_OVER_BYTES)
             drop_over(shard, sess, read->items[i].sequence,
-                      read->items[i].state == STORE_ITEM_OVER_BYTES ? QUEUE_FULL_BYTES : QUEUE_FULL_MESSAGES);
+                      read->items[i].state == STORE_ITEM_OVER_BYTES ? QUEUE_FULL_BYTES : QUEUE_FULL_MESSAGES, &bounds);
     check_full(shard, sess);
     return run;
 }

@@ -7,6 +7,8 @@
  *   runs    OP_STORE_RUN         when a tail is long; OP_STORE_RUN_DROP when one was read
  *   drops   waiting_log_drop     notes of a turn become DROP records at its end; without room in the log they stay notes. A crash in
  *                                between brings the message back, as if it had not been dropped: late, never wrong
+ *   all     queue_totals.h       what all queues hold together. With drop_oldest a session owes what is over it, and keeps its bounds
+ *                                lower until that is paid; an end of the broker forgets what is owed, and the next messages pay for it
  *
  *   age     max_queued_age       everything that waited longer goes, with its reason, whether its session ever comes back or not: the
  *                                sessions are looked at in turn, several times within that age; what is on disk and may be too old is read

@@ -298,8 +298,9 @@ static const struct option_spec specs[] = {
      .enums = queue_policies,
      .doc = "What happens to a message for a session whose queue is full. drop_newest: that message is dropped. drop_oldest: those that "
             "wait longest are (until what is on disk has been looked up for it, a queue may hold twice as much). refuse: its PUBLISH is "
-            "refused with 0x97 (MQTT 5; connections of older versions are closed) until the "
-            "queue is down to three quarters; its copies at QoS 0 are dropped."},
+            "refused with 0x97 (MQTT 5; connections of older versions are closed) until the queue is down to three quarters; its copies at "
+            "QoS 0 are dropped. Publishers learn a moment later that it is full, and the sooner with persistence, where an "
+            "acknowledgement waits for the disk: what is acknowledged until then is kept beyond the bound, up to 64 messages."},
     {.name = "max_queued_age",
      .type = OPTION_DURATION,
      .flags = OPTION_MAY_BE_UNLIMITED,
@@ -316,8 +317,10 @@ static const struct option_spec specs[] = {
      .min = 1,
      .max = INT64_C(1000000000000),
      .unit = "messages",
-     .doc = "Messages that wait in all sessions together. What comes then is dropped; with queue_policy refuse, publishers to persistent "
-            "sessions are refused, and what they have on its way may go over it."},
+     .doc = "Messages that wait in all sessions together. By queue_policy, drop_newest: what comes then is dropped. drop_oldest: the "
+            "session that it is for drops as much of its own oldest, or what comes if it has nothing older (while those on disk are "
+            "looked up for it, there may be twice as much). refuse: publishers to persistent sessions are refused, and what they have on "
+            "its way may go over it."},
     {.name = "max_queued_bytes_total",
      .type = OPTION_SIZE,
      .flags = OPTION_MAY_BE_UNLIMITED,

@@ -34,6 +34,7 @@ struct item_rings {
     struct late_list *late;     /* came too late for the runs that there are */
     struct posted_runs *posted; /* their messages are counted in run_count as well */
     uint64_t window_bytes;
+    struct queue_limits held; /* it owes what is more than that; messages_max 0: nothing. The window has something then: what owes */
 };
 
 struct queue_body {
@@ -255,6 +256,48 @@ bool queue_may_overshoot(const struct queue *queue, size_t cost, const struct qu
     uint64_t bytes_max = (uint64_t)QUEUE_OVERSHOOT_MAX * cost;
     return cost <= limits->bytes_max && queue->count < (uint64_t)limits->messages_max + QUEUE_OVERSHOOT_MAX &&
            over <= (bytes_max < limits->bytes_max ? bytes_max : limits->bytes_max);
+}
+
+static uint64_t min_of(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+/* While it owes; NULL: it does not. */
+static const struct queue_limits *debtor(const struct queue *queue)
+{
+    const struct item_rings *rings = !queue->is_packed && queue->body ? queue->body->rings : NULL;
+    return rings && rings->held.messages_max > 0 ? &rings->held : NULL;
+}
+
+struct queue_limits queue_bounds(const struct queue *queue, const struct queue_limits *limits)
+{
+    const struct queue_limits *held = debtor(queue);
+    if (!held)
+        return *limits;
+    return (struct queue_limits){.messages_max = (uint32_t)min_of(held->messages_max, limits->messages_max),
+                                 .bytes_max = min_of(held->bytes_max, limits->bytes_max)};
+}
+
+struct queue_limits queue_held(const struct queue *queue)
+{
+    const struct queue_limits all = {.messages_max = queue->count, .bytes_max = queue->bytes};
+    return queue_bounds(queue, &all);
+}
+
+/* With one more, which is in `bytes` and `messages` of what it holds, less what that owes. */
+static struct queue_limits held_with(struct queue_limits held, size_t cost, struct queue_debt debt)
+{
+    CHECK(debt.messages <= held.messages_max);
+    CHECK(debt.bytes <= held.bytes_max);
+    return (struct queue_limits){.messages_max = held.messages_max + 1 - debt.messages, .bytes_max = held.bytes_max + cost - debt.bytes};
+}
+
+void queue_owe(struct queue *queue, size_t cost, struct queue_debt debt)
+{
+    struct queue before = *queue;
+    before.count--;
+    before.bytes -= cost;
+    struct queue_limits held = held_with(queue_held(&before), cost, debt);
+    bool is_owing = held.messages_max < queue->count || held.bytes_max < queue->bytes;
+    queue->body->rings->held = is_owing ? held : (struct queue_limits){0};
 }
 
 static struct queue_body *open_packed(const struct queue_packed *packed)

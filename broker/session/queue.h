@@ -126,6 +126,13 @@ struct queue {
 
 _Static_assert(sizeof(struct queue) <= 24, "in every session");
 
+/* How much all queues together are over their bounds with a message more. With QUEUE_DROP_OLDEST its session pays it with its own oldest;
+ * what has to be looked up for that may take a while, so it is not counted there from the beginning. */
+struct queue_debt {
+    uint32_t messages;
+    uint64_t bytes;
+};
+
 enum queue_verdict { QUEUE_HAS_ROOM, QUEUE_FULL_MESSAGES, QUEUE_FULL_BYTES };
 
 static inline uint32_t queue_count(const struct queue *queue) { return queue->count; }
@@ -142,6 +149,13 @@ bool queue_push(struct queue *queue, struct queue_shared *shared, const struct q
 struct queue_item *queue_first(struct queue *queue);
 /* Take queue_first() out; its reference is the caller's. */
 struct queue_item queue_pop(struct queue *queue, struct queue_shared *shared);
+/* What it holds, without what it owes: that is what counts in the bounds of all queues together. */
+struct queue_limits queue_held(const struct queue *queue);
+/* After each queue_push(): what that message (of `cost` bytes, the newest) owes, no more than it held. It stays owed until as much has
+ * left, or was dropped by queue_pop_over() and queue_on_costs() with the bounds that queue_bounds() says. */
+void queue_owe(struct queue *queue, size_t cost, struct queue_debt debt);
+/* These, or less while it owes. */
+struct queue_limits queue_bounds(const struct queue *queue, const struct queue_limits *limits);
 /* QUEUE_DROP_OLDEST: take the next out that has to go, and say by which bound; likewise. That is the oldest; and when it must be read first
  * the oldest of the window, as long as the window alone is over the bounds: nothing before the window is among the newest then. False: it
  * is within its bounds (*verdict_out is QUEUE_HAS_ROOM), or what goes next must be read. */

@@ -891,6 +891,52 @@ def test_4_1_bounds_of_all_queues_together(new_broker, join, restart, topic):
     broker.check_books()
 
 
+@pytest.mark.parametrize("bound", ["max_queued_messages_total 60", "max_queued_bytes_total 8KiB"])
+def test_4_1_the_bound_of_all_queues_drops_the_oldest(new_broker, join, restart, topic, bound):
+    """Over ends of the broker: the newest comes, in order; one that gets nothing keeps what it has; the bound holds again soon."""
+    broker = new_broker(FAST + f"{bound}\nqueue_policy drop_oldest\n", shards=2)
+    for client_id, topics in (("quiet", topic + "/quiet"), ("one", topic + "/busy"), ("two", topic + "/busy")):
+        client = join(broker, client_id, **kept())
+        client.subscribe((topics, 1))
+        leave(client)
+    fill(join(broker, "publisher"), topic + "/quiet", 0, 5)
+    for first in range(0, 600, 200):
+        fill(join(broker, "publisher"), topic + "/busy", first, 200)
+        restart(broker)
+    fill(join(broker, "publisher"), topic + "/busy", 600, 200)
+    names = {"messages": "tidegate_queue_messages", "bytes": "tidegate_queue_bytes"}
+    name, most = next((names[key], number) for key, number in (("messages", 60), ("bytes", 8192)) if key in bound)
+    broker.wait_metric(lambda metrics: metrics.get(name, queue="session_queue") <= most, "the bound holds")
+    assert numbers(join(broker, "quiet", **kept()).take_payloads(5)) == list(range(5))
+    for client_id in ("one", "two"):
+        client = join(broker, client_id, **kept())
+        found = numbers(client.take_payloads(1))
+        while found[-1] < 799:
+            found += numbers(client.take_payloads(1))
+        assert found == sorted(set(found)) and len(found) > 5, found
+        client.ping()
+    broker.wait_metric(lambda metrics: metrics.get("tidegate_queue_messages", queue="session_queue") == 0, "nothing waits")
+    broker.check_books()
+
+
+def test_4_1_drop_oldest_with_a_lower_bound_after_a_restart(new_broker, join, restart, topic):
+    """The next message brings the queue to the newest of the new bound, itself included."""
+    broker = new_broker(FAST + "queue_policy drop_oldest\n")
+    client = join(broker, "absent", **kept())
+    client.subscribe((topic, 1))
+    leave(client)
+    fill(join(broker, "publisher"), topic, 0, 500)
+    broker.stop()
+    broker.conf += "max_queued_messages 10\n"
+    broker.start()
+    fill(join(broker, "publisher"), topic, 500, 1)
+    broker.wait_metric(lambda metrics: metrics.get("tidegate_queue_messages", queue="session_queue") == 10, "the oldest went")
+    assert broker.metrics().get("tidegate_dropped_copies_total", reason="queue_full") == 491
+    restart(broker)
+    assert numbers(join(broker, "absent", **kept()).take_payloads(10)) == list(range(491, 501))
+    broker.check_books()
+
+
 def test_4_1_the_bound_of_all_queues_refuses_publishers(new_broker, join, restart, topic):
     """What was acknowledged comes, over a kill; what there was no room for was refused; who needs no queue goes on."""
     broker = new_broker(FAST + "max_queued_messages_total 10\nqueue_policy refuse\n")

@@ -693,6 +693,135 @@ static void all_queues_together_are_bounded(void **state)
     rig_free(rig);
 }
 
+/* Each session pays for what it gets with its own oldest, wherever that is, and only what it gets. */
+static void all_queues_together_drop_the_oldest(void **state)
+{
+    (void)state;
+    for (int on_disk = 0; on_disk < 2; on_disk++) {
+        struct queue_totals totals = {.messages_max = 60, .bytes_max = UINT64_MAX};
+        struct rig *rig = RIG(.shard_count = 2, .queue_totals = &totals, .limits = {.queue_policy = QUEUE_DROP_OLDEST});
+        struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+        away_subscriber(rig, "quiet", "q/#", 1);
+        away_subscriber(rig, "one", "a/#", 1);
+        away_subscriber(rig, "two", "a/#", 1);
+        away_subscriber(rig, "late", "l/#", 1);
+        publish_range(rig, pub, "q/x", 1, 20);
+        for (unsigned i = 0; i < 100; i += 10) {
+            publish_range(rig, pub, "a/x", i + 1, i + 10);
+            if (on_disk)
+                rig_checkpoint(rig);
+            assert_int_equal(atomic_load(&totals.messages), i < 10 ? 40 : 60);
+        }
+        assert_int_equal(RIG_COUNTER(rig, dropped_total_messages), 160);
+        publish_range(rig, pub, "l/x", 1, 1); /* nothing older to pay with */
+        rig_checkpoint(rig);
+        rig_checkpoint(rig);
+        assert_int_equal(RIG_COUNTER(rig, dropped_total_messages), 161);
+        assert_int_equal(count_named(rig, RECORD_DROP), 161);
+        assert_int_equal(take_all(rig, rig_connect(rig, "quiet", MQTT_V5, false), 1), 20);
+        publish_range(rig, pub, "l/x", 1, 1); /* there is room now */
+        assert_int_equal(take_all(rig, rig_connect(rig, "late", MQTT_V5, false), 1), 1);
+        assert_int_equal(take_all(rig, rig_connect(rig, "one", MQTT_V5, false), 81), 100);
+        assert_int_equal(take_all(rig, rig_connect(rig, "two", MQTT_V5, false), 81), 100);
+        assert_int_equal(RIG_COUNTER(rig, dropped_queue_full), 0);
+        assert_int_equal(atomic_load(&totals.messages), 0);
+        assert_int_equal(atomic_load(&totals.bytes), 0);
+        rig_free(rig);
+    }
+}
+
+/* While a session's costs are looked up, what it owes is nobody else's: another one's message finds the room that there is. */
+static void nobody_pays_for_what_another_session_owes(void **state)
+{
+    (void)state;
+    struct queue_totals totals = {.messages_max = 40, .bytes_max = UINT64_MAX};
+    struct rig *rig = RIG(.queue_totals = &totals, .limits = {.queue_policy = QUEUE_DROP_OLDEST});
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+    away_subscriber(rig, "one", "1/#", 1);
+    away_subscriber(rig, "two", "2/#", 1);
+    publish_range(rig, pub, "2/x", 1, 10);
+    publish_range(rig, pub, "1/x", 1, 29);
+    rig_checkpoint(rig);
+    rig_checkpoint(rig);
+    assert_int_equal(in_memory(rig), 0);
+    rig_reader_hold(rig, true);
+    publish_range(rig, pub, "1/x", 30, 35); /* one has room */
+    assert_int_equal(atomic_load(&totals.messages), 40);
+    assert_int_equal(queued(rig), 45);
+    totals.messages_max = 42;
+    publish_range(rig, pub, "2/x", 11, 12);
+    assert_int_equal(RIG_COUNTER(rig, dropped_total_messages), 0);
+    publish_range(rig, pub, "1/x", 36, 100); /* never more than twice what it holds */
+    assert_int_equal(atomic_load(&totals.messages), 42);
+    assert_int_equal(queued(rig), 12 + 29 + 30);
+    rig_reader_hold(rig, false);
+    rig_settle(rig);
+    assert_int_equal(queued(rig), 42);
+    assert_int_equal(RIG_COUNTER(rig, dropped_total_messages), 70);
+    assert_int_equal(take_all(rig, rig_connect(rig, "two", MQTT_V5, false), 1), 12);
+    assert_int_equal(take_all(rig, rig_connect(rig, "one", MQTT_V5, false), 71), 100);
+    assert_int_equal(atomic_load(&totals.messages), 0);
+    assert_int_equal(atomic_load(&totals.bytes), 0);
+    rig_free(rig);
+}
+
+static void comes_for_a_while(struct rig *rig, const char *id)
+{
+    struct rig_client *sub = rig_connect(rig, id, MQTT_V5, false);
+    for (const struct packet *packet; (packet = rig_next(sub)) != NULL; rig_settle(rig))
+        rig_send_ack(sub, MQTT_PUBACK, packet->publish.packet_id);
+    rig_break(sub);
+    rig_settle(rig);
+}
+
+/* Sessions that come and go, messages of many sizes, a reader that is late: the books of all queues are those of each. */
+static void the_books_of_all_queues_are_exact(void **state)
+{
+    (void)state;
+    struct check_random random;
+    check_random_init(&random, check_random_seed(77));
+    uint64_t drops = 0, quiet = 0;
+    for (int round = 0; round < 8; round++) {
+        struct queue_totals totals = {.messages_max = 60, .bytes_max = round % 2 ? 12000 : UINT64_MAX};
+        struct rig *rig = RIG(.queue_totals = &totals,
+                              .limits = {.queue_policy = QUEUE_DROP_OLDEST, .session_queue_messages_max = round % 3 ? 100000 : 40});
+        struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
+        for (char id[] = "0", filter[] = "0/#"; id[0] < '5'; id[0]++, filter[0]++)
+            away_subscriber(rig, id, filter, 1);
+        away_subscriber(rig, "all", "#", 1);
+        bool is_held = false;
+        for (unsigned i = 1; i <= 1500; i++) {
+            char topic[256], id[] = {(char)('0' + check_random_below(&random, 5)), 0};
+            snprintf(topic, sizeof topic, "%s/%0*d", id, 1 + (int)check_random_below(&random, 200), 0);
+            if (check_random_chance(&random, 1, 50))
+                comes_for_a_while(rig, id);
+            publish_range(rig, pub, topic, i, i);
+            if (check_random_chance(&random, 1, 10))
+                rig_checkpoint(rig);
+            if (check_random_chance(&random, 1, 40))
+                rig_reader_hold(rig, is_held = !is_held);
+            rig_settle(rig);
+            const struct queue_stats *all = &rig_stats(rig, 0)->queued;
+            assert_true(atomic_load(&totals.messages) <= totals.messages_max);
+            assert_true(atomic_load(&totals.bytes) <= totals.bytes_max);
+            assert_true(all->messages <= 2 * totals.messages_max);
+            assert_true(atomic_load(&totals.messages) <= all->messages);
+            assert_true(atomic_load(&totals.bytes) <= all->bytes);
+            if (is_held || i % 20 > 0)
+                continue;
+            rig_checkpoint(rig); /* with which runs are there that were asked for too early */
+            rig_checkpoint(rig);
+            assert_int_equal(atomic_load(&totals.messages), all->messages);
+            assert_int_equal(atomic_load(&totals.bytes), all->bytes);
+            quiet++;
+        }
+        drops += RIG_COUNTER(rig, dropped_total_messages) + RIG_COUNTER(rig, dropped_total_bytes);
+        rig_free(rig);
+    }
+    assert_true(drops > 1000);
+    assert_true(quiet > 100);
+}
+
 static void what_waited_too_long_is_dropped(void **state)
 {
     (void)state;
@@ -1047,6 +1176,9 @@ int main(void)
         cmocka_unit_test(refuse_is_not_for_ever_when_one_message_is_larger_than_the_queue),
         cmocka_unit_test(at_the_bound_of_all_queues_persistent_sessions_alone_refuse),
         cmocka_unit_test(all_queues_together_are_bounded),
+        cmocka_unit_test(all_queues_together_drop_the_oldest),
+        cmocka_unit_test(nobody_pays_for_what_another_session_owes),
+        cmocka_unit_test(the_books_of_all_queues_are_exact),
         cmocka_unit_test(what_waited_too_long_is_dropped),
         cmocka_unit_test(what_nobody_comes_for_is_dropped_too),
         cmocka_unit_test(age_without_persistence),
