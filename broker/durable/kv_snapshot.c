@@ -509,7 +509,9 @@ static void collect(struct kv_snapshot *snapshot)
     }
     if (!snapshot->only_meta && !snapshot->failed && (snapshot->loss.page_count > 0 || snapshot->is_incomplete))
         search_orphans(snapshot);
+    snapshot->loss.is_counted = !snapshot->only_meta;
     for (int t = 0; t < KV_TREE_COUNT; t++) {
+        snapshot->loss.is_counted &= snapshot->has_root[t];
         if (!snapshot->only_meta && snapshot->has_root[t] && snapshot->meant[t] > snapshot->entries[t])
             snapshot->loss.entry_count += snapshot->meant[t] - snapshot->entries[t];
         if (snapshot->trees[t].count > 1)

@@ -34,6 +34,7 @@ struct kv_snapshot_loss {
     uint64_t pages[KV_SNAPSHOT_PAGES_KNOWN]; /* the first of them */
     unsigned pages_known;
     uint64_t entry_count;  /* values that the commit says it has, and that were not met (where it says so) */
+    bool is_counted;       /* it says so of all trees */
     uint64_t leaf_count;   /* read */
     uint64_t orphan_count; /* of these found without the page above */
     bool is_searched;      /* for orphans; false with page_count > 0: more may be missing than is known */

@@ -16,7 +16,7 @@ void checkpoint_source_close(struct checkpoint_source *source)
 uint64_t checkpoint_source_lost(const struct checkpoint_source *source)
 {
     const struct kv_snapshot_loss *loss = kv_snapshot_loss(source->kv);
-    return loss->page_count + loss->entry_count + source->look->damage_count;
+    return (loss->is_counted ? 0 : loss->page_count) + loss->entry_count + source->look->damage_count;
 }
 
 /* Returns 0, ERR_NOTFOUND (it does not say where it stands), ERR_NOMEM, ERR_IO. */

@@ -24,7 +24,7 @@ enum err checkpoint_source_open(struct checkpoint_source **source_out, const cha
                                 struct errmsg *msg) must_check;
 void checkpoint_source_close(struct checkpoint_source *source); /* NULL is fine */
 
-/* Pages and values that cannot be read. */
+/* Values that cannot be read; where nobody knows how many there were, also pages. */
 uint64_t checkpoint_source_lost(const struct checkpoint_source *source);
 
 #endif

@@ -351,14 +351,15 @@ static enum err tell_salvage(struct repair *repair, const char *wrong, const str
     const struct kv_snapshot_loss *pages = kv_snapshot_loss(source->kv);
     print(remedy, "copy %s into a new database; the old one goes aside; the next start takes what came since from the log", source->text);
     if (checkpoint_source_lost(source) == 0)
-        print(loss, "nothing");
+        print(loss, pages->page_count ? "nothing: the pages that cannot be read led to others, which were found without them" : "nothing");
     else
         print(loss,
-              "%" PRIu64 " pages, %" PRIu64 " values that stood in them (0: not known), %" PRIu64
-              " damaged values; and what depends on them: with a session its queue; with a row of bodies its messages (one, or as many "
+              "%s%" PRIu64 " values that are damaged and %" PRIu64
+              " that are missing; and what depends on them: with a session its queue; with a row of bodies its messages (one, or as many "
               "small ones as fit 4 KiB) for all that want them; with a row of recipients up to 32 places in queues, or, of a message that "
               "many want, up to 256",
-              pages->page_count, pages->entry_count, source->look->damage_count);
+              pages->is_counted ? "" : "what stood in the pages named here, if they were not only ways to others; ",
+              source->look->damage_count, pages->entry_count);
     bool yes = repair_find(repair, wrong, remedy, loss);
     tell_pages(repair, source);
     tell_values(repair, source);

@@ -353,6 +353,7 @@ static void test_all_branches(void **state)
     struct found found = look(b, &source);
     assert_true(found.commit == COMMITS && found.missing == 0 && found.loss.is_searched);
     assert_in_range(found.loss.page_count, 6, branches);
+    assert_true(found.loss.is_counted && found.loss.entry_count == 0);
 }
 
 static void test_cut(void **state)

@@ -504,6 +504,34 @@ static void pages_that_lead_to_all_others_cost_nothing(void **state)
     }
 }
 
+/* The newest commit cannot be followed, and the log does not go back to the one before: it is used, and what lies between is told. */
+static void an_older_commit_behind_the_log_is_told(void **state)
+{
+    struct place *p = (struct place *)*state;
+    struct kv_snapshot_source ways[2];
+    unsigned count, found;
+    fill_old(p);
+    OK(kv_snapshot_find(ways, &count, p->checkpoint, &p->msg));
+    assert_int_equal(count, 2);
+    zero_page(p, ways[1].txn_number > ways[0].txn_number);
+    uint64_t *generations;
+    size_t segment_count;
+    OK(log_segment_list(fs_posix(), p->log, &generations, &segment_count, NULL));
+    for (size_t i = 0; i + 1 < segment_count; i++) {
+        char name[LOG_SEGMENT_NAME_SIZE], path[256];
+        log_segment_name(name, generations[i]);
+        snprintf(path, sizeof path, "%s/%s", p->log, name);
+        assert_int_equal(remove(path), 0);
+    }
+    free(generations);
+    OK(repair(p, false, &found));
+    assert_int_equal(found, 2);
+    assert_non_null(strstr(p->told, "the other meta page cannot be read and may have been one newer"));
+    assert_non_null(strstr(p->told, "and the log begins with record"));
+    repair_all(p, "stands at record");
+    expect(p, 3, 30, 5);
+}
+
 /* Pages in the middle are overwritten: whatever LMDB makes of it, the repair ends and a start succeeds. */
 static void overwritten_pages_do_not_end_the_repair(void **state)
 {
@@ -662,6 +690,7 @@ int main(void)
         TEST(a_missing_checkpoint_learns_what_the_log_holds),
         TEST(a_checkpoint_that_cannot_be_opened_goes_aside),
         TEST(pages_that_lead_to_all_others_cost_nothing),
+        TEST(an_older_commit_behind_the_log_is_told),
         TEST(overwritten_pages_do_not_end_the_repair),
         TEST(a_log_that_does_not_reach_back_is_told),
         TEST(a_hole_before_the_checkpoint_costs_nothing_of_it),
