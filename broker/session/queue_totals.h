@@ -1,7 +1,7 @@
 /* The bounds of all sessions' queues together, over all shards: two counters, taken before a message goes into a queue and given back when
  * it has left. Taking is one addition each, undone when it was too much, so the bounds are kept exactly: nobody looks first and adds later.
- * (While one takes and undoes, another who would just have fitted may be turned away.) What a session owes
- * (drop_oldest) is not in them. Pure; any thread. */
+ * (While one takes and undoes, another who would just have fitted may be turned away.) What a session owes (drop_oldest) is not in them.
+ * Pure; any thread. */
 #ifndef TIDEGATE_BROKER_SESSION_QUEUE_TOTALS_H
 #define TIDEGATE_BROKER_SESSION_QUEUE_TOTALS_H
 
@@ -64,9 +64,8 @@ static inline bool queue_totals_add_owing(_Atomic uint64_t *total, uint64_t max,
     return true;
 }
 
-/* Room for one message of a session that holds so much: it owes what does not fit. When the bounds are exceeded
- * already, by what a start found, that is as much again, so that each pays a part of it, and all of it is paid soon. Not TAKEN: it has too
- * little to pay with. */
+/* Room for one message of a session that holds so much: it owes what does not fit. When the bounds are exceeded already, by what a start
+ * found, that is as much again, so that each pays a part of it, and all of it is paid soon. Not TAKEN: it has too little to pay with. */
 static inline enum queue_totals_verdict queue_totals_take_owing(struct queue_totals *totals, uint64_t bytes, struct queue_limits held,
                                                                 struct queue_debt *debt_out)
 {
