@@ -110,7 +110,9 @@ static void look_at(void *arg)
     kv_close(kv);
 }
 
-enum err checkpoint_survive(void (*fn)(void *arg), void *arg, int *signal_out)
+/* Run fn(arg) in a process of its own, which shares with this one only memory that is shared. Returns 0, ERR_CORRUPT (it was ended by a
+ * signal, *signal_out), ERR_NOMEM (it cannot be started). */
+static enum err survive(void (*fn)(void *arg), void *arg, int *signal_out)
 {
     static const int fatal[] = {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL};
     int status = 0;
@@ -142,7 +144,7 @@ enum err checkpoint_look(struct checkpoint_look **look_out, const char *dir, boo
         return ERR_OK;
     for (;;) {
         int signal = 0;
-        enum err err = checkpoint_survive(look_at, &task, &signal);
+        enum err err = survive(look_at, &task, &signal);
         if (err == ERR_NOMEM) {
             checkpoint_look_free(look);
             *look_out = NULL;

@@ -29,10 +29,6 @@ struct checkpoint_look {
     struct checkpoint_damage damage[CHECKPOINT_LOOK_MAX];
 };
 
-/* Run fn(arg) in a process of its own, which shares with this one only memory that is shared. Returns 0, ERR_CORRUPT (it was ended by a
- * signal, *signal_out), ERR_NOMEM (it cannot be started). */
-enum err checkpoint_survive(void (*fn)(void *arg), void *arg, int *signal_out) must_check;
-
 /* Look at the database in `dir`. values: walk all trees and check every value. look_out: returned, to be freed. Returns 0 (also when the
  * database is damaged: look->err), ERR_NOMEM, ERR_IO. */
 enum err checkpoint_look(struct checkpoint_look **look_out, const char *dir, bool values, struct errmsg *msg) must_check;
