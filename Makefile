@@ -253,7 +253,7 @@ sim-mutants:
 
 SOURCES := $(COMMON_SRC) $(BROKER_SRC) $(SINK_SRC) broker/main.c sink/main.c
 tidy:
-	@printf '%s\n' $(SOURCES) | xargs -P 2 -I{} clang-tidy --quiet {} -- $(CPPFLAGS) 2>/dev/null | grep -E 'warning:|error:' ; test $$? = 1
+	@printf '%s\n' $(SOURCES) | xargs -P 2 -I{} clang-tidy --quiet {} -- $(CPPFLAGS) -DTIDEGATE_DEBUG 2>/dev/null | grep -E 'warning:|error:' ; test $$? = 1
 	@tests/lib/long-functions
 
 # The references of options and metrics are written by the programs themselves, so they cannot say anything else than those do.

@@ -518,8 +518,10 @@ static enum err load_checkpoint(struct broker *broker, struct errmsg *msg)
     if (!broker->durable.checkpoint)
         return ERR_OK;
     struct shard *shards[ACTOR_SHARDS_MAX];
-    for (uint16_t i = 0; i < broker->loop_count; i++)
+    for (uint16_t i = 0; i < broker->loop_count; i++) {
+        CHECK(broker->loops[i]);
         shards[i] = broker->loops[i]->shard;
+    }
     mono_ns begun = clock_mono();
     struct recovery_target target = {
         .shards = shards,

@@ -295,6 +295,7 @@ static size_t parked_bytes(const struct op *op) { return sizeof(struct owed_item
 
 static void park(struct shard *shard, struct session *sess, const struct op *op)
 {
+    CHECK(sess); /* what is for nobody finds room */
     struct owed_item *item = malloc(sizeof *item);
     CHECK_MSG(item, "out of memory for a retained value");
     *item = (struct owed_item){.op = *op};

@@ -14,7 +14,8 @@
  * logged when the session was given a newer message of its topic (session_note_newer), or, if its record is a large one, not delivered. So
  * the value that comes last is the newest. In the log a newer message may stand before the copy of an older value that its home had not
  * seen then: what an earlier start left is looked at again when it is read back, in the order of sequences (owed_judge_restored), with up
- * to SESSION_NEWER_MAX topics remembered.
+ * to SESSION_NEWER_MAX topics remembered. What this start has put into runs is not: there the two may change places, when the newer one
+ * came over from another shard in the moment in which the copy was logged, and the client is far behind.
  *
  * A crash: the SUBSCRIPTION record says that values are owed; RETAINED_GIVEN follows when every scan of the session has ended and all
  * copies are durable. A start that finds subscriptions still owed (scan_restore) has their scans made again from the beginning, when the

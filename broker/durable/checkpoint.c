@@ -192,7 +192,7 @@ static enum err touch_session(struct checkpoint *checkpoint, struct stored_sessi
         session->is_stored = true;
         err = ERR_OK;
     }
-    if (err && err != ERR_NOTFOUND)
+    if (!session || (err && err != ERR_NOTFOUND))
         return err;
     delta_count_session(delta, session, 0);
     *session_out = session;

@@ -554,8 +554,8 @@ static void name_list_of_trees(struct errmsg *msg, const char *path, const char 
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd >= 0 && msg && kv_lmdb_file_read_extent(fd, &extent, dir, NULL) == ERR_OK && extent.main_root != UINT64_MAX) {
         struct errmsg why = *msg;
-        (void)err_set(msg, ERR_CORRUPT, "%.*s (the list of trees begins in %s, page %llu, at offset %llu)", (int)sizeof why.text / 2,
-                      why.text, path, (unsigned long long)extent.main_root, (unsigned long long)(extent.main_root * extent.page_bytes));
+        (void)err_set(msg, ERR_CORRUPT, "%.*s (the list of trees begins in %s, page %" PRIu64 ", at offset %" PRIu64 ")",
+                      (int)sizeof why.text / 2, why.text, path, extent.main_root, extent.main_root * extent.page_bytes);
     }
     if (fd >= 0)
         close(fd);
@@ -759,12 +759,13 @@ static enum err write_compact(struct kv_lmdb *lmdb, int dir_fd, const char *dir,
 
 enum err kv_lmdb_compact(uint64_t *saved_out, const struct kv_lmdb_options *options, unsigned free_percent, struct errmsg *msg)
 {
-    struct kv *kv;
+    struct kv *kv = NULL;
     uint64_t free_bytes = 0;
     *saved_out = 0;
     enum err err = kv_lmdb_open(&kv, options, msg);
     if (err)
         return err;
+    CHECK(kv);
     kv_lmdb_catch_faults(kv);
     bool is_due = is_worth_it(kv, free_percent, &free_bytes) && !has_readers(lmdb_of(kv));
     int dir_fd = is_due ? open(options->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;

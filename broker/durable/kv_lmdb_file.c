@@ -61,7 +61,7 @@ static bool is_root(const struct meta *meta, uint64_t root) { return root == NO_
 /* The newest meta page, if it can be believed. *at_out: where the one is that an error is about. */
 static enum err read_newest_meta(int fd, struct meta *meta_out, off_t *at_out, const char **why_out)
 {
-    struct meta first, second;
+    struct meta first = {0}, second = {0};
     const char *ignored;
     *at_out = 0;
     enum err err = read_meta(fd, 0, &first, why_out);

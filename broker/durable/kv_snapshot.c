@@ -278,7 +278,7 @@ enum err kv_snapshot_find_root(struct kv_snapshot_source *source_out, uint64_t *
 {
     char *path = NULL;
     int fd = -1;
-    struct stat status;
+    struct stat status = {0};
     enum err err = open_file(&fd, &path, dir, msg);
     uint8_t *bytes = (uint8_t *)malloc(page_bytes);
     if (!err && (!bytes || fstat(fd, &status) != 0))

@@ -45,6 +45,7 @@ enum err tier_table_add(struct tier_table *table, const char *text, int line, st
     if (verdict.judgement != MQTT_OK || filter.is_shared)
         return err_set(msg, ERR_INVALID, "\"%.*s\" is no topic filter (expected FILTER memory|log)",
                        (int)(filter_size < 80 ? filter_size : 80), text);
+    CHECK(filter_size > 0);
     struct tier_line *grown = realloc(table->lines, (table->count + 1u) * sizeof *grown);
     if (grown)
         table->lines = grown;

@@ -24,8 +24,10 @@ static enum err open_way(struct checkpoint_source **source_out, const struct kv_
                          struct errmsg *msg)
 {
     struct checkpoint_source *source = (struct checkpoint_source *)calloc(1, sizeof *source);
-    if (!source)
-        return err_set(msg, ERR_NOMEM, "%s: %s", dir, err_text(ERR_NOMEM));
+    if (!source) {
+        (void)err_set(msg, ERR_NOMEM, "%s: %s", dir, err_text(ERR_NOMEM));
+        return ERR_NOMEM;
+    }
     source->way = *way;
     enum err err = kv_snapshot_open(&source->kv, dir, way, only_meta, msg);
     if (!err)

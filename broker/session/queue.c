@@ -636,7 +636,9 @@ static bool late_add(struct queue_body *body, const uint64_t *sequences, uint32_
 /* The late ones below that sequence to the front, to its beginning or its end. Returns whether there are any. */
 static bool late_to_front(struct queue_body *body, uint64_t below, bool is_first)
 {
-    struct late_list *late = body->rings ? body->rings->late : NULL;
+    if (!body->rings)
+        return false;
+    struct late_list *late = body->rings->late;
     struct position_list *moved = NULL, *front = NULL;
     uint64_t sequence;
     bool is_ok = true;
