@@ -227,7 +227,6 @@ static void check_given(struct shard *shard, struct session *sess)
             return;
     rare->is_owing = false;
     session_log_put(shard, &(struct record){.type = RECORD_RETAINED_GIVEN, .session = sess->number});
-    session_rare_trim(sess);
 }
 
 bool owed_on_released(struct shard *shard, struct session *sess, const struct msg *msg, const struct recipient *recipient)
@@ -243,7 +242,10 @@ bool owed_on_released(struct shard *shard, struct session *sess, const struct ms
     *held -= 1;
     if (recipient->is_copy)
         check_given(shard, sess);
-    session_rare_trim(sess);
+    if (recipient->is_copy && !is_dropped && msg_sequence(msg) > sess->rare->copy_last)
+        sess->rare->copy_last = msg_sequence(msg); /* it may be read back behind a newer one of its topic */
+    else
+        session_rare_trim(sess);
     if (is_dropped) {
         counter_inc(&shard->stats.dropped_stale_retained);
         waiting_log_drop(shard, sess->number, msg_sequence(msg), SHARD_dropped_stale_retained);
@@ -326,8 +328,10 @@ void owed_on_op(struct shard *shard, const struct op *op)
         scan_on_value(shard, pending);
     if (must_wait(shard, sess, op) || !take(shard, op))
         park(shard, sess, op);
-    else if (sess && op->type == OP_RETAINED_END)
+    else if (sess && op->type == OP_RETAINED_END) {
         check_given(shard, sess);
+        session_rare_trim(sess);
+    }
 }
 
 static void take_parked(struct shard *shard)
@@ -378,7 +382,7 @@ bool owed_hold_live(struct shard *shard, struct session *sess, struct msg *msg, 
 {
     if (!sess->rare)
         return false;
-    if (session_awaits_retained(sess))
+    if (session_awaits_retained(sess) || sess->rare->copies_held > 0 || msg_sequence(msg) < sess->rare->copy_last)
         note_live(shard, sess, msg, recipient->qos);
     if (sess->rare->copies_held + sess->rare->behind_held == 0)
         return false;
@@ -401,12 +405,14 @@ bool owed_hold_live(struct shard *shard, struct session *sess, struct msg *msg, 
     return true;
 }
 
-bool owed_judge_restored(struct shard *shard, struct session *sess, const struct store_read_item *item)
+bool owed_judge_read(struct shard *shard, struct session *sess, const struct store_read_item *item)
 {
-    if (!session_awaits_retained(sess) || !waiting_is_restored(shard, item->sequence))
+    bool is_restored = waiting_is_restored(shard, item->sequence);
+    if (!(is_restored ? session_awaits_retained(sess) : session_has_copies(sess)))
         return false;
     if (item->options & RECORD_RECIPIENT_RETAINED)
         return is_stale(shard, sess, item->msg);
-    session_note_newer(sess, hash_span(msg_topic(item->msg), shard->config.hash_key), item->msg, 0);
+    if (is_restored) /* what came in this start was noted when it came */
+        session_note_newer(sess, hash_span(msg_topic(item->msg), shard->config.hash_key), item->msg, 0);
     return false;
 }

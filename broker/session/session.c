@@ -110,11 +110,13 @@ void session_rare_trim(struct session *sess)
     if (sess->inflight.count == 0 && queue_count(&sess->queue) == 0)
         id_sets_free(rare); /* no meta refers to a set any more */
     bool is_awaiting = session_awaits_retained(sess);
-    if (!is_awaiting)
+    if (rare->copies_held == 0 && queue_count(&sess->queue) == 0)
+        rare->copy_last = 0;
+    if (!is_awaiting && !session_has_copies(sess))
         newer_free(rare);
     if (rare->will || rare->inbound.count > 0 || rare->id_set_count > 0 || rare->sent_in_runs)
         return;
-    if (is_awaiting || rare->copies_parked > 0 || rare->copies_held > 0 || rare->behind_held > 0 || rare->is_owing)
+    if (is_awaiting || rare->copy_last > 0 || rare->copies_parked > 0 || rare->copies_held > 0 || rare->behind_held > 0 || rare->is_owing)
         return;
     free(rare);
     sess->rare = NULL;

@@ -86,6 +86,7 @@ struct session_rare {
     uint32_t copies_held;       /* retained values on their way to the disk */
     uint32_t large_copies_held; /* of them, those that are large records: being logged or in the gate */
     uint32_t behind_held;       /* messages that stand behind such in the gate */
+    uint64_t copy_last;         /* of this start's retained values, greatest sequence of one that may still wait on disk; 0 = none */
     bool is_owing;              /* the log has a subscription that is owed retained values */
     bool has_restored_copies;   /* some of what an earlier start left are retained values */
     struct id_set *id_sets;
@@ -158,7 +159,12 @@ static inline bool session_awaits_retained(const struct session *sess)
 {
     return sess->rare && (sess->rare->pending || sess->rare->owed || sess->rare->has_restored_copies || sess->rare->large_copies_held > 0);
 }
-/* Note one, while it awaits any; connection: see struct newer_topic. */
+/* A retained value may still come behind what stands before it in the log: what was noted is kept. Once nothing waits, none may. */
+static inline bool session_has_copies(const struct session *sess)
+{
+    return sess->rare && (sess->rare->copies_held > 0 || sess->rare->copy_last > 0);
+}
+/* Note one, while it awaits any, or may have one behind; connection: see struct newer_topic. */
 void session_note_newer(struct session *sess, uint64_t topic_hash, const struct msg *msg, uint32_t connection);
 /* Whether a retained one is stale. connection: that of now, 0 = none. */
 bool session_has_newer(const struct session *sess, uint64_t topic_hash, const struct msg *retained, uint32_t connection);

@@ -637,6 +637,38 @@ class Reader:
         return {topic: values[-1] for topic, values in self.values.items()}
 
 
+@pytest.mark.parametrize("is_away", (False, True))
+def test_3_3_1_the_newest_value_comes_last_to_who_is_behind(new_broker, join, topic, is_away):
+    """Retained values are on their way to a slow subscriber while other shards publish newer ones: both wait on disk, in the order of the log."""
+    broker = new_broker(FAST + "max_queued_messages 0\nmax_inflight_messages 20\n", shards=2)
+    count, publishers = 900, [join(broker, f"publisher{number}") for number in range(4)]
+    for publisher_round in range(5):
+        if publisher_round:
+            client = join(broker, "slow", **kept())
+            client.send(wire.subscribe_packet([(topic + "/#", 1)], 1))
+        for number, publisher in enumerate(publishers):
+            publisher.send(*[wire.publish_packet(f"{topic}/{at}", b"%d" % publisher_round, 1, packet_id + 1, retain=True)
+                             for packet_id, at in enumerate(range(count - 1 - number, -1, -4))])
+        for number, publisher in enumerate(publishers):
+            for _ in range(count - 1 - number, -1, -4):
+                publisher.expect(PUBACK)
+        if not publisher_round:
+            continue
+        if is_away:
+            client.close()
+            client = join(broker, "slow", **kept())
+        publishers[0].publish(topic + "/end", b"%d" % publisher_round, qos=1)
+        newest = {}
+        while len(newest) < count + 1 or set(newest.values()) != {b"%d" % publisher_round}:
+            got = client.recv()
+            if got.kind == PUBLISH:
+                assert got.payload >= newest.get(got.topic, b""), got
+                newest[got.topic] = got.payload
+                client.acknowledge(got)
+        join(broker, "slow", clean=True).disconnect()
+    broker.check_books()
+
+
 @pytest.mark.parametrize("taken", [0, 150])
 @pytest.mark.parametrize("qos", [1, 2])
 def test_3_1_2_5_retained_values_of_a_new_subscription(new_broker, join, restart, topic, version, qos, taken):
