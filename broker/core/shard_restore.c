@@ -133,7 +133,9 @@ void shard_restore_filters_done(struct shard *shard, uint64_t number)
 /* A message among those in flight, or older than one of them. In flight itself: nothing more to do. Of QoS 1: it was sent before something
  * of QoS 2 that is in flight, and is not acknowledged: the home logged SENT of the one behind what it knew of the other. So it goes first
  * again [MQTT-4.6.0-1]. What came to the session after a message that is above it in the log (from another shard, in the same moments)
- * cannot be told from that: no record says of QoS 1 that it was sent. Returns 0, ERR_NOTFOUND (it waits, like newer ones), ERR_NOMEM. */
+ * cannot be told from that: no record says of QoS 1 that it was sent. Then the order of the log is taken for all, which is that of each
+ * publisher; one of QoS 2 that had not been sent when others above it were goes behind them all the same. Returns 0, ERR_NOTFOUND (it
+ * waits, like newer ones), ERR_NOMEM. */
 static enum err restore_among_sent(struct shard *shard, struct session *sess, uint64_t sequence, uint8_t qos)
 {
     if (!waiting_restore_unpack(shard, sess)) /* once, however many are to be looked up and put in */

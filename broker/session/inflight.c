@@ -70,7 +70,7 @@ static struct inflight_entry *block_insert(struct inflight_block *block, const s
     if (!entry->is_sent && block->unsent == before)
         block->unsent = index;
     /* Nobody asks where those with messages stand: no look into them for each that is sent. */
-    block->is_ascending = block->is_ascending && !entry->has_msg && entry->sequence != 0 &&
+    block->is_ascending = block->is_ascending && !entry->has_msg &&
                           (entry->prev == NONE || inflight_sequence(&block->entries[entry->prev]) <= entry->sequence) &&
                           (before == NONE || entry->sequence <= inflight_sequence(&block->entries[before]));
     return entry;
@@ -346,9 +346,10 @@ static uint16_t floor_of(struct inflight_block *block, uint64_t sequence)
     return at;
 }
 
+/* The first above it, in a block that ascends. */
 static uint16_t find_later(struct inflight_block *block, uint64_t sequence)
 {
-    uint16_t at = block->is_ascending ? floor_of(block, sequence) : block->first;
+    uint16_t at = floor_of(block, sequence);
     while (at != NONE && inflight_sequence(&block->entries[at]) <= sequence)
         at = block->entries[at].next;
     return at;
@@ -359,11 +360,53 @@ bool inflight_has_later(const struct inflight *inflight, uint64_t sequence)
     return inflight->count < CAPACITY_MAX && inflight_sequence_max(inflight) > sequence;
 }
 
+struct place {
+    uint64_t sequence;
+    uint16_t index, at; /* of the entry; in the order as it was */
+};
+
+static int place_compare(const void *a, const void *b)
+{
+    const struct place *x = a, *y = b;
+    if (x->sequence != y->sequence)
+        return x->sequence < y->sequence ? -1 : 1;
+    return (x->at > y->at) - (x->at < y->at);
+}
+
+/* The order becomes that of the sequences; of entries without a message, before the first is sent. False: memory is short. */
+static bool sort(struct inflight *inflight)
+{
+    struct inflight_block *block = inflight->block;
+    if (block->is_ascending)
+        return true;
+    struct place *places = malloc(inflight->count * sizeof *places);
+    if (!places)
+        return false;
+    uint16_t count = 0;
+    for (uint16_t at = block->first; at != NONE; at = block->entries[at].next, count++) {
+        CHECK(!block->entries[at].has_msg && !block->entries[at].is_sent);
+        places[count] = (struct place){.sequence = block->entries[at].sequence, .index = at, .at = count};
+    }
+    CHECK(count == inflight->count);
+    qsort(places, count, sizeof *places, place_compare);
+    for (uint16_t i = 0; i < count; i++) {
+        struct inflight_entry *entry = &block->entries[places[i].index];
+        entry->prev = i > 0 ? places[i - 1].index : NONE;
+        entry->next = i + 1 < count ? places[i + 1].index : NONE;
+    }
+    block->first = block->unsent = places[0].index;
+    block->last = places[count - 1].index;
+    block->looked_at = NONE;
+    block->is_ascending = true;
+    free(places);
+    return true;
+}
+
 bool inflight_restore_before_later(struct inflight *inflight, uint64_t sequence)
 {
     CHECK(!inflight->is_packed);
     CHECK(inflight_has_later(inflight, sequence));
-    if (!grow(inflight))
+    if (!grow(inflight) || !sort(inflight))
         return false;
     draw_id(inflight);
     inflight->count++;

@@ -71,7 +71,9 @@ bool inflight_restore(struct inflight *inflight, uint64_t sequence, uint16_t pac
  * or sent in the order of the sequences, else O(n). */
 bool inflight_has_later(const struct inflight *inflight, uint64_t sequence);
 /* Then: it is one of QoS 1, to be sent again before them [MQTT-4.6.0-1], under a fresh identifier (no record says which it had, nor that
- * it was sent: is_dup is not set). Ascending by sequence, nothing is sent yet. Not packed. Cost as below. False: memory is short. */
+ * it was sent: is_dup is not set). Where those were not sent in the order of their sequences, they are from now on: two publishers'
+ * messages overtook each other then, and only that order keeps each publisher's own with one between them. Nothing is sent yet, and no
+ * messages are there. Not packed. O(1) on average for ascending sequences. False: memory is short. */
 bool inflight_restore_before_later(struct inflight *inflight, uint64_t sequence);
 struct inflight_entry *inflight_find(struct inflight *inflight, uint16_t packet_id);
 /* The entry of a message, NULL when there is none. O(n): for what was read back. */

@@ -307,10 +307,10 @@ static void one_of_many_is_found_where_it_stands(void **state)
         assert_true(inflight_unpack(&inflight));
         uint64_t next = 2;
         for (struct inflight_entry *entry; (entry = inflight_next_unsent(&inflight)); inflight_mark_sent(&inflight, entry)) {
-            if (!is_mixed)
-                assert_int_equal(inflight_sequence(entry), next++);
+            assert_int_equal(inflight_sequence(entry), next);
+            next += is_mixed && next >= asked ? 2 : 1;
         }
-        assert_true(is_mixed || next == 2 * COUNT);
+        assert_int_equal(next, 2 * COUNT);
         inflight_deinit(&inflight);
     }
 }
@@ -322,9 +322,9 @@ static void what_was_sent_before_goes_before_it_again(void **state)
     assert_false(inflight_has_later(&inflight, 1));
     assert_true(inflight_restore(&inflight, 100, 2, false));
     assert_true(inflight_restore(&inflight, 0, 3, false)); /* has no name */
-    assert_true(inflight_restore(&inflight, 95, 1, true)); /* sent later, though it is older */
+    assert_true(inflight_restore(&inflight, 95, 1, true)); /* sent later, though it is older: 97 may be its publisher's next */
     assert_true(inflight_restore(&inflight, 120, 4, false));
-    const uint64_t wanted[] = {70, 90, 97, 110, 119, 121, 130}, order[] = {70, 90, 97, 100, 0, 95, 110, 119, 120};
+    const uint64_t wanted[] = {70, 90, 97, 110, 119, 121, 130}, order[] = {0, 70, 90, 95, 97, 100, 110, 119, 120};
     for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
         assert_int_equal(inflight_has_later(&inflight, wanted[i]), wanted[i] < 120);
         if (wanted[i] < 120)
@@ -346,8 +346,8 @@ static void what_was_sent_before_goes_before_it_again(void **state)
     assert_null(inflight_next_unsent(&inflight));
     inflight_restart(&inflight);
     assert_true(inflight_find_sequence(&inflight, 70)->is_dup);
-    inflight_remove(&inflight, inflight_find_sequence(&inflight, 70)); /* the first of the order */
-    assert_int_equal(inflight_sequence(inflight_next_unsent(&inflight)), 90);
+    inflight_remove(&inflight, inflight_find(&inflight, 3)); /* the first of the order */
+    assert_int_equal(inflight_sequence(inflight_next_unsent(&inflight)), 70);
     inflight_deinit(&inflight);
 }
 
