@@ -139,7 +139,7 @@ static int parse_command(struct command_line *line, int argc, char **argv)
     bool is_known = strcmp(line->command, "run") == 0 || strcmp(line->command, "check") == 0 || strcmp(line->command, "dump") == 0 ||
                     maintenance_is_command(line->command);
     if (maintenance_wants_dir(line->command)) {
-        if (optind == argc) {
+        if (optind == argc || argv[optind][0] == '\0') {
             (void)fprintf(stderr, "tidegate-broker: %s needs the directory of the backup\n", line->command);
             print_usage(stderr);
             return EXIT_USAGE;

@@ -557,7 +557,8 @@ enum err backup_run(const struct backup_options *options, struct errmsg *msg)
     if (err)
         err_set(msg, err, "%s: no data of a broker here (no directory log)", options->data_dir);
     if (!err && (err = data_files_is_free(backup->fs, options->dir)) != ERR_OK)
-        err_set(msg, err, "%s: a backup goes into a new or empty directory", options->dir);
+        err_set(msg, err, "%s: %s: a backup goes into a new or empty directory", options->dir,
+                err == ERR_EXISTS ? "is not empty" : err_text(err));
     if (!err)
         err = backup_paths(backup);
     if (!err)
