@@ -570,7 +570,8 @@ static enum err snapshot_commit(struct kv_txn *base)
 
 static int compare_keys(struct span a, struct span b)
 {
-    int order = memcmp(a.data, b.data, a.size < b.size ? a.size : b.size);
+    size_t size = a.size < b.size ? a.size : b.size;
+    int order = size > 0 ? memcmp(a.data, b.data, size) : 0; /* the empty key has no bytes to point at */
     return order ? order : (a.size > b.size) - (a.size < b.size);
 }
 

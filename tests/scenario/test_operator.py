@@ -58,26 +58,34 @@ def spawn_failing(program):
     return program.stderr()
 
 
-def test_mosquittos_options_alone_start_it(tmp_path, dial, name):
+@pytest.fixture
+def mosquittos_broker(tmp_path):
+    """(process, port, path of its stderr), with mosquitto's options alone. They know no port 0: one that was free may be taken by then."""
+    for attempt in range(10):
+        port, data, conf, said = free_port(), tmp_path / f"data{attempt}", tmp_path / "mosquitto.conf", tmp_path / "stderr"
+        conf.write_text(MOSQUITTO_CONF.format(port=port, data=data))
+        with open(said, "wb") as out:
+            process = subprocess.Popen([str(programs.BUILD / "tidegate-broker"), "-c", str(conf)], stderr=out, stdin=subprocess.DEVNULL,
+                                       env=programs.environment({"TIDEGATE_HTTP_LISTENER": "127.0.0.1:0"}))
+        wait_until(lambda: process.poll() is not None or (data / "listeners").exists(), "it serves, or ends")
+        if process.poll() is None or "address already in use" not in said.read_text().lower():
+            break
+    yield process, port, said
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def test_mosquittos_options_alone_start_it(mosquittos_broker, dial, name):
     """Not one key of our own but the HTTP port, given by the environment because the default may be taken here."""
-    port, data = free_port(), tmp_path / "mosquitto"
-    conf = tmp_path / "mosquitto.conf"
-    conf.write_text(MOSQUITTO_CONF.format(port=port, data=data))
-    with open(tmp_path / "stderr", "wb") as out:
-        process = subprocess.Popen([str(programs.BUILD / "tidegate-broker"), "-c", str(conf)], stderr=out, stdin=subprocess.DEVNULL,
-                                   env=programs.environment({"TIDEGATE_HTTP_LISTENER": "127.0.0.1:0"}))
-    try:
-        wait_until(lambda: process.poll() is not None or (data / "listeners").exists(), "it serves")
-        client = dial(port)
-        client.connect(name())
-        client.publish("t", b"x", qos=1)
-        client.disconnect()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(wire.PATIENCE_S) == 0, (tmp_path / "stderr").read_text()
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    process, port, said = mosquittos_broker
+    assert process.poll() is None, said.read_text()
+    client = dial(port)
+    client.connect(name())
+    client.publish("t", b"x", qos=1)
+    client.disconnect()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(wire.PATIENCE_S) == 0, said.read_text()
 
 
 @pytest.mark.parametrize("line, words", [
