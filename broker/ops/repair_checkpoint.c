@@ -64,8 +64,8 @@ static enum err open_new(struct repair *repair, struct kv **kv_out, char path_ou
     return err ? err : kv_lmdb_open(kv_out, &options, repair->msg);
 }
 
-/* The old one aside, the new one in its place. In between there is none, which the next repair finds and which no start takes for a first
- * one (format 2). */
+/* The old one aside, the new one in its place. In between there is none, which no start takes for a first one (format 2), and the next
+ * repair puts the new one there: it was whole before the old one went. */
 static enum err replace(struct repair *repair, const char *new_dir)
 {
     enum err err = ERR_OK;
@@ -76,6 +76,17 @@ static enum err replace(struct repair *repair, const char *new_dir)
     if (!err && (err = fs_sync_dir(repair->fs, repair->options->data_dir)) != ERR_OK)
         return err_set(repair->msg, err, "%s: %s", repair->options->data_dir, err_text(err));
     return err;
+}
+
+static enum err finish_replacing(struct repair *repair)
+{
+    char wrong[TEXT_MAX], path[FILE_PATH_MAX];
+    enum err err = new_path(repair, path);
+    if (err)
+        return err;
+    print(wrong, "%s: missing, and the new one is in %s: a repair was interrupted", repair->checkpoint, path);
+    return repair_find(repair, wrong, "put it in its place", "nothing that the interrupted repair has not told") ? replace(repair, path)
+                                                                                                                 : ERR_OK;
 }
 
 static enum err set_position(struct repair *repair, struct kv *kv, const struct log_end *begin)
@@ -372,6 +383,8 @@ enum err repair_checkpoint(struct repair *repair, const struct checkpoint_look *
                            uint32_t format, const struct log_end *begin)
 {
     char wrong[TEXT_MAX];
+    if (!look->is_there && data_files_exist(repair->options->data_dir, NEW_NAME))
+        return finish_replacing(repair);
     if (!look->is_there && format < DATA_FORMAT_CHECKPOINT)
         return ERR_OK;
     if (!look->is_there) {
