@@ -68,7 +68,10 @@ static enum err open_new(struct repair *repair, struct kv **kv_out, char path_ou
  * repair puts the new one there: it was whole before the old one went. */
 static enum err replace(struct repair *repair, const char *new_dir)
 {
-    enum err err = ERR_OK;
+    enum err err =
+        fs_sync_dir(repair->fs, repair->options->data_dir); /* the new one's name is to outlive the power before the old one goes */
+    if (err)
+        return err_set(repair->msg, err, "%s: %s", repair->options->data_dir, err_text(err));
     if (data_files_exist(repair->options->data_dir, "checkpoint"))
         err = repair_move_aside(repair, "checkpoint");
     if (!err && (err = fs_rename(repair->fs, new_dir, repair->checkpoint)) != ERR_OK)
