@@ -16,6 +16,8 @@ from .wire import PATIENCE_S
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODE = os.environ.get("MODE", "release")
 BUILD = ROOT / "build" / MODE
+# ThreadSanitizer leaves a program less address space than the default asks for; how much less differs from start to start.
+SANITIZER_LIMITS = {"checkpoint_max_size": "16GiB"} if MODE == "tsan" else {}
 POLL_S = 0.005
 
 _ALARM = re.compile(r"Sanitizer|runtime error:|CHECK failed")
@@ -196,8 +198,7 @@ class Broker(Program):
         "log_free_disk_floor": "0",
         "connect_timeout": "20s",
         "log_level": "notice",
-        # ThreadSanitizer leaves a program less address space than the default asks for.
-        **({"checkpoint_max_size": "16GiB"} if MODE == "tsan" else {}),
+        **SANITIZER_LIMITS,
     }
 
     def __init__(self, directory, conf="", shards=1, listener="listener 0 127.0.0.1\nallow_anonymous true\n", env=None):

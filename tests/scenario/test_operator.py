@@ -61,12 +61,13 @@ def spawn_failing(program):
 @pytest.fixture
 def mosquittos_broker(tmp_path):
     """(process, port, path of its stderr), with mosquitto's options alone. They know no port 0: one that was free may be taken by then."""
+    env = programs.environment({"TIDEGATE_HTTP_LISTENER": "127.0.0.1:0"} |
+                               {f"TIDEGATE_{key.upper()}": value for key, value in programs.SANITIZER_LIMITS.items()})
     for attempt in range(10):
         port, data, conf, said = free_port(), tmp_path / f"data{attempt}", tmp_path / "mosquitto.conf", tmp_path / "stderr"
         conf.write_text(MOSQUITTO_CONF.format(port=port, data=data))
         with open(said, "wb") as out:
-            process = subprocess.Popen([str(programs.BUILD / "tidegate-broker"), "-c", str(conf)], stderr=out, stdin=subprocess.DEVNULL,
-                                       env=programs.environment({"TIDEGATE_HTTP_LISTENER": "127.0.0.1:0"}))
+            process = subprocess.Popen([str(programs.BUILD / "tidegate-broker"), "-c", str(conf)], stderr=out, stdin=subprocess.DEVNULL, env=env)
         wait_until(lambda: process.poll() is not None or (data / "listeners").exists(), "it serves, or ends")
         if process.poll() is None or "address already in use" not in said.read_text().lower():
             break
