@@ -2,31 +2,12 @@
 
 #include <stdlib.h>
 
+#include "broker/session/item_ring.h"
 #include "broker/session/late_list.h"
+#include "broker/session/posted_runs.h"
 #include "broker/session/queue_packed.h"
 #include "common/check.h"
 #include "common/position_list.h"
-
-#define CAPACITY_FIRST 4u
-#define WINDOW_SORT_MAX 4096u   /* messages brought into order at a time, before runs are cut from them; */
-#define WINDOW_SORTED_MIN 1024u /* again when fewer are left: what comes late is that late at most */
-#define WINDOW_AHEAD 16u        /* messages fetched ahead of the one that is looked at */
-
-/* Items in order. One allocation; NULL = empty. */
-struct item_ring {
-    uint32_t capacity; /* a power of two */
-    uint32_t first, count;
-    uint32_t sorted; /* of the window: so many of the oldest ascend by sequence, and the store has them */
-    struct queue_item items[];
-};
-
-/* Runs that the store may not have committed: the newest. */
-struct posted_runs {
-    struct position_list *sequences; /* of all; ascending, as those of each */
-    uint64_t began, last;            /* queue_shared.runs_posted with the first that was put here, and with the last */
-    uint32_t first, end, capacity;   /* of sizes */
-    uint8_t sizes[];                 /* how many sequences each has */
-};
 
 /* What few have; there while something is in it. */
 struct item_rings {
@@ -47,18 +28,10 @@ struct queue_body {
     uint16_t run_misses;
 };
 
-_Static_assert(STORE_RUN_MAX <= UINT8_MAX && STORE_RUN_MAX <= STORE_READ_MAX, "a size of a posted run, which is one request");
 _Static_assert(STORE_RUN_MAX <= LATE_ADD_MAX, "the late ones of a run are added at once");
 _Static_assert(sizeof(struct queue_body) <= 48, "of every session with a queue: one size class of the allocator");
 
 /* --- rings -------------------------------------------------------------------------------------------------------------------------- */
-
-static uint32_t ring_count(const struct item_ring *ring) { return ring ? ring->count : 0; }
-
-static struct queue_item *ring_at(struct item_ring *ring, uint32_t index)
-{
-    return &ring->items[(ring->first + index) & (ring->capacity - 1)];
-}
 
 static struct item_ring *head_of(const struct queue_body *body) { return body->rings ? body->rings->head : NULL; }
 static struct item_ring *window_of(const struct queue_body *body) { return body->rings ? body->rings->window : NULL; }
@@ -78,50 +51,17 @@ static void rings_trim(struct queue_body *body)
     body->rings = NULL;
 }
 
-static bool ring_put(struct item_ring **place, const struct queue_item *item)
-{
-    struct item_ring *ring = *place;
-    if (!ring || ring->count == ring->capacity) {
-        uint32_t capacity = ring ? ring->capacity * 2 : CAPACITY_FIRST;
-        struct item_ring *grown = malloc(sizeof *grown + capacity * sizeof grown->items[0]);
-        if (!grown)
-            return false;
-        *grown = (struct item_ring){.capacity = capacity, .count = ring_count(ring), .sorted = ring ? ring->sorted : 0};
-        for (uint32_t i = 0; i < grown->count; i++)
-            grown->items[i] = *ring_at(ring, i);
-        free(ring);
-        *place = ring = grown;
-    }
-    ring->count++;
-    *ring_at(ring, ring->count - 1) = *item;
-    return true;
-}
-
-static struct queue_item ring_take(struct item_ring **place)
-{
-    struct item_ring *ring = *place;
-    CHECK(ring_count(ring) > 0);
-    struct queue_item item = *ring_at(ring, 0);
-    ring->first = (ring->first + 1) & (ring->capacity - 1);
-    ring->sorted -= ring->sorted > 0;
-    if (--ring->count == 0) {
-        free(ring);
-        *place = NULL;
-    }
-    return item;
-}
-
 static struct queue_item window_take(struct item_rings *rings)
 {
-    struct queue_item item = ring_take(&rings->window);
+    struct queue_item item = item_ring_take(&rings->window);
     rings->window_bytes -= msg_cost(item.msg);
     return item;
 }
 
 static void ring_free(struct item_ring *ring, struct queue_shared *shared)
 {
-    for (uint32_t i = 0; i < ring_count(ring); i++) {
-        struct msg *msg = ring_at(ring, i)->msg;
+    for (uint32_t i = 0; i < item_ring_count(ring); i++) {
+        struct msg *msg = item_ring_at(ring, i)->msg;
         if (shared)
             queue_stats_pop(shared->window, msg_cost(msg), shared->window->oldest_ns);
         msg_unref(msg);
@@ -137,73 +77,25 @@ static struct queue_body *body_of(const struct queue *queue) { return queue->is_
 static struct posted_runs *posted_of(const struct queue_body *body) { return body->rings ? body->rings->posted : NULL; }
 
 /* Messages in them. */
-static uint32_t posted_count(const struct queue_body *body)
-{
-    return posted_of(body) ? position_list_count(posted_of(body)->sequences) : 0;
-}
-
-static void posted_free(struct queue_body *body)
-{
-    if (!posted_of(body))
-        return;
-    position_list_free(body->rings->posted->sequences);
-    free(body->rings->posted);
-    body->rings->posted = NULL;
-    rings_trim(body);
-}
-
-/* Room for the size of one more. */
-static struct posted_runs *posted_get(struct queue_body *body)
-{
-    struct posted_runs *posted = posted_of(body);
-    if (posted && posted->end < posted->capacity)
-        return posted;
-    if (posted && posted->first >= posted->capacity / 2) {
-        memmove(posted->sizes, posted->sizes + posted->first, posted->end - posted->first);
-        posted->end -= posted->first;
-        posted->first = 0;
-        return posted;
-    }
-    uint32_t capacity = posted ? posted->capacity * 2 : CAPACITY_FIRST;
-    struct posted_runs *grown = rings_get(body) ? realloc(posted, sizeof *grown + capacity) : NULL;
-    if (!grown)
-        return NULL;
-    if (!posted)
-        *grown = (struct posted_runs){0};
-    grown->capacity = capacity;
-    body->rings->posted = grown;
-    return grown;
-}
+static uint32_t posted_count(const struct queue_body *body) { return posted_runs_count(posted_of(body)); }
 
 /* One more, which the caller posts. Where memory is short none is known: they are waited for as if the store had them. */
 static void posted_add(struct queue_body *body, struct queue_shared *shared, const struct store_run *run)
 {
     shared->runs_posted++;
-    struct posted_runs *posted = posted_get(body);
-    if (posted && position_list_push_all(&posted->sequences, run->sequences, run->count) == ERR_OK) {
-        posted->sizes[posted->end++] = (uint8_t)run->count;
-        posted->last = shared->runs_posted;
-        posted->began = posted->began ? posted->began : posted->last;
-    } else
-        posted_free(body);
+    if (rings_get(body))
+        (void)posted_runs_add(&body->rings->posted, run, shared->runs_posted);
+    rings_trim(body);
 }
 
 /* The first of them, as a request for its sequences. */
 static void posted_take(struct queue_body *body, struct store_read *read)
 {
-    struct posted_runs *posted = posted_of(body);
-    uint32_t count = posted->sizes[posted->first++];
-    while (read->count < count) {
-        struct store_read_item *item = &read->items[read->count++];
-        *item = (struct store_read_item){.state = STORE_ITEM_ASKED};
-        bool is_there = position_list_pop(&posted->sequences, &item->sequence);
-        CHECK(is_there);
-    }
+    read->count = posted_runs_take(&body->rings->posted, read->items);
+    rings_trim(body);
     read->run = read->items[0].sequence;
     body->run_next = read->run + 1;
-    body->run_count -= count;
-    if (posted->first == posted->end)
-        posted_free(body);
+    body->run_count -= read->count;
 }
 
 bool queue_has_posted(const struct queue *queue) { return body_of(queue) && posted_of(queue->body); }
@@ -211,8 +103,11 @@ bool queue_has_posted(const struct queue *queue) { return body_of(queue) && post
 bool queue_forget_posted(struct queue *queue, const struct queue_shared *shared)
 {
     struct queue_body *body = body_of(queue);
-    if (body && posted_of(body) && posted_of(body)->last <= shared->runs_committed)
-        posted_free(body);
+    if (body && posted_of(body) && posted_runs_ended(posted_of(body)) <= shared->runs_committed) {
+        posted_runs_free(body->rings->posted);
+        body->rings->posted = NULL;
+        rings_trim(body);
+    }
     return queue_has_posted(queue);
 }
 
@@ -220,7 +115,7 @@ bool queue_may_cut(const struct queue *queue, const struct queue_shared *shared,
 {
     if (is_online && queue->count <= QUEUE_NEAR_MAX)
         return false;
-    return !queue_has_posted(queue) || posted_of(queue->body)->began > shared->runs_before;
+    return !queue_has_posted(queue) || posted_runs_began(posted_of(queue->body)) > shared->runs_before;
 }
 
 /* --- life --------------------------------------------------------------------------------------------------------------------------- */
@@ -233,8 +128,10 @@ void queue_deinit(struct queue *queue, struct queue_shared *shared)
     if (body) {
         ring_free(head_of(body), shared);
         ring_free(window_of(body), shared);
-        late_list_free(body->rings ? body->rings->late : NULL);
-        posted_free(body);
+        if (body->rings) {
+            late_list_free(body->rings->late);
+            posted_runs_free(body->rings->posted);
+        }
         free(body->rings);
         position_list_free(body->front);
         position_list_free(body->tail);
@@ -376,19 +273,11 @@ static void leave(struct queue *queue, uint32_t count, uint64_t bytes)
     }
 }
 
-static uint64_t sequence_of(const struct queue_item *item) { return msg_sequence(item->msg); }
-
-/* Whether the store can give it back. */
-static bool is_stored(const struct queue_item *item, const struct queue_shared *shared)
-{
-    return item->is_wanted && sequence_of(item) < shared->checkpoint;
-}
-
 bool queue_push(struct queue *queue, struct queue_shared *shared, const struct queue_item *item)
 {
     struct queue_body *body = body_get(queue);
-    CHECK(!item->is_wanted || sequence_of(item) != 0);
-    if (!body || !rings_get(body) || !ring_put(&body->rings->window, item)) {
+    CHECK(!item->is_wanted || queue_item_sequence(item) != 0);
+    if (!body || !rings_get(body) || !item_ring_put(&body->rings->window, item)) {
         if (body)
             rings_trim(body), leave(queue, 0, 0);
         return false;
@@ -412,15 +301,15 @@ struct queue_item *queue_first(struct queue *queue)
     if (!body)
         return NULL;
     if (head_of(body))
-        return ring_at(head_of(body), 0);
-    return window_of(body) && is_joined(body) ? ring_at(window_of(body), 0) : NULL;
+        return item_ring_at(head_of(body), 0);
+    return window_of(body) && is_joined(body) ? item_ring_at(window_of(body), 0) : NULL;
 }
 
 struct queue_item queue_pop(struct queue *queue, struct queue_shared *shared)
 {
     struct queue_body *body = queue->body;
     CHECK(queue_first(queue));
-    struct queue_item item = body->rings->head ? ring_take(&body->rings->head) : window_take(body->rings);
+    struct queue_item item = body->rings->head ? item_ring_take(&body->rings->head) : window_take(body->rings);
     rings_trim(body);
     queue_stats_pop(shared->window, msg_cost(item.msg), shared->window->oldest_ns);
     leave(queue, 1, msg_cost(item.msg));
@@ -434,7 +323,7 @@ static bool is_window_over(const struct queue_body *body, const struct queue_lim
 
 static uint32_t count_before_window(const struct queue *queue)
 {
-    return queue->count - (body_of(queue) ? ring_count(window_of(queue->body)) : 0);
+    return queue->count - (body_of(queue) ? item_ring_count(window_of(queue->body)) : 0);
 }
 
 /* Whether the oldest has to go. The window is not let go while it has. */
@@ -515,26 +404,27 @@ static void let_go(struct queue_item item, struct queue_shared *shared)
 static void let_head_go(struct queue_body *body, struct queue_shared *shared)
 {
     uint64_t sequences[2 * QUEUE_HEAD_MAX] = {0};
-    uint32_t count = ring_count(head_of(body));
+    uint32_t count = item_ring_count(head_of(body));
     CHECK(count > 0 && count <= 2 * QUEUE_HEAD_MAX); /* an empty ring is NULL */
     for (uint32_t i = 0; i < count; i++) {
-        struct queue_item *item = ring_at(head_of(body), i);
-        if (!is_stored(item, shared))
+        struct queue_item *item = item_ring_at(head_of(body), i);
+        if (!queue_item_is_stored(item, shared->checkpoint))
             return;
-        sequences[i] = sequence_of(item);
+        sequences[i] = queue_item_sequence(item);
     }
     if (!list_prepend(&body->front, sequences, count))
         return; /* with the next checkpoint */
     for (uint32_t i = 0; i < count; i++)
-        let_go(ring_take(&body->rings->head), shared);
+        let_go(item_ring_take(&body->rings->head), shared);
 }
 
 /* A run can be cut from the window: without a list in between. */
 static bool is_window_long(const struct queue_body *body, const struct queue_shared *shared)
 {
     struct item_ring *window = window_of(body);
-    return ring_count(window) >= STORE_RUN_MAX && !is_joined(body) && body->reading_count == 0 && is_stored(ring_at(window, 0), shared) &&
-           is_stored(ring_at(window, STORE_RUN_MAX - 1), shared);
+    return item_ring_count(window) >= STORE_RUN_MAX && !is_joined(body) && body->reading_count == 0 &&
+           queue_item_is_stored(item_ring_at(window, 0), shared->checkpoint) &&
+           queue_item_is_stored(item_ring_at(window, STORE_RUN_MAX - 1), shared->checkpoint);
 }
 
 bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_online)
@@ -547,18 +437,18 @@ bool queue_settle(struct queue *queue, struct queue_shared *shared, bool is_onli
     if (!is_online && rings->head && !queue->is_reading) /* what is being read comes behind the head, and before the front */
         let_head_go(body, shared);
     /* What the client gets next stays; what the store does not have, too, as long as it has a place before the tail. */
-    while (rings->window && is_joined(body) && ring_count(rings->head) < QUEUE_HEAD_MAX &&
-           (is_online || !ring_at(rings->window, 0)->is_wanted)) {
-        if (is_online && ring_count(rings->head) + ring_count(rings->window) <= QUEUE_HEAD_MAX)
+    while (rings->window && is_joined(body) && item_ring_count(rings->head) < QUEUE_HEAD_MAX &&
+           (is_online || !item_ring_at(rings->window, 0)->is_wanted)) {
+        if (is_online && item_ring_count(rings->head) + item_ring_count(rings->window) <= QUEUE_HEAD_MAX)
             return true;
-        if (!ring_put(&rings->head, ring_at(rings->window, 0)))
+        if (!item_ring_put(&rings->head, item_ring_at(rings->window, 0)))
             return true;
         window_take(rings);
     }
-    while (rings->window && is_stored(ring_at(rings->window, 0), shared)) {
+    while (rings->window && queue_item_is_stored(item_ring_at(rings->window, 0), shared->checkpoint)) {
         if (is_cut && queue_is_tail_long(queue) && is_window_long(body, shared))
             return true; /* queue_take_run() goes on with it */
-        if (position_list_push(&body->tail, sequence_of(ring_at(rings->window, 0))) != ERR_OK)
+        if (position_list_push(&body->tail, queue_item_sequence(item_ring_at(rings->window, 0))) != ERR_OK)
             return true;
         let_go(window_take(rings), shared);
     }
@@ -605,8 +495,8 @@ static uint64_t max_ahead(struct queue_body *body)
 {
     uint64_t max = 0, sequence = 0;
     struct item_ring *head = head_of(body);
-    for (uint32_t i = 0; i < ring_count(head); i++)
-        max = max_of(max, sequence_of(ring_at(head, i)));
+    for (uint32_t i = 0; i < item_ring_count(head); i++)
+        max = max_of(max, queue_item_sequence(item_ring_at(head, i)));
     struct span bytes = position_list_bytes(body->front);
     for (size_t offset = 0; position_list_next(bytes, &offset, &sequence) == ERR_OK;)
         max = max_of(max, sequence);
@@ -672,74 +562,6 @@ static void sort_sequences(uint64_t *sequences, uint32_t count)
     }
 }
 
-struct sorted_item {
-    uint64_t sequence;
-    struct queue_item item;
-};
-
-/* Merge from[0, middle) and from[middle, end), which ascend. */
-static void merge_items(struct sorted_item *to, const struct sorted_item *from, uint32_t middle, uint32_t end)
-{
-    for (uint32_t a = 0, b = middle, at = 0; at < end; at++) {
-        bool is_first = b == end || (a < middle && from[a].sequence <= from[b].sequence);
-        to[at] = from[is_first ? a++ : b++];
-    }
-}
-
-/* The end of what ascends from `begin` on. */
-static uint32_t ascent_end(const struct sorted_item *items, uint32_t begin, uint32_t count)
-{
-    uint32_t end = begin + 1;
-    while (end < count && items[end - 1].sequence <= items[end].sequence)
-        end++;
-    return end < count ? end : count;
-}
-
-/* What came from few shards is made of few pieces that ascend: merge neighbours until there is one. Returns where the result is. */
-static struct sorted_item *sort_items(struct sorted_item *items, struct sorted_item *other, uint32_t count)
-{
-    while (ascent_end(items, 0, count) < count) {
-        for (uint32_t begin = 0, middle, end; begin < count; begin = end) {
-            middle = ascent_end(items, begin, count);
-            end = middle < count ? ascent_end(items, middle, count) : middle;
-            merge_items(other + begin, items + begin, middle - begin, end - begin);
-        }
-        struct sorted_item *merged = other;
-        other = items;
-        items = merged;
-    }
-    return items;
-}
-
-/* A copy of a retained value keeps its place in memory: what is newer under its topic, and has waited for it, may have a smaller sequence.
- * (Of those that are read back it is judged which is stale.) */
-static bool may_sort(const struct queue_item *item, const struct queue_shared *shared)
-{
-    return is_stored(item, shared) && !queue_meta_retain(item->meta);
-}
-
-/* Bring the oldest of a long window into the order of their sequences, so that few come too late for a run: each publisher's order is that
- * of its shard's, and sequences follow it. Where memory is short they stay as they are. */
-static void sort_window(struct item_ring *window, const struct queue_shared *shared)
-{
-    uint32_t count = 0, max = window->count < WINDOW_SORT_MAX ? window->count : WINDOW_SORT_MAX;
-    if (window->sorted >= WINDOW_SORTED_MIN || window->sorted == max || !may_sort(ring_at(window, window->sorted), shared))
-        return;
-    struct sorted_item *items = malloc((size_t)2 * max * sizeof *items);
-    for (; items && count < max && may_sort(ring_at(window, count), shared); count++) {
-        if (count + WINDOW_AHEAD < window->count) /* out of the caches by the time the store has it */
-            __builtin_prefetch(&ring_at(window, count + WINDOW_AHEAD)->msg->sequence, 1);
-        items[count] = (struct sorted_item){sequence_of(ring_at(window, count)), *ring_at(window, count)};
-    }
-    if (count > window->sorted) {
-        const struct sorted_item *sorted = sort_items(items, items + max, count);
-        for (uint32_t i = 0; i < count; i++)
-            *ring_at(window, i) = sorted[i].item;
-        window->sorted = count;
-    }
-    free(items);
-}
-
 /* Of the oldest, those that may not go into a run because it is read before another that there is. False: memory is short. */
 static bool take_late(struct queue_body *body, struct store_run *run)
 {
@@ -774,7 +596,7 @@ static uint32_t list_oldest(const struct queue_body *body, const struct queue_sh
     bool is_long = and_window && is_window_long(body, shared);
     uint32_t tail_count = position_list_count(body->tail), count = is_long ? tail_count : tail_count - 1;
     if (is_long)
-        sort_window(window_of(body), shared);
+        item_ring_sort(window_of(body), shared->checkpoint); /* so that few come too late for a run */
     uint32_t max = is_long || tail_count > 2 * STORE_RUN_MAX ? STORE_RUN_MAX : QUEUE_RUN;
     uint32_t from_tail = count < max ? count : max;
     uint64_t sequence = 0;
@@ -786,8 +608,8 @@ static uint32_t list_oldest(const struct queue_body *body, const struct queue_sh
         CHECK(err == ERR_OK);
         run_out->sequences[run_out->count++] = sequence;
     }
-    for (uint32_t i = 0; is_long && run_out->count < max && is_stored(ring_at(window_of(body), i), shared); i++)
-        run_out->sequences[run_out->count++] = sequence_of(ring_at(window_of(body), i));
+    for (uint32_t i = 0; is_long && run_out->count < max && queue_item_is_stored(item_ring_at(window_of(body), i), shared->checkpoint); i++)
+        run_out->sequences[run_out->count++] = queue_item_sequence(item_ring_at(window_of(body), i));
     return from_tail;
 }
 
@@ -853,7 +675,7 @@ bool queue_must_read(const struct queue *queue)
     if (queue->is_packed && !queue->is_reading)
         return queue_packed_has_front(queue->packed) ||
                (queue_has_runs(queue) ? !queue->is_run_late : queue_packed_has_tail(queue->packed));
-    if (!body || queue->is_reading || ring_count(head_of(body)) > QUEUE_HEAD_MAX / 2)
+    if (!body || queue->is_reading || item_ring_count(head_of(body)) > QUEUE_HEAD_MAX / 2)
         return false;
     if (body->front || body->run_count == 0)
         return body->front || body->tail;
@@ -865,7 +687,7 @@ bool queue_next_read(struct queue *queue, struct store_read *read, uint32_t max)
     struct queue_body *body = queue_must_read(queue) ? body_get(queue) : NULL;
     if (!body)
         return false;
-    uint32_t room = QUEUE_HEAD_MAX - ring_count(head_of(body));
+    uint32_t room = QUEUE_HEAD_MAX - item_ring_count(head_of(body));
     max = max < room ? max : room;
     read->count = 0;
     read->run = 0;
@@ -894,9 +716,7 @@ static bool on_run(struct queue *queue, const struct store_read *read, uint32_t 
     for (uint32_t i = 0; i < read->count; i++)
         count += read->items[i].state != STORE_ITEM_KNOWN;
     uint32_t posted = posted_count(body), committed = body->run_count - posted;
-    uint64_t posted_first = UINT64_MAX;
-    if (posted > 0)
-        position_list_first(posted_of(body)->sequences, &posted_first);
+    uint64_t posted_first = posted_runs_first(posted_of(body));
     /* No items: a damaged one, on behind it. */
     if (read->run >= body->run_next && read->run != 0 && read->run < posted_first && count <= committed) {
         body->run_next = read->run + 1;
@@ -962,7 +782,7 @@ static uint64_t on_answer(struct queue *queue, struct queue_shared *shared, stru
         }
         struct queue_item found = {.msg = item->msg, .meta = metas ? metas[i] : 0, .is_wanted = true};
         if (item->state == STORE_ITEM_ASKED || unread_count > 0 || is_behind_late || !rings_get(body) ||
-            !ring_put(&body->rings->head, &found)) {
+            !item_ring_put(&body->rings->head, &found)) {
             unread[unread_count++] = item->sequence;
             continue;
         }
@@ -996,9 +816,9 @@ uint64_t queue_on_costs(struct queue *queue, struct queue_shared *shared, struct
 
 static void each_of_ring(struct item_ring *ring, queue_position_fn visit, void *arg)
 {
-    for (uint32_t i = 0; i < ring_count(ring); i++)
-        if (ring_at(ring, i)->is_wanted)
-            visit(arg, sequence_of(ring_at(ring, i)));
+    for (uint32_t i = 0; i < item_ring_count(ring); i++)
+        if (item_ring_at(ring, i)->is_wanted)
+            visit(arg, queue_item_sequence(item_ring_at(ring, i)));
 }
 
 static void each_of_list(const struct position_list *list, queue_position_fn visit, void *arg)

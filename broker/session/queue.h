@@ -46,9 +46,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "broker/actor/msg.h"
 #include "broker/actor/ops.h"
 #include "broker/actor/store_read.h"
+#include "broker/session/queue_item.h"
 #include "common/metrics.h"
 
 #define QUEUE_HEAD_MAX STORE_READ_MAX /* messages read ahead; a run may bring as many beyond half of it */
@@ -57,27 +57,6 @@
 #define QUEUE_TAIL_SIZE_MAX 39        /* bytes of theirs: with another of 5 the list takes 64, one size class of the allocator */
 #define QUEUE_NEAR_MAX 1024           /* with so many a client that is there nearly follows: they stay in the tail */
 #define QUEUE_RUN_MISSES_MAX 100      /* checkpoints in a row without the run that must be there: it is given up, counted */
-
-/* What stands beside a message for one recipient, in 32 bits:
- *   bits 0..27  subscription identifier (0: none), or the number of a set of identifiers in the session
- *   bit  28     it is a set
- *   bit  29     RETAIN of the copy
- *   bits 30..31 QoS of the copy */
-#define QUEUE_META_ID_MASK 0x0fffffffu
-#define QUEUE_META_IS_SET 0x10000000u
-#define QUEUE_META_RETAIN 0x20000000u
-static inline uint32_t queue_meta(uint8_t qos, bool retain, uint32_t id)
-{
-    return (uint32_t)qos << 30 | (retain ? QUEUE_META_RETAIN : 0) | id;
-}
-static inline uint8_t queue_meta_qos(uint32_t meta) { return (uint8_t)(meta >> 30); }
-static inline bool queue_meta_retain(uint32_t meta) { return (meta & QUEUE_META_RETAIN) != 0; }
-
-struct queue_item {
-    struct msg *msg;
-    uint32_t meta;
-    bool is_wanted; /* the message's record names this session: the checkpoint will have it, and is told when it is done */
-};
 
 /* What to do when a message finds the session's queue at its bound. */
 enum queue_policy {
