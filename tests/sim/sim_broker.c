@@ -732,12 +732,15 @@ void sim_broker_check_books(struct sim *sim)
 {
     struct errmsg msg = {""};
     const struct shard_stats *stats[SIM_SHARDS_MAX];
-    for (uint16_t i = 0; i < sim->shard_count; i++)
+    bool is_waiting = false; /* for room in a ring */
+    for (uint16_t i = 0; i < sim->shard_count; i++) {
         stats[i] = shard_get_stats(sim->broker->shards[i]);
+        is_waiting |= gauge_get(&stats[i]->backlog) > 0;
+    }
     if (!shard_stats_check(stats, sim->shard_count, &msg))
         sim_found(sim, "the books do not balance: %s", msg.text);
     struct retained_stats retained;
     retained_get_stats(route_actor_retained(sim->broker->route), &retained);
-    if (retained.reserved_messages)
+    if (retained.reserved_messages && !is_waiting)
         sim_found(sim, "%" PRIu64 " retained messages are reserved for, and none is on its way", retained.reserved_messages);
 }
