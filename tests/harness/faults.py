@@ -8,9 +8,9 @@ import threading
 import pytest
 
 from . import wire
+from .durability import KEPT
 from .programs import BUILD, MODE, Broker
 
-KEPT = [(wire.SESSION_EXPIRY, 3600)]
 FAST = "checkpoint_interval 50ms\ncheckpoint_max_size 4GiB\nmax_queued_messages 1000000\nmax_queued_bytes 1GiB\nmax_inflight_messages 1000\n"
 
 

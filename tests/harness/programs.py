@@ -109,6 +109,18 @@ class Program:
             self.process.wait()
             raise AssertionError(f"{self.name} did not end in {patience_s} s:\n{self.stderr()[-8000:]}") from None
 
+    def last_words(self):
+        """It ends by itself, with status 1: what it said."""
+        status = self.wait_end()
+        self.process = None
+        self.check_clean()
+        assert status == 1, f"{self.name} ended with {status}:\n{self.stderr()[-8000:]}"
+        return self.stderr()
+
+    def refusal(self):
+        """What it says that does not start."""
+        return self.spawn().last_words()
+
     def stop(self):
         """SIGTERM; the status must be 0."""
         if self.process is None:

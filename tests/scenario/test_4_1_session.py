@@ -2,14 +2,8 @@
 import pytest
 
 from harness import wire
+from harness.durability import KEPT, kept
 from harness.wire import PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL
-
-KEPT = [(wire.SESSION_EXPIRY, 1000)]
-
-
-def kept(version):
-    """Options of a CONNECT whose session outlives the connection."""
-    return {"clean": False, "properties": KEPT} if version == 5 else {"clean": False}
 
 
 @pytest.fixture

@@ -54,19 +54,6 @@ def small(tmp_path):
         disk.close()
 
 
-def ends(broker):
-    """It ends by itself, with status 1; its last words."""
-    assert broker.wait_end() == 1, broker.stderr()
-    broker.process = None
-    broker.check_clean()
-    return broker.stderr()
-
-
-def refuses(broker):
-    broker.spawn()
-    return ends(broker)
-
-
 def loaded(broker, topic, least=300, **options):
     load = faults.Load(broker, topic, **options)
     wait_until(lambda: load.count() >= least, "messages are acknowledged")
@@ -89,10 +76,10 @@ def test_failed_write_is_final(broken, topic, rules, words):
     broker, disk = broken()
     load = loaded(broker, topic)
     disk.fail(*rules)
-    said = ends(broker)
+    said = broker.last_words()
     assert all(end for end in load.join())
     assert all(word in said for word in words) and " do=" in said, said
-    said = refuses(broker)
+    said = broker.refusal()
     assert "cannot start" in said and str(broker.data) in said, said
     disk.mend()
     broker.start()
@@ -150,7 +137,7 @@ def test_no_space_and_sigterm(broken, topic):
     disk.fail(("write", errno.ENOSPC, ".seg"))
     broker.wait_metric(lambda metrics: metrics.get("tidegate_log_waits_for_space") == 1, "a write waits")
     broker.process.terminate()
-    said = ends(broker)
+    said = broker.last_words()
     assert "not everything that was logged is known to be durable" in said, said
     load.stop()
     disk.mend()
@@ -168,7 +155,7 @@ def test_no_space_at_a_start(broken, topic):
     disk.fill()
     before = sum(path.stat().st_blocks for path in broker.data.rglob("*"))
     for _ in range(3):
-        said = refuses(broker)
+        said = broker.refusal()
         assert "cannot start" in said and str(broker.data) in said and "No space" in said or "no space" in said, said
     assert sum(path.stat().st_blocks for path in broker.data.rglob("*")) <= before + 64
     disk.mend()
@@ -201,7 +188,7 @@ def test_full_file_system(small, topic, kind, how):
         if broker.is_alive():
             broker.kill()
         else:
-            said = ends(broker)
+            said = broker.last_words()
             assert "cannot start" in said and "make room and start again" in said or "No space left" in said, said
     (disk.path / "filler").unlink()
     (broker.data / "listeners").unlink(missing_ok=True)
@@ -224,10 +211,10 @@ def test_file_system_becomes_read_only(small, topic):
     disk.remount("errors=remount-ro")
     with open(trigger, "w", encoding="ascii") as file:
         file.write("x")
-    said = ends(broker)
+    said = broker.last_words()
     load.join()
     assert "failed for good" in said and "read-only" in said, said
-    said = refuses(broker)
+    said = broker.refusal()
     assert "cannot start" in said and "ead-only" in said, said
     disk.close()
     image = f"{disk.path}.image"
@@ -244,10 +231,10 @@ def test_database_removed_under_it(broken, topic):
     broker, _ = broken()
     load = loaded(broker, topic)
     (broker.data / "checkpoint" / "data.mdb").unlink()
-    said = ends(broker)
+    said = broker.last_words()
     load.join()
     assert "removed or replaced" in said and "checkpoint/data.mdb" in said and "tidegate-broker repair" in said, said
-    said = refuses(broker)
+    said = broker.refusal()
     assert "tidegate-broker repair" in said, said
     assert run("tidegate-broker", "repair", "-c", broker.conf_path, "--yes")[0] == 0
     broker.start()
@@ -260,10 +247,10 @@ def test_database_cut_under_it(broken, topic):
     broker, _ = broken("checkpoint_interval 20ms\n")
     load = loaded(broker, topic, least=1000)
     os.truncate(broker.data / "checkpoint" / "data.mdb", 0)
-    said = ends(broker)
+    said = broker.last_words()
     load.join()
     assert "checkpoint/data.mdb: offset 0x" in said and "tidegate-broker repair" in said, said
-    said = refuses(broker)
+    said = broker.refusal()
     assert "checkpoint/data.mdb" in said and "tidegate-broker repair" in said, said
     assert run("tidegate-broker", "repair", "-c", broker.conf_path, "--yes")[0] == 0
     broker.start()
@@ -278,10 +265,10 @@ def test_log_hurt_under_it(broken, topic, how):
     load = loaded(broker, topic)
     for path in (broker.data / "log").glob("0*.seg"):
         path.unlink() if how == "removed" else os.truncate(path, 8192)
-    said = ends(broker)
+    said = broker.last_words()
     load.join()
     assert "failed for good" in said and "/log/0000" in said and " do=" in said, said
-    said = refuses(broker)
+    said = broker.refusal()
     assert "/log/0000" in said and "offset" in said and "tidegate-broker repair" in said, said
     status, out, _ = run("tidegate-broker", "repair", "-c", broker.conf_path)
     assert status == 1 and "lost: records" in out, out
@@ -299,7 +286,7 @@ def test_idle_log_removed_under_it(broken, topic):
     broker.wait_metric(lambda metrics: metrics.get("tidegate_checkpoint_lag_bytes") == 0, "the checkpoint has everything")
     for path in (broker.data / "log").glob("0*.seg"):
         path.unlink()
-    said = ends(broker)
+    said = broker.last_words()
     # The log's thread says so, or the one that reads it for the checkpoint and was not done yet.
     assert "failed for good" in said and (".seg: the segment was removed" in said or ": the segment is missing" in said), said
 

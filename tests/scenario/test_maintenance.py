@@ -75,21 +75,6 @@ def tree(directory):
     return {str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file() and path.name != "lock.mdb"}
 
 
-def refusal(broker):
-    """Start a broker that gives up, and return what it said."""
-    broker.spawn()
-    try:
-        wait_until(lambda: not broker.is_alive(), "the broker gives up")
-        assert broker.process.returncode == 1, broker.stderr()
-    finally:
-        if broker.is_alive():
-            broker.process.kill()
-        broker.process.wait()
-        broker.process = None
-    broker.check_clean()
-    return broker.stderr()
-
-
 @pytest.fixture
 def pair(tmp_path):
     made = Pair(tmp_path)
@@ -269,9 +254,9 @@ def test_where_backup_and_restore_refuse(pair, elsewhere, tmp_path):
 def test_half_restored_is_nobodys(elsewhere, tmp_path, part):
     """No broker begins anew beside what an interrupted restore has made, and no command takes it for a data directory."""
     (elsewhere.data / part).mkdir(parents=True)
-    for text in (refusal(elsewhere), *(maintain(elsewhere, *words)[2] for words in (("backup", tmp_path / "backup"), ("repair",), ("repair", "--yes")))):
+    for text in (elsewhere.refusal(), *(maintain(elsewhere, *words)[2] for words in (("backup", tmp_path / "backup"), ("repair",), ("repair", "--yes")))):
         assert str(elsewhere.data) in text, text
-    assert part in refusal(elsewhere)
+    assert part in elsewhere.refusal()
     assert sorted(path.name for path in elsewhere.data.iterdir()) == ["broker.lock", part]
 
 
@@ -366,7 +351,7 @@ def test_a_hole_in_the_log(pair, when):
     pair.broker.kill()
     path, at, first_gone = damage_middle(pair.broker)
     last = max(sequence + count for segment in started_segments(pair.broker.data) for _, sequence, count in blocks(segment))
-    text = refusal(pair.broker)
+    text = pair.broker.refusal()
     assert f"{path.name}: does not continue at offset {at}" in text and "tidegate-broker repair" in text, text
 
     out = repair(pair.broker, path.name, f"offset {at}", f"records {first_gone} to ", "--accept-gap")
@@ -430,7 +415,7 @@ def test_a_segment_is_missing(pair):
     found = started_segments(pair.broker.data)
     assert len(found) >= 3
     found[1].unlink()
-    text = refusal(pair.broker)
+    text = pair.broker.refusal()
     assert "tidegate-broker repair" in text and found[0].name in text, text
     repair(pair.broker, found[0].name)
     assert list(pair.broker.data.glob("damaged-*/log/" + found[2].name))
@@ -450,7 +435,7 @@ def test_the_identity(pair, how):
         path.unlink()
     else:
         spoil_slots(path)
-    text = refusal(pair.broker)
+    text = pair.broker.refusal()
     assert str(path) in text and "tidegate-broker repair" in text, text
     repair(pair.broker, str(path), f"{broker_id:016x}")
     assert identity(pair.broker.data) == (broker_id, epoch)
@@ -630,7 +615,7 @@ def test_durable_checkpoint_lost(tmp_path, how):
         flip(path, 4096 + 16, 16)
     else:
         os.truncate(path, 8192)
-    text = refusal(broker)
+    text = broker.refusal()
     assert str(path.parent) in text and "tidegate-broker repair" in text, text
     repair(broker, str(path), "record")
     broker.start()
@@ -690,7 +675,7 @@ def test_durable_pages_that_lead_to_others(tmp_path, long_lived, how):
     path = broker.data / "checkpoint" / "data.mdb"
     damage_way_in(path, how)
     if how not in ("inner pages", "cut"):  # those need not keep it from starting: what lacks may be free
-        text = refusal(broker)
+        text = broker.refusal()
         assert str(path) in text and "offset" in text and "tidegate-broker repair" in text, text
     status, told, err = maintain(broker, "repair")
     if status == 0:

@@ -7,7 +7,7 @@ import tarfile
 import pytest
 
 from harness.checksum import crc32c
-from harness.programs import Broker, run
+from harness.programs import Broker, run, wait_until
 
 CONF = "checkpoint_interval 1m\ntelemetry fleet/{device}/telemetry\n"
 OLDEST = pathlib.Path(__file__).with_name("data_format_1.tar.gz")
@@ -23,15 +23,6 @@ def snapshot(data):
 def command(broker, verb, *arguments):
     broker.conf_path.write_text(broker.config_text())
     return run("tidegate-broker", verb, "-c", broker.conf_path, *arguments)
-
-
-def refusal(broker):
-    broker.spawn()
-    status = broker.wait_end()
-    broker.process = None
-    broker.check_clean()
-    assert status == 1, broker.stderr()
-    return broker.stderr()
 
 
 def seal(data, at, begin, end, stored):
@@ -78,22 +69,16 @@ def newest_segment(data):
     return max((path for path in (data / "log").glob("*.seg") if path.read_bytes()[4096:4100] == b"TGBK"), key=lambda path: path.name)
 
 
-def patch_segment(data, number):
-    path = newest_segment(data)
-    content = bytearray(path.read_bytes())
-    struct.pack_into("<H", content, 8, number)
-    seal(content, 0, 8, 4096, 4)
-    path.write_bytes(content)
-    return path
-
-
-def patch_block(data, number):
-    path = newest_segment(data)
-    content = bytearray(path.read_bytes())
-    struct.pack_into("<H", content, 4096 + 8, number)
-    seal(content, 4096, 8, 128, 4)
-    path.write_bytes(content)
-    return path
+def patch_header(at, size):
+    """Of the segment, or of its first block."""
+    def patch(data, number):
+        path = newest_segment(data)
+        content = bytearray(path.read_bytes())
+        struct.pack_into("<H", content, at + 8, number)
+        seal(content, at, 8, size, 4)
+        path.write_bytes(content)
+        return path
+    return patch
 
 
 def patch_record(data, number):
@@ -130,14 +115,14 @@ def check_value(broker, join, topic):
 
 
 @pytest.mark.parametrize("patch, number", [(patch_format, 3), (patch_checkpoint, 3), (patch_slots("identity"), 2), (patch_slots("state"), 2),
-                                           (patch_segment, 2), (patch_block, 2)],
+                                           (patch_header(0, 4096), 2), (patch_header(4096, 128), 2)],
                          ids=["format", "checkpoint", "identity", "state", "segment", "block"])
 def test_newer_data_is_refused_and_stays_as_it_is(new_broker, join, topic, patch, number):
     broker = new_broker(CONF)
     make_value(broker, join, topic)
     path, whole, there = patched(broker, patch, number)
     for _ in range(2):
-        said = refusal(broker)
+        said = broker.refusal()
         assert str(path) in said and f" {number}," in said and "use the " in said, said
         assert snapshot(broker.data) == there
     for name, content in whole.items():  # the program that wrote it
@@ -152,7 +137,7 @@ def test_a_record_of_a_newer_kind_is_refused(new_broker, join, topic):
     make_value(broker, join, topic)
     path, _, there = patched(broker, patch_record, 200)
     for _ in range(2):
-        said = refusal(broker)
+        said = broker.refusal()
         assert str(path) in said and "type 200" in said, said
         assert snapshot(broker.data)["checkpoint/data.mdb"] == there["checkpoint/data.mdb"]
         assert path.read_bytes()[4096:8192] == there[str(path.relative_to(broker.data))][4096:8192]
@@ -162,7 +147,7 @@ def test_a_checkpoint_from_before_the_first_release_says_what_to_do(new_broker, 
     broker = new_broker(CONF)
     make_value(broker, join, topic)
     path, _, there = patched(broker, patch_checkpoint, 1)
-    said = refusal(broker)
+    said = broker.refusal()
     assert str(path) in said and "format 1," in said and "another persistence_location" in said, said
     assert snapshot(broker.data) == there
     broker.conf += f"persistence_location {broker.directory}/new/\n"
@@ -170,8 +155,9 @@ def test_a_checkpoint_from_before_the_first_release_says_what_to_do(new_broker, 
     broker.start()
 
 
-def test_a_log_alone_is_taken_over_and_a_backup_brings_it_back(tmp_path, join, topic):
-    """Upgrade and back: the directory of a broker that knew no checkpoint, backed up by the new program before its first start there."""
+def test_a_log_alone_is_taken_over_and_a_backup_brings_it_back(new_sink, tmp_path, join, topic):
+    """Upgrade and back: the directory of a broker that knew no checkpoint, backed up by the new program before its first start there. Its
+    records stay readable for the sink."""
     broker = Broker(tmp_path / "broker", CONF)
     broker.data.mkdir(parents=True)
     with tarfile.open(OLDEST) as archive:
@@ -185,9 +171,17 @@ def test_a_log_alone_is_taken_over_and_a_backup_brings_it_back(tmp_path, join, t
         broker.start()
         assert (broker.data / "format").read_text() == "tidegate-broker 2\n"
         make_value(broker, join, topic)
+        join(broker, "car").publish("fleet/car0/telemetry", b'{"ts":1700000100,"speed":100}', qos=1)
         broker.kill()
         broker.start()
         check_value(broker, join, topic)
+        sink = new_sink(broker)
+
+        def rows():
+            status, text = sink.get("/api/v1/query?device=car0&from=1970-01-01T00:00:00Z&format=csv&limit=1000")
+            return text.strip().splitlines() if status == 200 else []
+
+        wait_until(lambda: len(rows()) == 1 + 11, "ten rows of before and one of now are stored")
     finally:
         broker.stop()
     back = Broker(tmp_path / "back", CONF)
