@@ -161,6 +161,7 @@ struct sim_client {
         uint64_t sent_step;                                       /* the first SUBSCRIBE since there was none */
         uint64_t oldest_step;                                     /* of the SUBSCRIBEs whose retained values may still be on their way */
     } subscriptions[SIM_KINDS];
+    uint64_t lost_step;                     /* when a connection ended last */
     bool heard[SIM_DEVICES_MAX][SIM_KINDS]; /* something of that topic came in this session */
     uint8_t *owed;                          /* per message: it was acknowledged while the session was subscribed */
     uint32_t *inbound;                      /* per packet id: message + 1 that was received with QoS 2 under it and not released */

@@ -685,6 +685,7 @@ void sim_client_read(struct sim *sim, struct sim_client *client)
 void sim_client_lost(struct sim *sim, struct sim_client *client)
 {
     sim_trace(sim, "%s lost its connection", client->id);
+    client->lost_step = sim->step;
     client->will_pending = client->online && !client->closing ? client->will : 0;
     if (client->will_pending && !client->is_will_delayed) {
         client->will_due = client->will_pending;
