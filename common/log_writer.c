@@ -1,10 +1,12 @@
 /* The log writer.
  *
- * Files. The current segment is owned by the log thread alone. Behind it stand closed segments (`closed`), of which those before `floor`
- * are free to be reused; before it stands at most one prepared segment, a file that already has the next generation's name and is written
- * full, so that a roll is one write of header and blocks into it. log_writer_prepare() makes it, from a free segment if there is one,
- * otherwise from a spare file that it fills with zeros a chunk at a time. When a roll comes before it is ready, the log thread makes the
- * file itself.
+ * Files. The current segment is owned by the log thread alone. Each start begins a segment, with its first blocks: opening only gets the
+ * file ready, as the prepared one, so that starts which fail, or say nothing, leave no segment behind, however many they are. Until then
+ * `file` is NULL, `generation` and the durable end are those that recovery found, and the state file alone says where the log ended. Behind
+ * it stand closed segments (`closed`), of which those before `floor` are free to be reused; before it stands at most one prepared segment,
+ * a file that already has the next generation's name and is written full, so that a roll is one write of header and blocks into it.
+ * log_writer_prepare() makes it, from a free segment if there is one, otherwise from a spare file that it fills with zeros a chunk at a
+ * time. When a roll comes before it is ready, the log thread makes the file itself.
  *
  * A batch is cut into parts, one per segment that it touches. Parts are written in order, each durable before the next, so the second
  * part's blocks may name the end of the first as durable.
@@ -67,10 +69,10 @@ struct log_writer {
     struct log_recovery recovery;
 
     /* Log thread. */
-    struct file *file;
+    struct file *file; /* NULL: this start has written nothing yet */
     struct log_end durable;
     struct log_end next;       /* after the batch under way */
-    uint64_t segment_sequence; /* first sequence of the current segment */
+    uint64_t segment_sequence; /* first sequence of this start */
     struct log_block *const *blocks;
     size_t block_count;
     struct iovec *iov;
@@ -178,9 +180,15 @@ static void writer_remove_closed(struct log_writer *writer)
     memmove(writer->closed, writer->closed + 1, writer->closed_count * sizeof *writer->closed);
 }
 
+/* Behind the current one; before there is one, that which will be it is none. */
+static uint64_t writer_prepared_bytes(const struct log_writer *writer)
+{
+    return writer->file && writer->prepared ? writer->segment_size : 0;
+}
+
 static uint64_t writer_file_bytes(const struct log_writer *writer)
 {
-    uint64_t bytes = writer->segment_size + (writer->prepared ? writer->segment_size : 0) + writer->fill_bytes;
+    uint64_t bytes = writer->segment_size + writer_prepared_bytes(writer) + writer->fill_bytes;
     for (size_t i = 0; i < writer->closed_count; i++)
         bytes += writer->closed[i].bytes;
     return bytes;
@@ -188,7 +196,7 @@ static uint64_t writer_file_bytes(const struct log_writer *writer)
 
 static void writer_account(struct log_writer *writer)
 {
-    uint64_t used = 0, ready = writer->prepared ? writer->segment_size : 0;
+    uint64_t used = 0, ready = writer_prepared_bytes(writer);
     for (size_t i = 0; i < writer->closed_count; i++) {
         if (writer->closed[i].generation >= writer->floor)
             used += writer->closed[i].bytes;
@@ -315,8 +323,8 @@ static enum err writer_look(struct log_writer *writer, char current_out[LOG_SEGM
     uint64_t free_bytes;
     /* It keeps its name while we look: only this thread's look lets segments be reused. */
     pthread_mutex_lock(&writer->lock);
-    bool is_open = writer->file;
-    log_segment_name(look.current, writer->generation);
+    bool is_open = writer->file || writer->prepared;
+    log_segment_name(look.current, writer->file ? writer->generation : writer->generation + 1);
     pthread_mutex_unlock(&writer->lock);
     if (current_out)
         memcpy(current_out, look.current, sizeof look.current);
@@ -681,7 +689,23 @@ enum err log_writer_release(struct log_writer *writer, bool *is_more_out, struct
     return err;
 }
 
-/* The first segment of this start: its header pins where the log ended. What the last start left beyond its end goes back to the disk
+/* The first segment under an identity begins at once: the first of all, because there would be no place to name, and that of a log which
+ * was restored, because who reads it must know before there is a record that it is not the one which was copied. Of others the header is
+ * written as zeros: a disk that takes no writes is to be found by the start, not by the first client. */
+static enum err writer_open_header(struct log_writer *writer)
+{
+    bool is_first = writer->recovery.broker_id != writer->identity.broker_id;
+    if (is_first)
+        writer_segment_header(writer, writer->headers, writer->generation + 1, writer->durable.position.sequence, writer->durable.place);
+    enum err err = file_pwrite(writer->prepared, is_first ? writer->headers : writer->zeros, LOG_SEGMENT_HEADER_SIZE, 0);
+    if (err || !is_first)
+        return err;
+    writer_enter_segment(writer);
+    writer->durable.place = (struct log_place){writer->generation, LOG_SEGMENT_HEADER_SIZE};
+    return ERR_OK;
+}
+
+/* The file of this start's segment, and the state: where the log ended. What the last start left beyond its end goes back to the disk
  * first, which may be full; so does what could be reused, if that is not enough. */
 static enum err writer_open_start(struct log_writer *writer)
 {
@@ -700,14 +724,11 @@ static enum err writer_open_start(struct log_writer *writer)
     uint32_t least = file_is_direct(writer->prepared) ? file_alignment(writer->prepared) : FILE_ALIGNMENT_MIN;
     if (writer->alignment < least)
         writer->alignment = least;
-    writer_segment_header(writer, writer->headers, writer->generation + 1, end.position.sequence, end.place);
-    err = file_pwrite(writer->prepared, writer->headers, LOG_SEGMENT_HEADER_SIZE, 0);
+    writer->durable = (struct log_end){.position = {writer->identity.epoch, end.position.sequence}, .place = end.place};
+    writer->segment_sequence = end.position.sequence;
+    err = writer_open_header(writer);
     if (err)
         return err;
-    writer_enter_segment(writer);
-    writer->durable.position = (struct log_position){writer->identity.epoch, end.position.sequence};
-    writer->durable.place = (struct log_place){writer->generation, LOG_SEGMENT_HEADER_SIZE};
-    writer->segment_sequence = end.position.sequence;
     writer_publish_end(writer);
     err = log_state_open(&writer->state, writer->fs, writer->dir, true);
     if (err)
@@ -942,7 +963,8 @@ void log_writer_begin(struct log_writer *writer, struct log_block *const *blocks
     for (size_t i = 0; i < block_count; i++) {
         struct log_block *block = blocks[i];
         writer_check_block(writer, block);
-        if (block->size > writer->segment_size - writer->next.place.offset) {
+        bool is_start = i == 0 && !writer->file;
+        if (is_start || block->size > writer->segment_size - writer->next.place.offset) {
             part->end = writer->next.place.offset;
             part = writer_begin_roll(writer, &before, iov_count++);
         }
@@ -966,7 +988,7 @@ static enum err writer_roll(struct log_writer *writer)
         if (err == ERR_NOTFOUND)
             err = writer_create(writer);
     }
-    if (!err)
+    if (!err && writer->file) /* that which recovery found is among them */
         err = writer_add_closed(writer, writer->generation, writer->segment_size);
     if (!err) {
         writer_enter_segment(writer);
@@ -1082,7 +1104,8 @@ void log_writer_stats(struct log_writer *writer, struct log_writer_stats *stats_
     stats_out->free_bytes = atomic_load(&writer->free_bytes);
     pthread_mutex_lock(&writer->lock);
     stats_out->recycled_count = writer->recycled_count;
-    stats_out->segment_count = writer->closed_count + 1;
-    stats_out->direct = writer->file && file_is_direct(writer->file);
+    const struct file *file = writer->file ? writer->file : writer->prepared;
+    stats_out->segment_count = writer->closed_count + (writer->file ? 1 : 0);
+    stats_out->direct = file && file_is_direct(file);
     pthread_mutex_unlock(&writer->lock);
 }

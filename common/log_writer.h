@@ -1,7 +1,8 @@
 /* The one writer of a log directory: gives sealed blocks their sequence and place, writes all that wait with one write, and says what is
  * durable.
  *
- * Opening recovers the log, counts the epoch up and starts a new segment. Then the log thread repeats: collect sealed blocks of all shards
+ * Opening recovers the log, counts the epoch up and gets the file of a new segment ready, which the first blocks begin: a start that writes
+ * nothing adds nothing to the log, however often it is made. Then the log thread repeats: collect sealed blocks of all shards
  * -> log_writer_begin (headers) -> log_writer_write (the one O_DSYNC write; two where a segment ends) -> log_writer_finish (the durable
  * end). Begin, write and finish are apart so that a simulator can stop between any two.
  *
@@ -63,7 +64,7 @@ struct log_writer_stats {
     bool direct; /* direct I/O is in use */
 };
 
-/* Recover, begin an epoch, start a segment.
+/* Recover, begin an epoch, make room for its first segment.
  * writer_out    returned, to be closed with log_writer_close.
  * recovery_out  what recovery found, filled in also on ERR_CORRUPT; may be NULL.
  * Returns 0, ERR_LOCKED (another broker has this directory), ERR_CORRUPT, ERR_VERSION, ERR_NOSPACE, ERR_PERMISSION, ERR_INVALID, ERR_NOMEM,

@@ -294,6 +294,28 @@ def test_port_in_use(new_broker, tmp_path):
     assert str(broker.port) in said, said
 
 
+def test_starts_that_fail_leave_nothing_behind(new_broker, join, name, tmp_path):
+    """A service manager tries again for hours while something is in the way, and a consumer that is away holds the log."""
+    other = new_broker()
+    broker = new_broker("log_cursor audit\n")
+    client = join(broker, name(), 4, clean=False)
+    for number in range(20):
+        client.publish("t", b"%d" % number * 1000, qos=1, retain=True)
+    broker.stop()
+    in_the_way = [f"listener {other.port} 127.0.0.1\n", f"http_listener 127.0.0.1:{other.port}\n", f"pid_file {tmp_path}/nowhere/pid\n"]
+    failing = [Broker(tmp_path / f"failing{i}", f"log_cursor audit\n{line}") for i, line in enumerate(in_the_way)]
+    failing[0] = Broker(tmp_path / "failing0", "log_cursor audit\n", listener=in_the_way[0] + "allow_anonymous true\n")
+    for i in range(50):
+        program = failing[i % 3]
+        program.data = broker.data
+        spawn_failing(program)
+    # What was written before; once, by a start that came so far, that the client was away from then on; what is ready for the next record.
+    segments = sorted(path.name for path in (broker.data / "log").glob("0*.seg"))
+    assert len(segments) <= 3, segments
+    broker.start()
+    assert join(broker, name()).publish("t", b"after", qos=1)
+
+
 def test_stops_with_clients_and_traffic(new_broker, join, name, shards):
     """SIGTERM under load: v5 clients are told 0x8B, what was acknowledged stays acknowledged, status 0."""
     broker = new_broker("telemetry fleet/{device}/telemetry\n", shards=shards)

@@ -170,6 +170,126 @@ static void test_restart_goes_on_with_sequences_and_a_new_epoch(void **state)
     stop(&b);
 }
 
+struct contents {
+    struct bench *b;
+    unsigned files;
+    uint64_t bytes;
+};
+
+static void add_contents(void *context, const char *name)
+{
+    struct contents *contents = (struct contents *)context;
+    char path[64];
+    const uint8_t *data;
+    uint64_t size;
+    snprintf(path, sizeof path, "log/%s", name);
+    assert_int_equal(sim_fs_contents(contents->b->sim, path, &data, &size), ERR_OK);
+    contents->files++;
+    contents->bytes += size;
+}
+
+static struct contents contents_of(struct bench *b)
+{
+    struct contents contents = {.b = b};
+    assert_int_equal(fs_list(b->fs, b->dir, &contents, add_contents), ERR_OK);
+    return contents;
+}
+
+/* A unit that is restarted for hours because its port is taken, with a cursor that holds the log: starts that write nothing leave nothing,
+ * however they end, and each counts the epoch up all the same. A reader that was there before goes on. */
+static void test_starts_that_write_nothing_leave_nothing(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    assert_int_equal(log_writer_ensure_cursor(b.writer, "sink", &b.msg), ERR_OK);
+    for (int i = 0; i < 60; i++)
+        assert_int_equal(put(&b, 3000), ERR_OK);
+    struct log_reader *reader = reader_at(&b, NULL);
+    expect(reader, 1, 60);
+    uint64_t records = 60;
+    struct contents first = {0};
+    for (int i = 0; i < 50; i++) {
+        if (i % 3 == 0) {
+            close_log(&b);
+        } else { /* which the reader does not survive here */
+            i % 3 == 1 ? sim_fs_kill(b.sim) : sim_fs_crash(b.sim);
+            close_log(&b);
+            log_reader_close(reader);
+            reader = reader_at(&b, NULL);
+            expect(reader, 1, records);
+        }
+        assert_int_equal(open_log(&b), ERR_OK);
+        assert_int_equal(b.recovery.end.position.sequence, records + 1);
+        assert_int_equal(log_writer_epoch(b.writer), i + 2);
+        expect_end(reader, ERR_AGAIN);
+        prepare_all(&b);
+        struct contents now = contents_of(&b);
+        if (i == 0)
+            first = now;
+        assert_int_equal(now.files, first.files);
+        assert_int_equal(now.bytes, first.bytes);
+    }
+    assert_int_equal(put(&b, 3000), ERR_OK);
+    struct log_reader_item item;
+    assert_int_equal(log_reader_next(reader, &item, NULL), ERR_OK);
+    assert_int_equal(item.position.sequence, 61);
+    assert_int_equal(item.position.epoch, 51);
+    expect_end(reader, ERR_AGAIN);
+    log_reader_close(reader);
+    close_log(&b);
+    assert_int_equal(open_log(&b), ERR_OK);
+    assert_int_equal(b.recovery.end.position.sequence, 62);
+    stop(&b);
+}
+
+/* What stood behind the end of a torn write is not read as the log, however many starts write nothing before one does. */
+static void test_a_torn_tail_stays_void_over_starts(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    assert_int_equal(put(&b, 10), ERR_OK);
+    struct log_block *blocks[3] = {one_block(&b, 900), one_block(&b, 900), one_block(&b, 900)};
+    log_writer_begin(b.writer, blocks, 3);
+    struct log_place first = blocks[0]->place;
+    assert_int_equal(log_writer_write(b.writer, NULL), ERR_OK);
+    for (int i = 0; i < 3; i++)
+        log_block_pool_put(&b.pool, blocks[i]);
+    sim_fs_kill(b.sim);
+    close_log(&b);
+    uint8_t zeros[512] = {0};
+    assert_int_equal(sim_fs_overwrite(b.sim, "log/0000000000000001.seg", first.offset, zeros, sizeof zeros), ERR_OK);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(open_log(&b), ERR_OK);
+        assert_int_equal(b.recovery.end.position.sequence, 2);
+        assert_int_equal(b.recovery.end.place.offset, first.offset);
+        sim_fs_kill(b.sim);
+        close_log(&b);
+    }
+    assert_int_equal(open_log(&b), ERR_OK);
+    b.next_id = 2;
+    assert_int_equal(put(&b, 10), ERR_OK);
+    struct log_reader *reader = reader_at(&b, NULL);
+    expect(reader, 1, 2);
+    expect_end(reader, ERR_AGAIN);
+    log_reader_close(reader);
+    stop(&b);
+}
+
+/* It has no segment yet that could be found missing, and what it will write is not to be lost for that. */
+static void test_its_file_is_missed_before_it_writes(void **state)
+{
+    (void)state;
+    struct bench b = start();
+    assert_int_equal(put(&b, 10), ERR_OK);
+    close_log(&b);
+    assert_int_equal(open_log(&b), ERR_OK);
+    assert_int_equal(fs_unlink(b.fs, "log/0000000000000002.seg"), ERR_OK);
+    assert_int_equal(log_writer_prepare(b.writer, &b.msg), ERR_IO);
+    assert_non_null(strstr(b.msg.text, "0000000000000002.seg"));
+    assert_int_equal(put(&b, 10), ERR_IO);
+    stop(&b);
+}
+
 static void test_second_broker_is_refused(void **state)
 {
     (void)state;
@@ -1154,6 +1274,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_written_is_read),
         cmocka_unit_test(test_restart_goes_on_with_sequences_and_a_new_epoch),
+        cmocka_unit_test(test_starts_that_write_nothing_leave_nothing),
+        cmocka_unit_test(test_a_torn_tail_stays_void_over_starts),
+        cmocka_unit_test(test_its_file_is_missed_before_it_writes),
         cmocka_unit_test(test_second_broker_is_refused),
         cmocka_unit_test(test_second_sink_is_refused),
         cmocka_unit_test(test_failed_write_is_final),

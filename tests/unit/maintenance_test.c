@@ -517,7 +517,7 @@ static void an_older_commit_behind_the_log_is_told(void **state)
     uint64_t *generations;
     size_t segment_count;
     OK(log_segment_list(fs_posix(), p->log, &generations, &segment_count, NULL));
-    for (size_t i = 0; i + 1 < segment_count; i++) {
+    for (size_t i = 0; i + 2 < segment_count; i++) { /* the last was got ready by a start that wrote nothing */
         char name[LOG_SEGMENT_NAME_SIZE], path[256];
         log_segment_name(name, generations[i]);
         snprintf(path, sizeof path, "%s/%s", p->log, name);
