@@ -11,12 +11,12 @@
  * A first span of a fifth of --seconds warms up and is not counted. At the end all that is on its way is taken, so that the next run finds
  * empty queues. Output: one line of `key=value`; rate and CPU are for a delivery, not for a PUBLISH. */
 #include <fcntl.h>
-#include <getopt.h>
 #include <sys/epoll.h>
 
 #include "common/clock.h"
 #include "common/histogram.h"
 #include "tests/bench/bench_mqtt.h"
+#include "tests/bench/bench_options.h"
 #include "tests/bench/bench_util.h"
 
 #define LINKS_MAX 4000
@@ -209,21 +209,17 @@ static void measure(void)
 
 int main(int argc, char **argv)
 {
-    static const struct option longs[] = {
-        {"port", 1, 0, 'p'},  {"pid", 1, 0, 'i'},     {"subscribers", 1, 0, 'n'}, {"publishers", 1, 0, 'm'},
-        {"batch", 1, 0, 'b'}, {"payload", 1, 0, 's'}, {"seconds", 1, 0, 't'},     {0},
+    const struct bench_option options[] = {
+        {"port", .number = &opt.port},
+        {"pid", .number = &opt.pid},
+        {"subscribers", .number = &opt.subscribers},
+        {"publishers", .number = &opt.publishers},
+        {"batch", .number = &opt.batch},
+        {"payload", .number = &opt.payload},
+        {"seconds", .real = &opt.seconds},
+        {0},
     };
-    int c;
-    while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
-        int *const places[] = {['p'] = &opt.port,       ['i'] = &opt.pid,   ['n'] = &opt.subscribers,
-                               ['m'] = &opt.publishers, ['b'] = &opt.batch, ['s'] = &opt.payload};
-        if (c == '?')
-            return 2;
-        if (c == 't')
-            opt.seconds = atof(optarg);
-        else
-            *places[c] = atoi(optarg);
-    }
+    bench_options_parse(argc, argv, options);
     if (opt.port == 0 || opt.batch < 1 || opt.batch > 1000 || opt.payload < 50 || opt.payload > 2000 || opt.subscribers < 1 ||
         opt.publishers < 1 || (opt.publishers != 1 && opt.publishers != opt.subscribers) || opt.publishers + opt.subscribers > LINKS_MAX) {
         fprintf(stderr, "usage: fanout --port P --pid SERVER ... (see the head of fanout.c)\n");

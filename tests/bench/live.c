@@ -7,9 +7,8 @@
  * sessions made in between is what one costs, without what the broker itself needs, and needed at its busiest.
  *
  * Output: one line of `key=value`. */
-#include <getopt.h>
-
 #include "tests/bench/bench_mqtt.h"
+#include "tests/bench/bench_options.h"
 #include "tests/bench/bench_util.h"
 
 #define BATCH_MAX 10000
@@ -113,22 +112,13 @@ static uint64_t make_sessions(int from, int to)
 
 int main(int argc, char **argv)
 {
-    static const struct option longs[] = {{"port", 1, 0, 'p'},     {"pid", 1, 0, 'P'},   {"sessions", 1, 0, 'n'}, {"messages", 1, 0, 'm'},
-                                          {"inflight", 1, 0, 'i'}, {"batch", 1, 0, 'b'}, {"settle", 1, 0, 's'},   {0}};
-    int c;
-    while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
-        int *option = c == 'p'   ? &port
-                      : c == 'P' ? &pid
-                      : c == 'n' ? &sessions
-                      : c == 'm' ? &messages
-                      : c == 'i' ? &inflight
-                      : c == 'b' ? &batch
-                      : c == 's' ? &settle_s
-                                 : NULL;
-        if (!option)
-            return 2;
-        *option = atoi(optarg);
-    }
+    const struct bench_option options[] = {
+        {"port", .number = &port},         {"pid", .number = &pid},
+        {"sessions", .number = &sessions}, {"messages", .number = &messages},
+        {"inflight", .number = &inflight}, {"batch", .number = &batch},
+        {"settle", .number = &settle_s},   {0},
+    };
+    bench_options_parse(argc, argv, options);
     if (port <= 0 || pid <= 0 || sessions < 3 || messages < 0 || inflight < 0 || batch < 1 || batch > BATCH_MAX || settle_s < 0) {
         fprintf(stderr, "usage: live --port PORT --pid PID ... (see the head of live.c)\n");
         return 2;

@@ -11,12 +11,12 @@
  *
  * A first span of a fifth of --seconds warms up and is not counted. Output: one line of `key=value`. */
 #include <fcntl.h>
-#include <getopt.h>
 #include <sys/epoll.h>
 
 #include "common/clock.h"
 #include "common/histogram.h"
 #include "tests/bench/bench_mqtt.h"
+#include "tests/bench/bench_options.h"
 #include "tests/bench/bench_util.h"
 
 #define CONNECTIONS_MAX 19000
@@ -246,64 +246,22 @@ static int idle(void)
 
 int main(int argc, char **argv)
 {
-    static const struct option longs[] = {
-        {"port", 1, 0, 'p'},
-        {"pid", 1, 0, 'i'},
-        {"qos", 1, 0, 'q'},
-        {"connections", 1, 0, 'c'},
-        {"batch", 1, 0, 'b'},
-        {"payload", 1, 0, 's'},
-        {"seconds", 1, 0, 't'},
-        {"rate", 1, 0, 'r'},
-        {"topic", 1, 0, 'T'},
-        {"from", 1, 0, 'f'},
-        {"to", 1, 0, 'o'},
-        {"filter", 1, 0, 'F'},
+    const struct bench_option options[] = {
+        {"port", .number = &opt.port},
+        {"pid", .number = &opt.pid},
+        {"qos", .number = &opt.qos},
+        {"connections", .number = &opt.connections},
+        {"batch", .number = &opt.batch},
+        {"payload", .number = &opt.payload},
+        {"seconds", .real = &opt.seconds},
+        {"rate", .real = &opt.rate},
+        {"topic", .text = &opt.topic},
+        {"from", .number = &opt.from},
+        {"to", .number = &opt.to},
+        {"filter", .text = &opt.filter},
         {0},
     };
-    int c;
-    while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
-        switch (c) {
-        case 'p':
-            opt.port = atoi(optarg);
-            break;
-        case 'i':
-            opt.pid = atoi(optarg);
-            break;
-        case 'q':
-            opt.qos = atoi(optarg);
-            break;
-        case 'c':
-            opt.connections = atoi(optarg);
-            break;
-        case 'b':
-            opt.batch = atoi(optarg);
-            break;
-        case 's':
-            opt.payload = atoi(optarg);
-            break;
-        case 't':
-            opt.seconds = atof(optarg);
-            break;
-        case 'r':
-            opt.rate = atof(optarg);
-            break;
-        case 'T':
-            opt.topic = optarg;
-            break;
-        case 'f':
-            opt.from = atoi(optarg);
-            break;
-        case 'o':
-            opt.to = atoi(optarg);
-            break;
-        case 'F':
-            opt.filter = optarg;
-            break;
-        default:
-            return 2;
-        }
-    }
+    bench_options_parse(argc, argv, options);
     const char *what = optind < argc ? argv[optind] : "";
     if (opt.port == 0 || opt.connections > CONNECTIONS_MAX || opt.to > CONNECTIONS_MAX || opt.batch < 1 || opt.payload > PACKET_MAX) {
         fprintf(stderr, "usage: load publish|latency|idle --port P [--pid SERVER] ... (see the head of load.c)\n");

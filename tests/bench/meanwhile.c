@@ -8,12 +8,12 @@
  *
  * Messages on `probe/...` are not counted as a reader's. Output: one line of `key=value`. */
 #include <fcntl.h>
-#include <getopt.h>
 #include <sys/epoll.h>
 
 #include "common/clock.h"
 #include "common/histogram.h"
 #include "tests/bench/bench_mqtt.h"
+#include "tests/bench/bench_options.h"
 
 #define PROBES 8
 #define PROBES_PER_S 1000
@@ -201,30 +201,11 @@ static void measure(void)
 
 int main(int argc, char **argv)
 {
-    static const struct option longs[] = {{"port", 1, 0, 'p'},  {"filter", 1, 0, 'f'},  {"readers", 1, 0, 'r'},
-                                          {"count", 1, 0, 'c'}, {"seconds", 1, 0, 's'}, {0}};
-    int c;
-    while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
-        switch (c) {
-        case 'p':
-            opt.port = atoi(optarg);
-            break;
-        case 'f':
-            opt.filter = optarg;
-            break;
-        case 'r':
-            opt.readers = atoi(optarg);
-            break;
-        case 'c':
-            opt.count = strtoull(optarg, NULL, 10);
-            break;
-        case 's':
-            opt.seconds = atof(optarg);
-            break;
-        default:
-            return 2;
-        }
-    }
+    const struct bench_option options[] = {
+        {"port", .number = &opt.port},  {"filter", .text = &opt.filter},   {"readers", .number = &opt.readers},
+        {"count", .count = &opt.count}, {"seconds", .real = &opt.seconds}, {0},
+    };
+    bench_options_parse(argc, argv, options);
     if (opt.port == 0 || opt.readers < 0 || opt.readers > READERS_MAX || (opt.count > 0) == (opt.seconds > 0) ||
         (opt.count && !opt.readers)) {
         fprintf(stderr, "usage: meanwhile --port P ... (see the head of meanwhile.c)\n");

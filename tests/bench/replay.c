@@ -9,7 +9,6 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <getopt.h>
 #include <inttypes.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -24,6 +23,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "tests/bench/bench_options.h"
 
 #define COLUMNS_MAX 1024
 #define DEVICES_MAX 10000
@@ -353,24 +353,11 @@ static void step(mono_ns start)
 
 int main(int argc, char **argv)
 {
-    static const struct option longs[] = {
-        {"port", 1, 0, 'p'}, {"topic", 1, 0, 't'}, {"window", 1, 0, 'w'}, {"rate", 1, 0, 'r'}, {"quiet", 0, 0, 'q'}, {0},
+    const struct bench_option options[] = {
+        {"port", .number = &port},   {"topic", .text = &topic_format}, {"window", .number = &window},
+        {"rate", .real = &rate_max}, {"quiet", .flag = &quiet},        {0},
     };
-    int c;
-    while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
-        if (c == 'p')
-            port = atoi(optarg);
-        else if (c == 't')
-            topic_format = optarg;
-        else if (c == 'w')
-            window = atoi(optarg);
-        else if (c == 'r')
-            rate_max = atof(optarg);
-        else if (c == 'q')
-            quiet = true;
-        else
-            return 2;
-    }
+    bench_options_parse(argc, argv, options);
     if (port == 0 || optind == argc || window < 1 || !strstr(topic_format, "%s")) {
         fprintf(stderr,
                 "usage: replay --port P [--topic 'fleet/%%s/telemetry'] [--window N] [--rate ROWS_PER_S] [--quiet] FILE.csv[.gz]...\n");

@@ -20,7 +20,6 @@
  * Output: lines of `key=value`. DATA is removed by whoever made it. */
 #include <fcntl.h>
 #include <ftw.h>
-#include <getopt.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -40,6 +39,7 @@
 #include "common/histogram.h"
 #include "common/proc.h"
 #include "tests/bench/bench_mqtt.h"
+#include "tests/bench/bench_options.h"
 #include "tests/bench/bench_util.h"
 
 #define BLOCKS 64 /* of one write */
@@ -697,51 +697,15 @@ static void serve(void)
 
 static void parse(int argc, char **argv)
 {
-    static const struct option longs[] = {
-        {"sessions", 1, 0, 'n'}, {"messages", 1, 0, 'm'}, {"shared", 0, 0, 's'}, {"wildcard", 0, 0, 'w'},
-        {"retained", 1, 0, 'R'}, {"broker", 1, 0, 'b'},   {"config", 1, 0, 'c'}, {"returning", 1, 0, 'r'},
-        {"settle", 1, 0, 'S'},   {"cold", 0, 0, 'C'},     {"then", 1, 0, 't'},   {0},
+    const struct bench_option options[] = {
+        {"sessions", .count = &opt.sessions}, {"messages", .number = &opt.messages},
+        {"shared", .flag = &opt.is_shared},   {"wildcard", .flag = &opt.is_wildcard},
+        {"retained", .count = &opt.retained}, {"broker", .text = &opt.broker},
+        {"config", .text = &opt.config},      {"returning", .number = &opt.returning},
+        {"settle", .number = &opt.settle},    {"cold", .flag = &opt.is_cold},
+        {"then", .text = &opt.then},          {0},
     };
-    int c;
-    while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
-        switch (c) {
-        case 'n':
-            opt.sessions = strtoull(optarg, NULL, 10);
-            break;
-        case 'm':
-            opt.messages = atoi(optarg);
-            break;
-        case 's':
-            opt.is_shared = true;
-            break;
-        case 'w':
-            opt.is_wildcard = true;
-            break;
-        case 'R':
-            opt.retained = strtoull(optarg, NULL, 10);
-            break;
-        case 'S':
-            opt.settle = atoi(optarg);
-            break;
-        case 'C':
-            opt.is_cold = true;
-            break;
-        case 't':
-            opt.then = optarg;
-            break;
-        case 'b':
-            opt.broker = optarg;
-            break;
-        case 'c':
-            opt.config = optarg;
-            break;
-        case 'r':
-            opt.returning = atoi(optarg);
-            break;
-        default:
-            exit(2);
-        }
-    }
+    bench_options_parse(argc, argv, options);
 }
 
 int main(int argc, char **argv)
