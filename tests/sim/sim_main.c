@@ -89,6 +89,13 @@ static void draw_moods(struct sim *sim, struct sim_config *config)
     config->cut_one_in = sim_chance(sim, 1, 3) ? 100 : 0;
 }
 
+/* Sessions that stay, of clients that wait for their CONNACK: what is promised to one is owed for long. */
+static void keep_sessions(struct sim_config *config)
+{
+    config->keeps_sessions = true;
+    config->give_up_one_in = 0;
+}
+
 /* Wills that find no room, are just said when the broker dies, or are cancelled by a clean start. */
 static void draw_wills(struct sim *sim, struct sim_config *config)
 {
@@ -107,12 +114,10 @@ static void draw_wills(struct sim *sim, struct sim_config *config)
     if (!sim_chance(sim, 1, 3))
         return;
     config->has_drought = true; /* wills wait for long, and their clients come back meanwhile */
-    config->keeps_sessions = true;
+    keep_sessions(config);
     config->is_v5 = true;
-    config->clean_one_in = 3;
     config->cut_one_in = 400;
     config->fault_one_in = 400;
-    config->give_up_one_in = 0;
     config->client_count = 3 + config->client_count % 2;
     config->block_count = 8;
     config->steps *= 2;
@@ -126,6 +131,95 @@ static void draw_wills(struct sim *sim, struct sim_config *config)
     config->alignment = 512;
 }
 
+/* Retained values alone, for subscribers that watch, while the way from the tree to them starves. */
+static void watch_retained(struct sim_config *config)
+{
+    config->client_count = 4 + config->client_count % 3;
+    config->retain_one_in = 1;
+    config->has_watchers = true;
+    config->starve_one_in = 50;
+    config->starves_route = true;
+}
+
+/* Retained values of few topics that everybody writes, and that are asked for again and again. */
+static void draw_busy_retained(struct sim_config *config)
+{
+    watch_retained(config);
+    config->device_count = 1 + config->device_count % 2;
+    config->shard_count = SIM_SHARDS_MAX;
+    config->command_one_in = 2;
+    config->change_one_in = 1;
+    config->ring_capacity = 64;
+    config->log_rest = 1;
+    config->haste = 0;
+    config->fault_one_in = 200;
+}
+
+/* Retained values that nobody changes any more, for sessions that have just begun when the broker dies. */
+static void draw_quiet_retained(struct sim_config *config)
+{
+    watch_retained(config);
+    keep_sessions(config);
+    config->device_count = SIM_DEVICES_MAX;
+    config->command_one_in = 1000;
+    config->will_one_in = 1000;
+    config->quiet_step = config->steps;
+    config->steps *= 2;
+    config->shares_devices = true;
+    config->inflight_max = 1;
+    config->expiry_max_s = UINT32_MAX;
+    config->change_one_in = 1000;
+    config->clean_one_in = 3;
+    config->short_one_in = 1000;
+    config->cut_one_in = 300;
+    config->fault_one_in = 400;
+    config->haste = 24;
+}
+
+/* Long queues of many that are away, and deaths while they are read. */
+static void draw_long_queues(struct sim *sim, struct sim_config *config)
+{
+    config->has_steady = true;
+    config->haste = 40;
+    config->away_one_in = 1;
+    config->away_steps = 1000;
+    config->queue_qos0 = sim_chance(sim, 2, 3);
+    config->cut_one_in = 80;
+    config->burst = 5;
+    config->command_one_in = 2;
+}
+
+/* A small log that is used again and again, and large messages whose senders are cut off. */
+static void draw_small_log(struct sim *sim, struct sim_config *config)
+{
+    config->sink_rest = 20;
+    config->large_one_in = 3;
+    config->cut_one_in = 100;
+    config->away_one_in = 50;
+    config->steps *= 2;
+    config->segment_size = sim_chance(sim, 1, 2) ? 1 << 14 : 1 << 16;
+    if (config->segment_size == 1 << 14)
+        return;
+    keep_sessions(config);
+    config->block_count = 4; /* they take long, and there is room beside them */
+    config->block_body = 512;
+    config->large_one_in = 6;
+    config->log_rest = 3;
+    config->shard_count = 1;
+    config->burst = 5;
+    config->haste = 0;
+    config->clean_one_in = 1000;
+}
+
+static void draw_full_log(struct sim_config *config)
+{
+    config->has_drought = true;
+    config->segment_size = 1 << 17; /* what connections log fits into a tenth of four */
+    config->alignment = 512;
+    config->haste = 0;
+    config->log_rest = 1;
+}
+
 /* Of each few seeds one is after something special, and everything else is drawn. */
 static void draw_purpose(struct sim *sim, struct sim_config *config)
 {
@@ -133,80 +227,20 @@ static void draw_purpose(struct sim *sim, struct sim_config *config)
     case 1:
         draw_wills(sim, config);
         return;
-    case 3: /* retained values of few topics that everybody writes, and that are asked for again and again */
-        config->device_count = 1 + config->device_count % 2;
-        config->client_count = 4 + config->client_count % 3;
-        config->shard_count = SIM_SHARDS_MAX;
-        config->retain_one_in = 1;
-        config->command_one_in = 2;
-        config->change_one_in = 1;
-        config->has_watchers = true;
-        config->ring_capacity = 64;
-        config->log_rest = 1;
-        config->haste = 0;
-        config->fault_one_in = 200;
-        config->starve_one_in = 50;
-        config->starves_route = true;
+    case 3:
+        draw_busy_retained(config);
         return;
-    case 4: /* retained values that nobody changes any more, for sessions that have just begun when the broker dies */
-        config->device_count = SIM_DEVICES_MAX;
-        config->client_count = 4 + config->client_count % 3;
-        config->retain_one_in = 1;
-        config->command_one_in = 1000;
-        config->will_one_in = 1000;
-        config->quiet_step = config->steps;
-        config->steps *= 2;
-        config->shares_devices = true;
-        config->inflight_max = 1;
-        config->starve_one_in = 50;
-        config->starves_route = true;
-        config->has_watchers = true;
-        config->keeps_sessions = true;
-        config->expiry_max_s = UINT32_MAX;
-        config->change_one_in = 1000;
-        config->clean_one_in = 3;
-        config->short_one_in = 1000;
-        config->cut_one_in = 300;
-        config->fault_one_in = 400;
-        config->give_up_one_in = 0;
-        config->haste = 24;
+    case 4:
+        draw_quiet_retained(config);
         return;
-    case 5: /* long queues of many that are away, and deaths while they are read */
-        config->has_steady = true;
-        config->haste = 40;
-        config->away_one_in = 1;
-        config->away_steps = 1000;
-        config->queue_qos0 = sim_chance(sim, 2, 3);
-        config->cut_one_in = 80;
-        config->burst = 5;
-        config->command_one_in = 2;
+    case 5:
+        draw_long_queues(sim, config);
         return;
-    case 7: /* a small log that is used again and again, and large messages whose senders are cut off */
-        config->sink_rest = 20;
-        config->large_one_in = 3;
-        config->cut_one_in = 100;
-        config->away_one_in = 50;
-        config->steps *= 2;
-        config->segment_size = sim_chance(sim, 1, 2) ? 1 << 14 : 1 << 16;
-        if (config->segment_size == 1 << 14)
-            return;
-        config->block_count = 4; /* they take long, and there is room beside them */
-        config->block_body = 512;
-        config->large_one_in = 6;
-        config->log_rest = 3;
-        config->shard_count = 1;
-        config->burst = 5;
-        config->haste = 0;
-        config->keeps_sessions = true;
-        config->clean_one_in = 1000;
-        config->give_up_one_in = 0;
+    case 7:
+        draw_small_log(sim, config);
         return;
-    case 9: /* a log that is full */
-        config->has_drought = true;
-        config->segment_size = 1 << 17; /* what connections log fits into a tenth of four */
-        config->alignment = 512;
-        config->haste = 0;
-        config->log_rest = 1;
+    case 9:
+        draw_full_log(config);
         return;
     default:
         return;
