@@ -26,6 +26,14 @@ static inline bool span_equal(struct span a, struct span b)
     return a.size == b.size && (a.size == 0 || memcmp(a.data, b.data, a.size) == 0);
 }
 
+/* < 0, 0, > 0: the order of memcmp(), the shorter one first when the other begins with it. */
+static inline int span_compare(struct span a, struct span b)
+{
+    size_t size = a.size < b.size ? a.size : b.size;
+    int order = size > 0 ? memcmp(a.data, b.data, size) : 0;
+    return order ? order : (a.size > b.size) - (a.size < b.size);
+}
+
 /* memcpy() for what is mostly 8 to 32 bytes, as names and topics are: a call costs more than they do. */
 static inline void bytes_copy_short(uint8_t *to, const uint8_t *from, size_t size)
 {

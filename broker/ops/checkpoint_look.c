@@ -26,19 +26,13 @@ static void add_damage(struct checkpoint_look *look, enum kv_tree tree, struct s
         memcpy(damage->key, key.data, key.size);
 }
 
-static bool is_before(struct span a, struct span b)
-{
-    int order = memcmp(a.data, b.data, a.size < b.size ? a.size : b.size);
-    return order < 0 || (order == 0 && a.size < b.size);
-}
-
 static enum err walk_tree(struct checkpoint_look *look, struct kv_txn *txn, enum kv_tree tree)
 {
     uint8_t last[KV_KEY_MAX];
     struct span key, value, before = {0};
     enum err err = kv_seek(txn, tree, span_of(NULL, 0), &key, &value);
     while (!err || (err == ERR_CORRUPT && key.size)) {
-        bool is_ascending = before.size == 0 || is_before(before, key);
+        bool is_ascending = before.size == 0 || span_compare(before, key) < 0;
         look->entry_count++;
         if (err || !is_ascending || checkpoint_check_entry(tree, key, value) != ERR_OK)
             add_damage(look, tree, key);

@@ -51,7 +51,7 @@ enum err query_columns_add(void *context, struct span name)
     size_t low = 0, high = columns->count;
     while (low < high) {
         size_t middle = (low + high) / 2;
-        int order = rows_name_compare(columns->sorted[middle], name);
+        int order = span_compare(columns->sorted[middle], name);
         if (order == 0)
             return ERR_OK;
         if (order < 0)
@@ -243,7 +243,7 @@ static void block_find_columns(struct run *run, const struct rows *rows)
         run->found[i] = NULL;
         while (low < high && !run->found[i]) {
             size_t middle = (low + high) / 2;
-            int order = rows_name_compare(rows->columns[middle].name, run->columns->names[i]);
+            int order = span_compare(rows->columns[middle].name, run->columns->names[i]);
             if (order == 0)
                 run->found[i] = &rows->columns[middle];
             else if (order < 0)

@@ -28,7 +28,7 @@ struct query {
 /* Names of columns, in the order in which they are printed and in the order of bytes. */
 struct query_columns {
     struct span *names;  /* as printed; the texts are owned */
-    struct span *sorted; /* the same, ordered by rows_name_compare */
+    struct span *sorted; /* the same, ordered by span_compare */
     size_t count;
     size_t capacity;
 };

@@ -264,7 +264,7 @@ static bool device_is_wanted(const struct device_list *list, struct span name)
 {
     bool has_prefix =
         name.size >= list->prefix.size && (list->prefix.size == 0 || memcmp(name.data, list->prefix.data, list->prefix.size) == 0);
-    return has_prefix && (list->after.size == 0 || rows_name_compare(name, list->after) > 0);
+    return has_prefix && (list->after.size == 0 || span_compare(name, list->after) > 0);
 }
 
 static bool entry_set(struct device_entry *entry, struct span name, int64_t newest_ns)
@@ -299,7 +299,7 @@ static enum err list_merge(struct device_list *list, struct device_stream *strea
             list->is_cut = true;
             break;
         }
-        int order = !has ? -1 : old == list->count ? 1 : rows_name_compare(list->entries[old].name, name);
+        int order = !has ? -1 : old == list->count ? 1 : span_compare(list->entries[old].name, name);
         if (order <= 0)
             merged[count] = list->entries[old++];
         else if (!entry_set(&merged[count], name, newest_ns))
@@ -374,7 +374,7 @@ static enum err head_stream_add(void *context, struct span name, int64_t newest_
 
 static int compare_entries(const void *a, const void *b)
 {
-    return rows_name_compare(((const struct device_entry *)a)->name, ((const struct device_entry *)b)->name);
+    return span_compare(((const struct device_entry *)a)->name, ((const struct device_entry *)b)->name);
 }
 
 static bool head_stream_next(struct device_stream *stream, struct span *name_out, int64_t *newest_ns_out)

@@ -83,7 +83,7 @@ static enum err head_copy_next(struct merge_source *source, struct rows *rows_ou
     size_t kept = 0, n = 0;
     for (size_t i = 0; i < rows_out->column_count && n < copy->name_count; i++) {
         int order;
-        while (n < copy->name_count && (order = rows_name_compare(copy->names[n], rows_out->columns[i].name)) < 0)
+        while (n < copy->name_count && (order = span_compare(copy->names[n], rows_out->columns[i].name)) < 0)
             n++;
         if (n < copy->name_count && order == 0)
             copy->filtered[kept++] = rows_out->columns[i];

@@ -184,7 +184,7 @@ static bool rows_are_valid(struct span device, const struct rows *rows)
             return false;
     for (size_t i = 0; i < rows->column_count; i++) {
         struct span name = rows->columns[i].name;
-        if (name.size == 0 || name.size > ROWS_NAME_SIZE_MAX || (i > 0 && rows_name_compare(rows->columns[i - 1].name, name) >= 0))
+        if (name.size == 0 || name.size > ROWS_NAME_SIZE_MAX || (i > 0 && span_compare(rows->columns[i - 1].name, name) >= 0))
             return false;
     }
     return true;
@@ -325,7 +325,7 @@ static enum err take_name(struct parser *p, uint8_t **names, size_t *names_size,
         memcpy(to, *names + previous_at, (size_t)shared);
     memcpy(to + shared, suffix.data, suffix.size);
     *size_out = (size_t)(shared + more);
-    if (previous.size && rows_name_compare(span_of(*names + previous_at, previous.size), span_of(to, *size_out)) >= 0)
+    if (previous.size && span_compare(span_of(*names + previous_at, previous.size), span_of(to, *size_out)) >= 0)
         return ERR_CORRUPT;
     *names_size += *size_out;
     return ERR_OK;
@@ -422,7 +422,7 @@ const struct chunk_column *chunk_find_column(const struct chunk_view *view, stru
     size_t low = 0, high = view->column_count;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
-        int order = rows_name_compare(view->columns[middle].name, name);
+        int order = span_compare(view->columns[middle].name, name);
         if (order == 0)
             return &view->columns[middle];
         if (order < 0)

@@ -156,7 +156,7 @@ static bool job_next_device(const struct merge_job *job, struct span *device_out
         if (job->device_at[i] >= segment_get_info(job->inputs[i])->device_count)
             continue;
         struct span device = segment_device(job->inputs[i], job->device_at[i]);
-        if (!any || rows_name_compare(device, *device_out) < 0)
+        if (!any || span_compare(device, *device_out) < 0)
             *device_out = device;
         any = true;
     }

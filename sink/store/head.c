@@ -263,7 +263,7 @@ const struct head_device *head_find(const struct head *head, struct span device)
 
 static int compare_devices(const void *a, const void *b)
 {
-    return rows_name_compare(head_device_id(*(const struct head_device *const *)a), head_device_id(*(const struct head_device *const *)b));
+    return span_compare(head_device_id(*(const struct head_device *const *)a), head_device_id(*(const struct head_device *const *)b));
 }
 
 const struct head_device **head_devices_sorted(const struct head *head, size_t *count_out)
@@ -300,7 +300,7 @@ static size_t column_place(const struct head_block *block, bool *found_out, stru
     *found_out = false;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
-        int order = rows_name_compare(name_span(block->columns[middle].name), name);
+        int order = span_compare(name_span(block->columns[middle].name), name);
         if (order == 0) {
             *found_out = true;
             return middle;

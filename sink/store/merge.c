@@ -126,19 +126,19 @@ static struct merge_column *column_new(struct span name, size_t row_count_max)
 static struct merge_column *merge_column_get(struct merge *merge, size_t *place, struct span name)
 {
     size_t low = *place, high = merge->column_count;
-    if (low < high && rows_name_compare(merge->columns[low]->name, name) == 0) {
+    if (low < high && span_compare(merge->columns[low]->name, name) == 0) {
         *place = low + 1;
         return merge->columns[low];
     }
     while (low < high) {
         size_t middle = low + (high - low) / 2;
-        if (rows_name_compare(merge->columns[middle]->name, name) < 0)
+        if (span_compare(merge->columns[middle]->name, name) < 0)
             low = middle + 1;
         else
             high = middle;
     }
     *place = low + 1;
-    if (low < merge->column_count && rows_name_compare(merge->columns[low]->name, name) == 0)
+    if (low < merge->column_count && span_compare(merge->columns[low]->name, name) == 0)
         return merge->columns[low];
     if (merge->column_count == merge->column_room) {
         size_t room = merge->column_room * 2 + 16;

@@ -63,12 +63,4 @@ static inline void rows_bitmap_merge(uint64_t *to, size_t to_at, const uint64_t 
 /* Whether `column` has a value at `row`. */
 static inline bool rows_has(const struct rows_column *column, size_t row) { return !column->present || rows_bit(column->present, row); }
 
-/* Order of names and device ids: bytes, shorter first when one is a prefix. */
-static inline int rows_name_compare(struct span a, struct span b)
-{
-    size_t common = a.size < b.size ? a.size : b.size;
-    int order = common ? memcmp(a.data, b.data, common) : 0;
-    return order ? order : (a.size > b.size) - (a.size < b.size);
-}
-
 #endif

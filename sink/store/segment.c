@@ -384,7 +384,7 @@ static enum err writer_index_chunk(struct segment_writer *w, struct span bytes)
 enum err segment_writer_add(struct segment_writer *w, struct span device, const struct rows *rows, struct errmsg *msg)
 {
     struct span current = span_of(w->device.data, w->device.size), bytes;
-    int order = rows_name_compare(current, device);
+    int order = span_compare(current, device);
     if (order > 0 || (order == 0 && rows->row_count && rows->times_ns[0] <= w->device_last_ns))
         return err_set(msg, ERR_INVALID, "%s: device %.*s comes out of order", w->path_tmp, (int)device.size, (const char *)device.data);
     enum err err = chunk_encode(w->enc, &bytes, device, rows, w->effort);
@@ -656,7 +656,7 @@ static enum err open_tables(struct segment *seg, struct parser *p, size_t header
         dev->id = take_bytes(p, take_varint(p));
         uint64_t chunk_count = take_varint(p);
         if (p->bad || dev->id.size == 0 || chunk_count == 0 || chunk_count > seg->info.chunk_count - chunk_index ||
-            (d > 0 && rows_name_compare(seg->devices[d - 1].id, dev->id) >= 0)) {
+            (d > 0 && span_compare(seg->devices[d - 1].id, dev->id) >= 0)) {
             p->bad = true;
             break;
         }
@@ -741,7 +741,7 @@ ptrdiff_t segment_find_device(const struct segment *seg, struct span device)
     size_t low = 0, high = (size_t)seg->info.device_count;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
-        int order = rows_name_compare(seg->devices[middle].id, device);
+        int order = span_compare(seg->devices[middle].id, device);
         if (order == 0)
             return (ptrdiff_t)middle;
         if (order < 0)

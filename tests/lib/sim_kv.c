@@ -94,13 +94,6 @@ static struct entry *entry_ref(struct entry *e)
     return e;
 }
 
-static int compare(struct span a, struct span b)
-{
-    size_t size = a.size < b.size ? a.size : b.size;
-    int order = size ? memcmp(a.data, b.data, size) : 0;
-    return order ? order : (a.size > b.size) - (a.size < b.size);
-}
-
 /* FNV-1a with a finish: the shape of a tree follows from its keys. */
 static uint64_t priority_of(struct span key)
 {
@@ -144,7 +137,7 @@ static struct node *node_own(struct node *n)
 static struct entry *node_find(const struct node *n, struct span key)
 {
     while (n) {
-        int order = compare(key, entry_key(n->entry));
+        int order = span_compare(key, entry_key(n->entry));
         if (order == 0)
             return n->entry;
         n = order < 0 ? n->left : n->right;
@@ -157,7 +150,7 @@ static struct entry *node_ceil(const struct node *n, struct span key, bool is_st
 {
     struct entry *found = NULL;
     while (n) {
-        int order = compare(key, entry_key(n->entry));
+        int order = span_compare(key, entry_key(n->entry));
         if (order < 0 || (order == 0 && !is_strict)) {
             found = n->entry;
             n = n->left;
@@ -172,7 +165,7 @@ static struct entry *node_floor(const struct node *n, struct span key)
 {
     struct entry *found = NULL;
     while (n) {
-        if (compare(key, entry_key(n->entry)) >= 0) {
+        if (span_compare(key, entry_key(n->entry)) >= 0) {
             found = n->entry;
             n = n->right;
         } else {
@@ -207,7 +200,7 @@ static struct node *node_insert(struct node *n, struct entry *e)
         return n;
     }
     n = node_own(n);
-    int order = compare(entry_key(e), entry_key(n->entry));
+    int order = span_compare(entry_key(e), entry_key(n->entry));
     if (order == 0) {
         entry_unref(n->entry);
         n->entry = e;
@@ -243,7 +236,7 @@ static struct node *node_remove(struct node *n, struct span key)
 {
     CHECK(n);
     n = node_own(n);
-    int order = compare(key, entry_key(n->entry));
+    int order = span_compare(key, entry_key(n->entry));
     if (order < 0) {
         n->left = node_remove(n->left, key);
     } else if (order > 0) {

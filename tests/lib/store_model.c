@@ -107,7 +107,7 @@ bool store_model_equals(const struct store_model *model, size_t device_index, si
         if (err || rows.row_count == 0)
             break;
         for (size_t c = 1; c < rows.column_count && equal; c++)
-            equal = rows_name_compare(rows.columns[c - 1].name, rows.columns[c].name) < 0;
+            equal = span_compare(rows.columns[c - 1].name, rows.columns[c].name) < 0;
         for (size_t row = 0; row < rows.row_count && equal; row++, t++) {
             while (t < MODEL_TIMES && !has_row(model, device_index, t))
                 t++;

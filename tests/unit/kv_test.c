@@ -415,11 +415,7 @@ struct view {
     } places[MODEL_TREES];
 };
 
-static int item_compare(const struct item *a, struct span key)
-{
-    int order = memcmp(a->key, key.data, a->key_size < key.size ? a->key_size : key.size);
-    return order ? order : a->key_size < key.size ? -1 : a->key_size > key.size;
-}
+static int item_compare(const struct item *a, struct span key) { return span_compare(span_of(a->key, a->key_size), key); }
 
 /* The number of items before `key`. */
 static size_t model_rank(const struct model *model, int tree, struct span key)
