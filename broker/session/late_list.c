@@ -158,6 +158,14 @@ bool late_list_pop(struct late_list **place, uint64_t *sequence_out)
     return true;
 }
 
+bool late_list_is_longer(const struct late_list *list, uint32_t than)
+{
+    for (uint32_t count; list; list = list->next, than -= count)
+        if ((count = position_list_count(list->sequences)) > than)
+            return true;
+    return false;
+}
+
 void late_list_each(const struct late_list *list, void (*visit)(void *arg, uint64_t sequence), void *arg)
 {
     for (; list; list = list->next) {

@@ -20,6 +20,8 @@ bool late_list_add(struct late_list **list, const uint64_t *sequences, uint32_t 
 bool late_list_first(const struct late_list *list, uint64_t *sequence_out);
 /* Take the first off; false when it is empty. Frees the list with its last. */
 bool late_list_pop(struct late_list **list, uint64_t *sequence_out);
+/* More than so many? Looks no further than it must. */
+bool late_list_is_longer(const struct late_list *list, uint32_t than);
 void late_list_each(const struct late_list *list, void (*visit)(void *arg, uint64_t sequence), void *arg);
 void late_list_free(struct late_list *list); /* NULL is fine */
 

@@ -32,9 +32,7 @@ struct sequences {
 static void add(void *arg, uint64_t sequence)
 {
     struct sequences *all = arg;
-    if (all->count < QUEUE_PACKED_MAX)
-        all->of[all->count] = sequence;
-    all->count++;
+    all->of[all->count++] = sequence;
 }
 
 static void add_list(struct sequences *all, const struct position_list *list)
@@ -45,8 +43,17 @@ static void add_list(struct sequences *all, const struct position_list *list)
         add(all, sequence);
 }
 
+/* More than can be packed. By the counts alone: a queue may have many, and is asked to pack again and again. */
+static bool is_long(const struct queue_lists *lists)
+{
+    uint32_t count = position_list_count(lists->front) + position_list_count(lists->tail);
+    return count > QUEUE_PACKED_MAX || late_list_is_longer(lists->late, QUEUE_PACKED_MAX - count);
+}
+
 struct queue_packed *queue_packed_new(const struct queue_runs *runs, const struct queue_lists *lists)
 {
+    if (is_long(lists))
+        return NULL;
     struct sequences all = {0};
     uint32_t ends[LISTS];
     add_list(&all, lists->front);
@@ -55,8 +62,6 @@ struct queue_packed *queue_packed_new(const struct queue_runs *runs, const struc
     ends[1] = all.count;
     add_list(&all, lists->tail);
     ends[2] = all.count;
-    if (all.count > QUEUE_PACKED_MAX)
-        return NULL;
     uint8_t bytes[SIZE_MAX_PACKED];
     const uint64_t numbers[NUMBERS] = {
         runs->next,       zigzag_encode((int64_t)(runs->max - runs->next)), runs->count, runs->misses, ends[0], ends[1] - ends[0],

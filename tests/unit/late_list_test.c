@@ -50,6 +50,10 @@ static void check_same(const struct late_list *list, struct model *model)
     model->at = 0;
     late_list_each(list, check_next, model);
     assert_int_equal(model->at, model->count);
+    assert_false(late_list_is_longer(list, model->count));
+    for (uint32_t than = 0; than < model->count; than += 1 + than / 3)
+        assert_true(late_list_is_longer(list, than));
+    assert_true(model->count == 0 || late_list_is_longer(list, model->count - 1));
     for (const struct late_list *piece = list; piece; piece = piece->next) {
         assert_in_range(position_list_count(piece->sequences), 1, LATE_PIECE);
         assert_ptr_equal(piece->next ? piece->next->previous : list->previous, piece);
