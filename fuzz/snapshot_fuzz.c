@@ -117,10 +117,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (!whole)
         begin();
     write_file(data, size);
-    CHECK(kv_snapshot_find(sources, &count, dir, &msg) == ERR_OK);
+    CHECK(kv_snapshot_source_find(sources, &count, dir, &msg) == ERR_OK);
     for (unsigned i = 0; i < count; i++)
         read_all(&sources[i], false);
-    for (int i = 0; i < 4 && kv_snapshot_find_root(&source, &page, 4096, dir, &msg) == ERR_OK; i++)
+    for (int i = 0; i < 4 && kv_snapshot_source_find_root(&source, &page, 4096, dir, &msg) == ERR_OK; i++)
         read_all(&source, i % 2);
     return 0;
 }

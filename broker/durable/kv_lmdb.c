@@ -4,7 +4,8 @@
 
 #include "broker/durable/kv_lmdb_fault.h"
 #include "broker/durable/kv_lmdb_file.h"
-#include "broker/durable/kv_lmdb_pages.h"
+#include "broker/durable/kv_lmdb_free_list.h"
+#include "broker/durable/kv_lmdb_page.h"
 #include "broker/durable/kv_lmdb_pipe.h"
 #include "common/check.h"
 #include "common/crash_point.h"
@@ -552,7 +553,7 @@ static void name_list_of_trees(struct errmsg *msg, const char *path, const char 
 {
     struct kv_lmdb_extent extent;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd >= 0 && msg && kv_lmdb_file_read_extent(fd, &extent, dir, NULL) == ERR_OK && extent.main_root != UINT64_MAX) {
+    if (fd >= 0 && msg && kv_lmdb_file_read_extent(fd, &extent, dir, NULL) == ERR_OK && extent.main_root != KV_LMDB_PAGE_NONE) {
         struct errmsg why = *msg;
         (void)err_set(msg, ERR_CORRUPT, "%.*s (the list of trees begins in %s, page %" PRIu64 ", at offset %" PRIu64 ")",
                       (int)sizeof why.text / 2, why.text, path, extent.main_root, extent.main_root * extent.page_bytes);
@@ -605,7 +606,7 @@ static enum err open_to_write(struct kv_lmdb *lmdb, const struct kv_lmdb_options
     /* Nothing is written before it is known that what lacks is free: zeros in its place would look whole to the next start. */
     if (!err && kv_lmdb_file_is_short(&extent) && !kv_lmdb_file_is_lack_free(fd, &extent))
         err = kv_lmdb_file_fail_short(msg, dir, &extent);
-    if (!err && !kv_lmdb_pages_is_list(fd, extent.free_root, extent.page_bytes, extent.meant_bytes / extent.page_bytes - 1))
+    if (!err && !kv_lmdb_free_list_is_sound(fd, extent.free_root, extent.page_bytes, extent.meant_bytes / extent.page_bytes - 1))
         err = err_set(msg, ERR_CORRUPT, "%s/" KV_LMDB_DATA_NAME ": the list of free pages is damaged: what is in use would be overwritten",
                       dir);
     if (!err && kv_lmdb_file_is_short(&extent) && ftruncate(fd, (off_t)extent.meant_bytes) != 0)
@@ -798,7 +799,7 @@ enum err kv_lmdb_check_free(struct kv *kv)
     if (fd < 0)
         return err_from_errno(errno);
     enum err err = kv_lmdb_file_read_extent(fd, &extent, lmdb->path, NULL);
-    if (!err && !kv_lmdb_pages_is_list(fd, extent.free_root, extent.page_bytes, extent.meant_bytes / extent.page_bytes - 1))
+    if (!err && !kv_lmdb_free_list_is_sound(fd, extent.free_root, extent.page_bytes, extent.meant_bytes / extent.page_bytes - 1))
         err = ERR_CORRUPT;
     close(fd);
     return err;

@@ -3,12 +3,11 @@
 #ifndef TIDEGATE_BROKER_DURABLE_KV_LMDB_FILE_H
 #define TIDEGATE_BROKER_DURABLE_KV_LMDB_FILE_H
 
+#include "broker/durable/kv_lmdb_page.h"
 #include "common/err.h"
 
 #include <stdbool.h>
 #include <stdint.h>
-
-#define KV_LMDB_DATA_NAME "data.mdb"
 
 /* How the size of the file and its meta page go together. */
 struct kv_lmdb_extent {
@@ -16,7 +15,7 @@ struct kv_lmdb_extent {
     uint64_t meant_bytes; /* last page and all before */
     uint32_t page_bytes;
     uint64_t free_root; /* of the list of free pages */
-    uint64_t main_root; /* of the list of trees; UINT64_MAX: it is empty */
+    uint64_t main_root; /* of the list of trees; KV_LMDB_PAGE_NONE: it is empty */
 };
 
 /* dir: for messages. Returns 0, ERR_CORRUPT, ERR_VERSION (of LMDB's format), ERR_IO. */

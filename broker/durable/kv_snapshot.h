@@ -15,19 +15,9 @@
 #define TIDEGATE_BROKER_DURABLE_KV_SNAPSHOT_H
 
 #include "broker/durable/kv.h"
+#include "broker/durable/kv_snapshot_source.h"
 
 #define KV_SNAPSHOT_PAGES_KNOWN 8
-
-/* A way into the file. */
-struct kv_snapshot_source {
-    int meta;            /* meta page 0 or 1; -1: a list of trees that was found */
-    bool is_odd;         /* the meta page is damaged, but not so much that it could not be followed */
-    uint64_t txn_number; /* of the commit; 0: not known */
-    uint64_t main_root;  /* of the list of trees */
-    uint64_t free_root;  /* of the list of free pages */
-    uint64_t last_page;
-    uint32_t page_bytes;
-};
 
 struct kv_snapshot_loss {
     uint64_t page_count;                     /* in use, and not to be read */
@@ -39,13 +29,6 @@ struct kv_snapshot_loss {
     uint64_t orphan_count; /* of these found without the page above */
     bool is_searched;      /* for orphans; false with page_count > 0: more may be missing than is known */
 };
-
-/* The meta pages that can be followed, page 0 first: 0..2. Returns 0, ERR_NOTFOUND (no file), ERR_PERMISSION, ERR_IO. */
-enum err kv_snapshot_find(struct kv_snapshot_source sources_out[2], unsigned *count_out, const char *dir, struct errmsg *msg) must_check;
-/* Lists of trees in any page from *page on (begin with 2): also of commits that are long overwritten. page_bytes 512..65536. Returns 0 (and
- * *page is where to go on), ERR_NOTFOUND, ERR_NOMEM, ERR_IO. */
-enum err kv_snapshot_find_root(struct kv_snapshot_source *source_out, uint64_t *page, uint32_t page_bytes, const char *dir,
-                               struct errmsg *msg) must_check;
 
 /* only_meta: of all trees only KV_META, and no search. kv_out returned, closed with kv_close(); it names dir/data.mdb. Returns 0,
  * ERR_NOTFOUND, ERR_PERMISSION, ERR_NOMEM, ERR_IO. */

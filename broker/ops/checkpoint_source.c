@@ -82,7 +82,7 @@ static enum err open_by_root(struct checkpoint_source **best_out, uint32_t page_
     struct kv_snapshot_source way, best = {0};
     uint64_t page = 2, sequence = 0;
     enum err err;
-    while ((err = kv_snapshot_find_root(&way, &page, page_bytes, dir, msg)) == ERR_OK) {
+    while ((err = kv_snapshot_source_find_root(&way, &page, page_bytes, dir, msg)) == ERR_OK) {
         struct checkpoint_source *source = NULL;
         err = open_way(&source, &way, dir, true, msg);
         if (err && err != ERR_NOTFOUND)
@@ -124,7 +124,7 @@ enum err checkpoint_source_open(struct checkpoint_source **source_out, const cha
     struct kv_snapshot_source ways[2];
     struct checkpoint_source *source = NULL;
     unsigned count;
-    enum err err = kv_snapshot_find(ways, &count, dir, msg);
+    enum err err = kv_snapshot_source_find(ways, &count, dir, msg);
     if (!err)
         err = open_by_meta(&source, ways, count, dir, log_generation, msg);
     if (err == ERR_NOTFOUND)

@@ -199,7 +199,7 @@ static struct found look_newest(struct bench *b)
     struct kv_snapshot_source sources[2];
     struct found newest = {0};
     unsigned count;
-    OK(kv_snapshot_find(sources, &count, b->dir, &b->msg));
+    OK(kv_snapshot_source_find(sources, &count, b->dir, &b->msg));
     for (unsigned i = 0; i < count; i++) {
         struct found found = look(b, &sources[i]);
         newest = found.commit > newest.commit ? found : newest;
@@ -211,7 +211,7 @@ static struct kv_snapshot_source newest_source(struct bench *b)
 {
     struct kv_snapshot_source sources[2];
     unsigned count;
-    OK(kv_snapshot_find(sources, &count, b->dir, &b->msg));
+    OK(kv_snapshot_source_find(sources, &count, b->dir, &b->msg));
     assert_int_equal(count, 2);
     return sources[sources[1].txn_number > sources[0].txn_number];
 }
@@ -224,7 +224,7 @@ static void test_both_commits_are_whole(void **state)
     struct kv_snapshot_source sources[2];
     unsigned count;
     uint64_t commits = 0;
-    OK(kv_snapshot_find(sources, &count, b->dir, &b->msg));
+    OK(kv_snapshot_source_find(sources, &count, b->dir, &b->msg));
     assert_int_equal(count, 2);
     for (unsigned i = 0; i < count; i++) {
         struct found found = look(b, &sources[i]);
@@ -316,10 +316,10 @@ static void test_both_meta_pages(void **state)
     unsigned count;
     uint64_t page = 2;
     zero(b, 0, 2);
-    OK(kv_snapshot_find(sources, &count, b->dir, &b->msg));
+    OK(kv_snapshot_source_find(sources, &count, b->dir, &b->msg));
     assert_int_equal(count, 0);
     enum err err;
-    while ((err = kv_snapshot_find_root(&source, &page, PAGE, b->dir, &b->msg)) == ERR_OK) {
+    while ((err = kv_snapshot_source_find_root(&source, &page, PAGE, b->dir, &b->msg)) == ERR_OK) {
         struct kv *kv;
         struct kv_txn *txn;
         struct span value;
@@ -372,7 +372,7 @@ static void test_cut(void **state)
     assert_int_equal(truncate(b->data, 5), 0);
     struct kv_snapshot_source none[2];
     unsigned count;
-    OK(kv_snapshot_find(none, &count, b->dir, &b->msg));
+    OK(kv_snapshot_source_find(none, &count, b->dir, &b->msg));
     assert_int_equal(count, 0);
 }
 
@@ -396,7 +396,7 @@ static void test_random_damage(void **state)
                 damage(b, at < b->size - sizeof noise ? at : b->size - sizeof noise, noise, sizeof noise);
             }
         }
-        OK(kv_snapshot_find(sources, &count, b->dir, &b->msg));
+        OK(kv_snapshot_source_find(sources, &count, b->dir, &b->msg));
         assert_int_equal(count, 2);
         for (unsigned i = 0; i < count; i++) {
             struct found found = look(b, &sources[i]);

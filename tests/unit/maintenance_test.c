@@ -487,7 +487,7 @@ static void pages_that_lead_to_all_others_cost_nothing(void **state)
         assert_int_equal(mkdir(p->data, 0750), 0);
         fill_old(p);
         forget_log(p);
-        OK(kv_snapshot_find(ways, &count, p->checkpoint, &p->msg));
+        OK(kv_snapshot_source_find(ways, &count, p->checkpoint, &p->msg));
         assert_int_equal(count, 2);
         if (what < 2)
             zero_page(p, what);
@@ -511,7 +511,7 @@ static void an_older_commit_behind_the_log_is_told(void **state)
     struct kv_snapshot_source ways[2];
     unsigned count, found;
     fill_old(p);
-    OK(kv_snapshot_find(ways, &count, p->checkpoint, &p->msg));
+    OK(kv_snapshot_source_find(ways, &count, p->checkpoint, &p->msg));
     assert_int_equal(count, 2);
     zero_page(p, ways[1].txn_number > ways[0].txn_number);
     uint64_t *generations;
