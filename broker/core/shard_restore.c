@@ -87,6 +87,8 @@ static void restore_expiry(struct shard *shard, struct session *sess, const stru
     sess->expiry_at_ms = shard->now_ms + (left_ms > grace_ms ? left_ms : grace_ms);
 }
 
+void shard_restore_expect(struct shard *shard, uint32_t sessions) { session_table_reserve(&shard->sessions, sessions); }
+
 enum err shard_restore_session(struct shard *shard, const struct checkpoint_session *from)
 {
     CHECK(shard->in_turn);

@@ -19,6 +19,8 @@
 #include "broker/route/topic_tree.h"
 #include "common/err.h"
 
+/* About so many sessions follow: their tables are made for them at once. A hint. */
+void shard_restore_expect(struct shard *shard, uint32_t sessions);
 /* A session of this shard (shard_home() of its client id); ascending by number. One with the client id of an earlier one takes its place:
  * the earlier was on its way out, and ends. Its subscriptions go to the topic tree by the caller. Returns 0, ERR_NOMEM, ERR_CORRUPT (no
  * session that a broker makes: left out). */

@@ -190,6 +190,7 @@ struct load {
 
 #define NOT_LOADED SIZE_MAX
 #define WAS_CONNECTED 0x80u
+#define SESSION_BYTES_MIN 32 /* in the database's file: less than the key and the record of one take */
 _Static_assert(ACTOR_SHARDS_MAX <= WAS_CONNECTED, "a home and a bit in a byte");
 
 static bool load_grow(struct load *load)
@@ -331,6 +332,17 @@ static void load_corrupt(void *arg, enum kv_tree tree, struct span key)
     LOG_ERROR("a value of the checkpoint is damaged and left out", LOG_TEXT("tree", kv_tree_name(tree)), LOG_TEXT("key", text));
 }
 
+/* How many sessions each shard may expect. The count is the database's own, and it may be damaged: no more than its file has room for. */
+static uint32_t expected_sessions(const struct durable *durable, uint16_t shard_count)
+{
+    struct kv_stats stats;
+    if (kv_get_stats(durable->kv, &stats) != ERR_OK)
+        return 0;
+    uint64_t room = stats.file_bytes / SESSION_BYTES_MIN, count = stats.entries[KV_SESSIONS];
+    count = (count < room ? count : room) / shard_count;
+    return count < UINT32_MAX / 2 ? (uint32_t)count : UINT32_MAX / 2;
+}
+
 enum err recovery_load(struct recovery_loaded *loaded_out, struct durable *durable, const struct recovery_target *target,
                        struct errmsg *msg)
 {
@@ -349,6 +361,9 @@ enum err recovery_load(struct recovery_loaded *loaded_out, struct durable *durab
     /* A little apart: what shards say in this turn, wills that are due, must not have one receive time, which names a row of the sink. */
     for (uint16_t i = 0; i < target->shard_count; i++)
         shard_turn_begin(target->shards[i], target->now_mono_ns, target->now_wall_ns + i * NS_PER_MS);
+    uint32_t expected = expected_sessions(durable, target->shard_count);
+    for (uint16_t i = 0; i < target->shard_count; i++)
+        shard_restore_expect(target->shards[i], expected);
     enum err err = checkpoint_load(durable->checkpoint, &loader, msg);
     for (uint16_t i = 0; i < target->shard_count; i++)
         shard_turn_end(target->shards[i]);

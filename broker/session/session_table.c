@@ -66,6 +66,21 @@ static void buckets_grow(struct session_buckets *buckets)
     }
 }
 
+/* As if it had grown to this while nothing was in. */
+static void buckets_reserve(struct session_buckets *buckets, uint32_t count)
+{
+    while (buckets->page_count * (uint64_t)SESSION_TABLE_PAGE < count && buckets_page_add(buckets)) {
+    }
+    if (count > buckets->page_count * SESSION_TABLE_PAGE)
+        count = buckets->page_count * SESSION_TABLE_PAGE;
+    if (count <= buckets->count)
+        return;
+    while (buckets->level <= count / 2)
+        buckets->level *= 2;
+    buckets->split = count - buckets->level;
+    buckets->count = count;
+}
+
 /* Undo the last split. */
 static void buckets_shrink(struct session_buckets *buckets)
 {
@@ -133,6 +148,13 @@ enum err session_table_init(struct session_table *table, uint64_t hash_key)
     buckets_deinit(&table->by_client_id);
     buckets_deinit(&table->by_number);
     return ERR_NOMEM;
+}
+
+void session_table_reserve(struct session_table *table, uint32_t count)
+{
+    CHECK(table->count == 0);
+    buckets_reserve(&table->by_client_id, count);
+    buckets_reserve(&table->by_number, count);
 }
 
 void session_table_deinit(struct session_table *table)

@@ -28,6 +28,9 @@ struct session_table {
 };
 
 enum err session_table_init(struct session_table *table, uint64_t hash_key) must_check;
+/* So many sessions are about to come into a table that has had none: its buckets are made at once, where growing would visit each session
+ * again to split its bucket. A hint: with too few, or where memory is short, it grows as ever. */
+void session_table_reserve(struct session_table *table, uint32_t count);
 /* Frees the sessions that are still in. */
 void session_table_deinit(struct session_table *table);
 

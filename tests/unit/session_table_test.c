@@ -10,12 +10,12 @@
 #include <cmocka.h>
 
 #include <stdio.h>
+#include <string.h>
 
 #include "tests/lib/check_random.h"
 
-static void matches_the_model(void **state)
+static void match_the_model(uint32_t reserved)
 {
-    (void)state;
     struct check_random random;
     check_random_init(&random, check_random_seed(23));
     enum { IDS = 5000 };
@@ -23,8 +23,10 @@ static void matches_the_model(void **state)
         struct session *sess;
         uint64_t number; /* of the last one */
     } model[IDS];
+    memset(model, 0, sizeof model);
     struct session_table table;
     assert_int_equal(session_table_init(&table, 42), 0);
+    session_table_reserve(&table, reserved);
     uint32_t count = 0;
     for (int step = 0; step < 200000; step++) {
         unsigned index = (unsigned)check_random_below(&random, IDS);
@@ -57,6 +59,46 @@ static void matches_the_model(void **state)
     session_table_deinit(&table);
 }
 
+static void matches_the_model(void **state)
+{
+    (void)state;
+    static const uint32_t reserved[] = {0, 1, 16, 17, 31, 32, 33, 1023, 1024, 1025, 2500, 20000};
+    for (size_t i = 0; i < sizeof reserved / sizeof reserved[0]; i++)
+        match_the_model(reserved[i]);
+}
+
+static void add_many(struct session_table *table, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        char text[32];
+        snprintf(text, sizeof text, "client-%u", i);
+        assert_non_null(session_table_add(table, span_of_string(text), session_number_of(7, i + UINT64_C(1))));
+    }
+}
+
+/* The same as one that grew, but made before: adding what was expected splits no bucket, and what is more makes it grow. */
+static void what_was_reserved_does_not_grow(void **state)
+{
+    (void)state;
+    static const uint32_t counts[] = {16, 17, 1000, 1024, 1025, 4096, 5001};
+    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {
+        struct session_table grown, reserved;
+        assert_int_equal(session_table_init(&grown, 42), 0);
+        assert_int_equal(session_table_init(&reserved, 42), 0);
+        session_table_reserve(&reserved, counts[i]);
+        assert_int_equal(session_table_bucket_count(&reserved), counts[i]);
+        add_many(&grown, counts[i]);
+        add_many(&reserved, counts[i]);
+        assert_int_equal(session_table_bucket_count(&reserved), counts[i]);
+        const struct session_buckets *a = &grown.by_client_id, *b = &reserved.by_client_id;
+        assert_true(a->level == b->level && a->split == b->split && a->page_count == b->page_count && b->count == counts[i]);
+        assert_non_null(session_table_add(&reserved, SPAN_LITERAL("one more"), session_number_of(7, 1000000)));
+        assert_int_equal(session_table_bucket_count(&reserved), counts[i] + 1);
+        session_table_deinit(&grown);
+        session_table_deinit(&reserved);
+    }
+}
+
 static uint32_t longest_chain(const struct session_table *table)
 {
     uint32_t longest = 0;
@@ -87,6 +129,7 @@ static void numbers_are_spread_over_the_buckets(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(matches_the_model), cmocka_unit_test(numbers_are_spread_over_the_buckets)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(matches_the_model), cmocka_unit_test(what_was_reserved_does_not_grow),
+                                       cmocka_unit_test(numbers_are_spread_over_the_buckets)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
