@@ -18,10 +18,13 @@ void publish_number(struct rig_client *client, const char *topic, unsigned numbe
 
 unsigned number_of(const struct packet *packet)
 {
-    char text[16] = "";
-    assert_true(packet->publish.payload.size < sizeof text);
-    memcpy(text, packet->publish.payload.data, packet->publish.payload.size);
-    return (unsigned)strtoul(text, NULL, 10);
+    char text[16] = "", *end;
+    size_t size = packet->publish.payload.size;
+    assert_in_range(size, 1, sizeof text - 1);
+    memcpy(text, packet->publish.payload.data, size);
+    unsigned number = (unsigned)strtoul(text, &end, 10);
+    assert_ptr_equal(end, text + size);
+    return number;
 }
 
 void publish_range(struct rig *rig, struct rig_client *pub, const char *topic, unsigned first, unsigned last)

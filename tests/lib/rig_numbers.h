@@ -6,7 +6,7 @@
 #include "common/record.h"
 #include "tests/lib/shard_rig.h"
 
-#define RIG(...) rig_new(&(struct rig_options){.has_store = true, __VA_ARGS__})
+#define STORE_RIG(...) rig_new(&(struct rig_options){.has_store = true, __VA_ARGS__})
 
 void publish_number(struct rig_client *client, const char *topic, unsigned number, uint8_t qos, uint16_t packet_id);
 /* Publish numbers first..last with QoS 1, and take the answers. */

@@ -5,6 +5,13 @@
 #include "common/hash.h"
 #include "tests/lib/checkpoint_bench.h"
 
+/* The rows of bodies and of retained values. */
+#define ASSERT_ENTRIES(b, bodies, retained)                                                                                                \
+    do {                                                                                                                                   \
+        assert_int_equal(bench_entries((b), KV_BODIES), (bodies));                                                                         \
+        assert_int_equal(bench_entries((b), KV_RETAINED), (retained));                                                                     \
+    } while (0)
+
 static void the_greater_number_is_retained_whatever_comes_first(void **state)
 {
     struct bench *b = (struct bench *)*state;
@@ -61,14 +68,12 @@ static void an_expired_value_is_removed(void **state)
     expire(b, "t", 5);
     expire(b, "t", 5);
     bench_commit(b);
-    assert_int_equal(bench_entries(b, KV_BODIES), 1);
-    assert_int_equal(bench_entries(b, KV_RETAINED), 2);
+    ASSERT_ENTRIES(b, 1, 2);
     bench_retain(b, "t", "older", 3);
     checkpoint_forget_removals(b->checkpoint, 7);
     bench_commit(b);
     assert_int_equal(counter_get(&checkpoint_get_stats(b->checkpoint)->expired), 1);
-    assert_int_equal(bench_entries(b, KV_BODIES), 1);
-    assert_int_equal(bench_entries(b, KV_RETAINED), 1);
+    ASSERT_ENTRIES(b, 1, 1);
     bench_assert_loads(b, NULL, "retained u number 6 of 2 cost 5 expiry 0\n");
 }
 
@@ -79,13 +84,11 @@ static void a_removal_is_remembered_until_nothing_older_can_come(void **state)
     bench_commit(b);
     bench_retain(b, "t", "", 7);
     bench_commit(b);
-    assert_int_equal(bench_entries(b, KV_BODIES), 0);
-    assert_int_equal(bench_entries(b, KV_RETAINED), 1);
+    ASSERT_ENTRIES(b, 0, 1);
     bench_retain(b, "t", "late", 6);
     checkpoint_forget_removals(b->checkpoint, 7);
     bench_commit(b);
-    assert_int_equal(bench_entries(b, KV_BODIES), 0);
-    assert_int_equal(bench_entries(b, KV_RETAINED), 1);
+    ASSERT_ENTRIES(b, 0, 1);
     checkpoint_forget_removals(b->checkpoint, 8);
     bench_commit(b);
     assert_int_equal(bench_entries(b, KV_RETAINED), 0);
@@ -133,8 +136,7 @@ static void an_expired_value_goes_when_the_load_refuses_it(void **state)
     bench_crash(b);
     struct bench_loaded loaded = {.refuse_retained = true};
     OK(bench_try_load(b, &loaded));
-    assert_int_equal(bench_entries(b, KV_RETAINED), 0);
-    assert_int_equal(bench_entries(b, KV_BODIES), 0);
+    ASSERT_ENTRIES(b, 0, 0);
     assert_int_equal(checkpoint_state(b->checkpoint).retained_count, 0);
 }
 
@@ -189,13 +191,11 @@ static void topics_whose_hashes_collide_stand_beside_each_other(void **state)
     OK(kv_commit(txn));
     bench_retain(b, "t", "second", 2);
     bench_commit(b);
-    assert_int_equal(bench_entries(b, KV_RETAINED), 2);
-    assert_int_equal(bench_entries(b, KV_BODIES), 2);
+    ASSERT_ENTRIES(b, 2, 2);
     bench_retain(b, "t", "", 3);
     checkpoint_forget_removals(b->checkpoint, 4);
     bench_commit(b);
-    assert_int_equal(bench_entries(b, KV_RETAINED), 1);
-    assert_int_equal(bench_entries(b, KV_BODIES), 1);
+    ASSERT_ENTRIES(b, 1, 1);
 }
 
 #define CASE(name) cmocka_unit_test_setup_teardown(name, bench_setup, bench_teardown)

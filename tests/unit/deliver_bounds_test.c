@@ -16,7 +16,7 @@
 static void the_newest_is_dropped_and_said(void **state)
 {
     (void)state;
-    struct rig *rig = RIG(.limits = {.session_queue_messages_max = 100});
+    struct rig *rig = STORE_RIG(.limits = {.session_queue_messages_max = 100});
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     away_subscriber(rig, "sub", "a/#", 1);
     publish_range(rig, pub, "a/x", 1, 130);
@@ -35,7 +35,7 @@ static void the_oldest_is_dropped_from_memory_and_from_disk(void **state)
 {
     (void)state;
     for (int on_disk = 0; on_disk < 2; on_disk++) {
-        struct rig *rig = RIG(.limits = {.session_queue_messages_max = 100, .queue_policy = QUEUE_DROP_OLDEST});
+        struct rig *rig = STORE_RIG(.limits = {.session_queue_messages_max = 100, .queue_policy = QUEUE_DROP_OLDEST});
         struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
         away_subscriber(rig, "sub", "a/#", 1);
         for (unsigned i = 0; i < 300; i += 30) {
@@ -60,7 +60,7 @@ static void the_oldest_is_dropped_from_memory_and_from_disk(void **state)
 static void the_newest_are_left_of_a_flood(void **state)
 {
     (void)state;
-    struct rig *rig = RIG(.limits = {.session_queue_messages_max = 100, .queue_policy = QUEUE_DROP_OLDEST});
+    struct rig *rig = STORE_RIG(.limits = {.session_queue_messages_max = 100, .queue_policy = QUEUE_DROP_OLDEST});
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     away_subscriber(rig, "sub", "a/#", 1);
     publish_range(rig, pub, "a/x", 1, 100);
@@ -92,7 +92,7 @@ static void the_newest_bytes_are_left_of_a_flood(void **state)
 {
     (void)state;
     struct rig *rig =
-        RIG(.limits = {.session_queue_messages_max = 100000, .session_queue_bytes_max = 20000, .queue_policy = QUEUE_DROP_OLDEST});
+        STORE_RIG(.limits = {.session_queue_messages_max = 100000, .session_queue_bytes_max = 20000, .queue_policy = QUEUE_DROP_OLDEST});
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     away_subscriber(rig, "sub", "a/#", 1);
     char topic[128] = "a/";
@@ -133,7 +133,7 @@ static void the_overshoot_is_bounded_in_bytes(void **state)
     (void)state;
     for (int policy = QUEUE_DROP_OLDEST; policy <= QUEUE_REFUSE; policy++) {
         struct rig *rig =
-            RIG(.limits = {.session_queue_messages_max = 100000, .session_queue_bytes_max = 3000, .queue_policy = (uint8_t)policy});
+            STORE_RIG(.limits = {.session_queue_messages_max = 100000, .session_queue_bytes_max = 3000, .queue_policy = (uint8_t)policy});
         struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
         away_subscriber(rig, "sub", "a/#", 1);
         rig_reader_hold(rig, true);
@@ -154,7 +154,7 @@ static void the_overshoot_is_bounded_in_bytes(void **state)
 static void refuse_says_so_to_publishers_and_takes_it_back(void **state)
 {
     (void)state;
-    struct rig *rig = RIG(.limits = {.session_queue_messages_max = 100, .queue_policy = QUEUE_REFUSE});
+    struct rig *rig = STORE_RIG(.limits = {.session_queue_messages_max = 100, .queue_policy = QUEUE_REFUSE});
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     away_subscriber(rig, "sub", "a/#", 1);
     unsigned accepted = 0;
@@ -181,7 +181,8 @@ static void refuse_says_so_to_publishers_and_takes_it_back(void **state)
 static void refuse_is_not_for_ever_when_one_message_is_larger_than_the_queue(void **state)
 {
     (void)state;
-    struct rig *rig = RIG(.limits = {.session_queue_messages_max = 100, .session_queue_bytes_max = 2000, .queue_policy = QUEUE_REFUSE});
+    struct rig *rig =
+        STORE_RIG(.limits = {.session_queue_messages_max = 100, .session_queue_bytes_max = 2000, .queue_policy = QUEUE_REFUSE});
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     away_subscriber(rig, "sub", "a/#", 1);
     char large[4001];
@@ -203,7 +204,7 @@ static void at_the_bound_of_all_queues_persistent_sessions_alone_refuse(void **s
 {
     (void)state;
     struct queue_totals totals = {.messages_max = 10, .bytes_max = UINT64_MAX};
-    struct rig *rig = RIG(.queue_totals = &totals, .limits = {.queue_policy = QUEUE_REFUSE, .inflight_max = 1});
+    struct rig *rig = STORE_RIG(.queue_totals = &totals, .limits = {.queue_policy = QUEUE_REFUSE, .inflight_max = 1});
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     away_subscriber(rig, "away", "a/#", 1);
     publish_range(rig, pub, "a/x", 1, 10);
@@ -231,7 +232,7 @@ static void all_queues_together_are_bounded(void **state)
 {
     (void)state;
     struct queue_totals totals = {.messages_max = 50, .bytes_max = UINT64_MAX};
-    struct rig *rig = RIG(.shard_count = 2, .queue_totals = &totals);
+    struct rig *rig = STORE_RIG(.shard_count = 2, .queue_totals = &totals);
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     for (int i = 0; i < 4; i++) {
         char id[8];
@@ -264,7 +265,7 @@ static void all_queues_together_drop_the_oldest(void **state)
     (void)state;
     for (int on_disk = 0; on_disk < 2; on_disk++) {
         struct queue_totals totals = {.messages_max = 60, .bytes_max = UINT64_MAX};
-        struct rig *rig = RIG(.shard_count = 2, .queue_totals = &totals, .limits = {.queue_policy = QUEUE_DROP_OLDEST});
+        struct rig *rig = STORE_RIG(.shard_count = 2, .queue_totals = &totals, .limits = {.queue_policy = QUEUE_DROP_OLDEST});
         struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
         away_subscriber(rig, "quiet", "q/#", 1);
         away_subscriber(rig, "one", "a/#", 1);
@@ -300,7 +301,7 @@ static void nobody_pays_for_what_another_session_owes(void **state)
 {
     (void)state;
     struct queue_totals totals = {.messages_max = 40, .bytes_max = UINT64_MAX};
-    struct rig *rig = RIG(.queue_totals = &totals, .limits = {.queue_policy = QUEUE_DROP_OLDEST});
+    struct rig *rig = STORE_RIG(.queue_totals = &totals, .limits = {.queue_policy = QUEUE_DROP_OLDEST});
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     away_subscriber(rig, "one", "1/#", 1);
     away_subscriber(rig, "two", "2/#", 1);
@@ -348,8 +349,8 @@ static void the_books_of_all_queues_are_exact(void **state)
     uint64_t drops = 0, quiet = 0;
     for (int round = 0; round < 8; round++) {
         struct queue_totals totals = {.messages_max = 60, .bytes_max = round % 2 ? 12000 : UINT64_MAX};
-        struct rig *rig = RIG(.queue_totals = &totals,
-                              .limits = {.queue_policy = QUEUE_DROP_OLDEST, .session_queue_messages_max = round % 3 ? 100000 : 40});
+        struct rig *rig = STORE_RIG(.queue_totals = &totals,
+                                    .limits = {.queue_policy = QUEUE_DROP_OLDEST, .session_queue_messages_max = round % 3 ? 100000 : 40});
         struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
         for (char id[] = "0", filter[] = "0/#"; id[0] < '5'; id[0]++, filter[0]++)
             away_subscriber(rig, id, filter, 1);
@@ -390,7 +391,7 @@ static void the_books_of_all_queues_are_exact(void **state)
 static void what_waited_too_long_is_dropped(void **state)
 {
     (void)state;
-    struct rig *rig = RIG(.limits = {.queue_age_max_ns = INT64_C(60) * 1000000000});
+    struct rig *rig = STORE_RIG(.limits = {.queue_age_max_ns = INT64_C(60) * 1000000000});
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     away_subscriber(rig, "sub", "a/#", 1);
     publish_range(rig, pub, "a/x", 1, 10);
@@ -412,7 +413,7 @@ static void what_nobody_comes_for_is_dropped_too(void **state)
 {
     (void)state;
     for (int way = 0; way < 4; way++) { /* how much of it is on disk */
-        struct rig *rig = RIG(.limits = {.queue_age_max_ns = INT64_C(3600) * 1000000000, .session_queue_messages_max = 1000});
+        struct rig *rig = STORE_RIG(.limits = {.queue_age_max_ns = INT64_C(3600) * 1000000000, .session_queue_messages_max = 1000});
         struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
         away_subscriber(rig, "sub", "a/#", 1);
         away_subscriber(rig, "another", "a/#", 1);

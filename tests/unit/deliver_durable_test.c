@@ -16,7 +16,7 @@
 static void qos2_leaves_when_its_record_is_durable(void **state)
 {
     (void)state;
-    struct rig *rig = RIG();
+    struct rig *rig = STORE_RIG();
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
     rig_subscribe(sub, 1, "a/#", 2);
@@ -61,7 +61,7 @@ static void qos2_leaves_when_its_record_is_durable(void **state)
 static void nothing_overtakes_a_qos2_that_waits(void **state)
 {
     (void)state;
-    struct rig *rig = RIG();
+    struct rig *rig = STORE_RIG();
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     away_subscriber(rig, "sub", "a/#", 2);
     publish_number(pub, "a/x", 1, 2, 7);
@@ -91,7 +91,7 @@ static void nothing_overtakes_a_qos2_that_waits(void **state)
 static void a_damaged_message_does_not_hold_the_others(void **state)
 {
     (void)state;
-    struct rig *rig = RIG();
+    struct rig *rig = STORE_RIG();
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     away_subscriber(rig, "sub", "a/#", 1);
     publish_range(rig, pub, "a/x", 1, 5);
@@ -119,7 +119,7 @@ static void a_damaged_message_does_not_hold_the_others(void **state)
 static void a_message_for_a_session_that_ended_is_dropped_by_name(void **state)
 {
     (void)state;
-    struct rig *rig = RIG(.shard_count = 2);
+    struct rig *rig = STORE_RIG(.shard_count = 2);
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     away_subscriber(rig, "sub", "a/#", 1);
     rig_log_hold(rig, true);
@@ -140,7 +140,7 @@ static void a_message_for_a_session_that_ended_is_dropped_by_name(void **state)
 static void nothing_is_said_of_a_session_that_no_record_names(void **state)
 {
     (void)state;
-    struct rig *rig = RIG();
+    struct rig *rig = STORE_RIG();
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, false), *sub = rig_connect(rig, "sub", MQTT_V5, true);
     rig_subscribe(sub, 1, "a/#", 1);
     rig_log_hold(rig, true);
@@ -158,7 +158,7 @@ static void nothing_is_said_of_a_session_that_no_record_names(void **state)
 static void a_session_without_room_is_noted_once(void **state)
 {
     (void)state;
-    struct rig *rig = RIG(.shard_count = 1);
+    struct rig *rig = STORE_RIG(.shard_count = 1);
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     rig_subscribe(rig_connect(rig, "a", MQTT_V5, false), 1, "a/#", 1);
     rig_subscribe(rig_connect(rig, "b", MQTT_V5, false), 1, "a/#", 1);
@@ -180,7 +180,7 @@ static void a_session_without_room_is_noted_once(void **state)
 static void a_session_that_comes_back_for_the_last_time_says_what_it_has(void **state)
 {
     (void)state;
-    struct rig *rig = RIG();
+    struct rig *rig = STORE_RIG();
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *sub = away_subscriber(rig, "s", "t", 2);
     publish_range(rig, pub, "t", 1, 2);
     uint64_t number = named_session(rig);

@@ -59,8 +59,8 @@ static void random_sessions_lose_nothing(void **state)
     uint64_t seed = check_random_seed(21);
     struct check_random random;
     check_random_init(&random, seed);
-    struct rig *rig =
-        RIG(.shard_count = 3, .delay_seed = seed, .ring_size = 64, .limits = {.session_queue_messages_max = 100000, .inflight_max = 6});
+    struct rig *rig = STORE_RIG(.shard_count = 3, .delay_seed = seed, .ring_size = 64,
+                                .limits = {.session_queue_messages_max = 100000, .inflight_max = 6});
     struct rig_client *pubs[2] = {rig_connect(rig, "p0", MQTT_V5, true), rig_connect(rig, "p1", MQTT_V5, true)};
     struct receiver *to = calloc(SUBSCRIBERS, sizeof *to);
     assert_non_null(to);

@@ -16,7 +16,7 @@ static void an_offline_queue_is_on_disk_and_comes_back_in_order(void **state)
 {
     (void)state;
     for (uint32_t read_max = 0; read_max < 8; read_max += 7) {
-        struct rig *rig = RIG(.limits = {.queue_policy = QUEUE_DROP_NEWEST});
+        struct rig *rig = STORE_RIG(.limits = {.queue_policy = QUEUE_DROP_NEWEST});
         rig_read_max(rig, read_max);
         struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
         away_subscriber(rig, "sub", "a/#", 1);
@@ -49,7 +49,7 @@ static void what_came_at_once_is_let_go_in_turns(void **state)
 {
     (void)state;
     const unsigned count = WAITING_RUNS_PER_TURN * STORE_RUN_MAX + 1000;
-    struct rig *rig = RIG(.limits = {.session_queue_messages_max = count});
+    struct rig *rig = STORE_RIG(.limits = {.session_queue_messages_max = count});
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     away_subscriber(rig, "sub1", "a/#", 1);
     away_subscriber(rig, "sub2", "a/x", 1);
@@ -102,7 +102,7 @@ static void comes_to_be_live(struct rig *rig, struct rig_client *pub, struct rig
 static void a_run_that_is_not_committed_can_be_read(void **state)
 {
     (void)state;
-    struct rig *rig = RIG();
+    struct rig *rig = STORE_RIG();
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     away_subscriber(rig, "sub", "a/#", 1);
     publish_range(rig, pub, "a/x", 1, 200);
@@ -117,7 +117,7 @@ static void a_run_that_is_not_committed_can_be_read(void **state)
 static void a_client_that_leaves_between_runs_goes_on_behind_them(void **state)
 {
     (void)state;
-    struct rig *rig = RIG(.limits = {.inflight_max = 5});
+    struct rig *rig = STORE_RIG(.limits = {.inflight_max = 5});
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     away_subscriber(rig, "sub", "a/#", 1);
     unsigned next = 1, last = 0;
@@ -145,7 +145,7 @@ static void a_client_that_leaves_between_runs_goes_on_behind_them(void **state)
 static void a_client_that_comes_back_into_a_flow_catches_up(void **state)
 {
     (void)state;
-    struct rig *rig = RIG(.limits = {.inflight_max = 5});
+    struct rig *rig = STORE_RIG(.limits = {.inflight_max = 5});
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     away_subscriber(rig, "sub", "a/#", 1);
     publish_range(rig, pub, "a/x", 1, 60);
@@ -168,7 +168,7 @@ static void a_client_that_comes_back_into_a_flow_catches_up(void **state)
 static void a_client_that_is_far_behind_keeps_little_in_memory(void **state)
 {
     (void)state;
-    struct rig *rig = RIG(.limits = {.inflight_max = 5, .session_queue_messages_max = 10 * QUEUE_NEAR_MAX});
+    struct rig *rig = STORE_RIG(.limits = {.inflight_max = 5, .session_queue_messages_max = 10 * QUEUE_NEAR_MAX});
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
     rig_subscribe(sub, 1, "a/#", 1);
@@ -187,7 +187,7 @@ static void a_client_that_is_far_behind_keeps_little_in_memory(void **state)
 static void a_subscriber_that_keeps_up_costs_one_record_a_message(void **state)
 {
     (void)state;
-    struct rig *rig = RIG();
+    struct rig *rig = STORE_RIG();
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
     rig_subscribe(sub, 1, "a/#", 1);
@@ -203,7 +203,7 @@ static void a_subscriber_that_keeps_up_costs_one_record_a_message(void **state)
 static void what_is_in_flight_is_let_go_and_sent_again_under_its_identifier(void **state)
 {
     (void)state;
-    struct rig *rig = RIG(.limits = {.inflight_max = 5});
+    struct rig *rig = STORE_RIG(.limits = {.inflight_max = 5});
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
     rig_subscribe(sub, 1, "a/#", 1);
@@ -244,7 +244,7 @@ static void what_is_in_flight_is_let_go_and_sent_again_under_its_identifier(void
 static void what_is_packed_goes_on(void **state)
 {
     (void)state;
-    struct rig *rig = RIG(.limits = {.inflight_max = 5});
+    struct rig *rig = STORE_RIG(.limits = {.inflight_max = 5});
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     struct rig_client *sub = rig_connect(rig, "sub", MQTT_V5, false);
     rig_subscribe(sub, 1, "a/#", 1);

@@ -11,11 +11,17 @@
 #include "tests/lib/rig_expect.h"
 #include "tests/lib/rig_modes.h"
 
+static struct rig_client *watch(struct rig *rig, uint8_t qos)
+{
+    struct rig_client *watcher = v5(rig, "watcher");
+    rig_subscribe(watcher, 1, "w", qos);
+    return watcher;
+}
+
 static void will_goes_out_when_the_connection_breaks(void **state) /* 3.1.2-8, 3.1.2-14 */
 {
     struct rig *rig = RIG();
-    struct rig_client *watcher = v5(rig, "watcher");
-    rig_subscribe(watcher, 1, "w", 2);
+    struct rig_client *watcher = watch(rig, 2);
     struct packet connect = will_packet("a", 0, 0);
     struct rig_client *client = rig_connect_with(rig, &connect);
     rig_break(client);
@@ -28,8 +34,7 @@ static void will_goes_out_when_the_connection_breaks(void **state) /* 3.1.2-8, 3
 static void will_is_discarded_by_disconnect_0_only(void **state) /* 3.14.4-3 */
 {
     struct rig *rig = RIG();
-    struct rig_client *watcher = v5(rig, "watcher");
-    rig_subscribe(watcher, 1, "w", 1);
+    struct rig_client *watcher = watch(rig, 1);
     struct packet connect = will_packet("a", 0, 100);
     struct rig_client *client = rig_connect_with(rig, &connect);
     leave(rig, client);
@@ -46,8 +51,7 @@ static void will_is_discarded_by_disconnect_0_only(void **state) /* 3.14.4-3 */
 static void will_waits_for_its_delay(void **state) /* 3.1.3-9, 3.1.2-8 */
 {
     struct rig *rig = RIG();
-    struct rig_client *watcher = v5(rig, "watcher");
-    rig_subscribe(watcher, 1, "w", 1);
+    struct rig_client *watcher = watch(rig, 1);
     struct packet connect = will_packet("a", 10, 100);
     rig_break(rig_connect_with(rig, &connect));
     rig_advance(rig, 9000);
@@ -68,8 +72,7 @@ static void will_waits_for_its_delay(void **state) /* 3.1.3-9, 3.1.2-8 */
 static void will_goes_out_at_the_sessions_end(void **state) /* 3.1.2-8: whichever is first */
 {
     struct rig *rig = RIG();
-    struct rig_client *watcher = v5(rig, "watcher");
-    rig_subscribe(watcher, 1, "w", 1);
+    struct rig_client *watcher = watch(rig, 1);
     struct packet connect = will_packet("a", 1000, 10);
     rig_break(rig_connect_with(rig, &connect));
     rig_advance(rig, 10500);
@@ -89,8 +92,7 @@ static void will_goes_out_at_the_sessions_end(void **state) /* 3.1.2-8: whicheve
 static void will_goes_out_on_takeover(void **state) /* 3.1.2-8 */
 {
     struct rig *rig = RIG();
-    struct rig_client *watcher = v5(rig, "watcher");
-    rig_subscribe(watcher, 1, "w", 1);
+    struct rig_client *watcher = watch(rig, 1);
     struct packet connect = will_packet("a", 0, 100);
     rig_connect_with(rig, &connect);
     connect.connect.has_will = false;
@@ -114,8 +116,7 @@ static void will_may_be_retained_with_properties(void **state) /* 3.1.2-15, 3.1.
     connect.connect.will_properties.present |= MQTT_PROPERTY_BIT(MESSAGE_EXPIRY_INTERVAL);
     rig_break(rig_connect_with(rig, &connect));
     rig_settle(rig);
-    struct rig_client *watcher = v5(rig, "watcher");
-    rig_subscribe(watcher, 1, "w", 1);
+    struct rig_client *watcher = watch(rig, 1);
     const struct packet_publish *publish = expect_publish(watcher, "w", "gone", 1, RETAIN);
     assert_int_equal(publish->properties.user_property_count, 2);
     assert_int_equal(publish->properties.message_expiry_interval_s, 60);

@@ -16,6 +16,7 @@
 #include "tests/lib/memory_store.h"
 #include "tests/lib/rig_clients.h"
 #include "tests/lib/rig_expect.h"
+#include "tests/lib/rig_numbers.h"
 #include "tests/lib/shard_rig.h"
 
 #define NUMBER(i) ((UINT64_C(77) << 42) + (i)) /* of an earlier start */
@@ -123,10 +124,8 @@ static void what_it_wanted_is_sent_in_order(void **state)
     struct rig *rig = RIG(.has_store = true, .limits.inflight_max = 3, .limits.session_queue_messages_max = 1000);
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false);
     rig_subscribe(car, 1, "x", 1);
-    char payload[8];
     for (unsigned i = 0; i < 200; i++) {
-        snprintf(payload, sizeof payload, "%u", i);
-        rig_publish(pub, "x", payload, 1, (uint16_t)(i + 1));
+        publish_number(pub, "x", i, 1, (uint16_t)(i + 1));
         rig_settle(rig);
         if (i == 4) {
             rig_break(car);
@@ -146,15 +145,13 @@ static void what_it_wanted_is_sent_in_order(void **state)
     rig_restore(rig, &from, 1);
     assert_int_equal(RIG_COUNTER(rig, copies_restored), 200);
     pub = rig_connect(rig, "pub", MQTT_V5, true);
-    rig_publish(pub, "x", "new", 1, 1);
+    publish_number(pub, "x", 200, 1, 1);
     rig_settle(rig);
     rig_checkpoint(rig); /* what is above it stays in memory, behind the rest */
     car = come_back_with(rig, "car", false, true);
     for (unsigned i = 0; i <= 200; i++) {
-        snprintf(payload, sizeof payload, "%u", i);
         const struct packet *packet = expect(car, MQTT_PUBLISH);
-        if (!span_equal(packet->publish.payload, i < 200 ? span_of_string(payload) : SPAN_LITERAL("new")))
-            fail_msg("%u: \"%.*s\"", i, (int)packet->publish.payload.size, (const char *)packet->publish.payload.data);
+        assert_int_equal(number_of(packet), i);
         assert_int_equal(packet->publish.dup, i < 200);
         rig_send_ack(car, MQTT_PUBACK, packet->publish.packet_id);
         rig_settle(rig);
@@ -167,6 +164,15 @@ static void what_it_wanted_is_sent_in_order(void **state)
     rig_free(rig);
 }
 
+/* Takes and acknowledges the next message, which is `number`. */
+static void take_number(struct rig *rig, struct rig_client *client, unsigned number)
+{
+    const struct packet *packet = expect(client, MQTT_PUBLISH);
+    assert_int_equal(number_of(packet), number);
+    rig_send_ack(client, MQTT_PUBACK, packet->publish.packet_id);
+    rig_settle(rig);
+}
+
 /* A hundred messages for "car", "0" to "99", most of them in runs. Returns its session as a start after a crash finds it, subscribed to
  * "x"; filters: where its subscription stands. */
 static struct checkpoint_session long_queue(struct rig *rig, struct bytes *filters, uint8_t qos)
@@ -175,10 +181,8 @@ static struct checkpoint_session long_queue(struct rig *rig, struct bytes *filte
     rig_subscribe(car, 1, "x", qos);
     rig_break(car);
     rig_settle(rig);
-    char payload[8];
     for (unsigned i = 0; i < 100; i++) {
-        snprintf(payload, sizeof payload, "%u", i);
-        rig_publish(pub, "x", payload, qos, (uint16_t)(i + 1));
+        publish_number(pub, "x", i, qos, (uint16_t)(i + 1));
         rig_settle(rig);
         if (i % 25 == 24)
             rig_checkpoint(rig);
@@ -203,22 +207,14 @@ static void what_is_left_of_a_run_comes_back(void **state)
     struct checkpoint_session from = long_queue(rig, &filters, 1);
     struct rig_client *car = come_back_with(rig, "car", false, true);
     unsigned next = 0;
-    for (; next < 7; next++) {
-        rig_send_ack(car, MQTT_PUBACK, expect(car, MQTT_PUBLISH)->publish.packet_id);
-        rig_settle(rig);
-    }
+    for (; next < 7; next++)
+        take_number(rig, car, next);
     rig_restart(rig, 1);
     rig_restore(rig, &from, 1);
     assert_int_equal(RIG_COUNTER(rig, copies_restored), 93);
     car = come_back_with(rig, "car", false, true);
-    for (; next < 100; next++) {
-        const struct packet *packet = expect(car, MQTT_PUBLISH);
-        char payload[8];
-        snprintf(payload, sizeof payload, "%u", next);
-        assert_true(span_equal(packet->publish.payload, span_of_string(payload)));
-        rig_send_ack(car, MQTT_PUBACK, packet->publish.packet_id);
-        rig_settle(rig);
-    }
+    for (; next < 100; next++)
+        take_number(rig, car, next);
     expect_nothing(car);
     rig_checkpoint(rig);
     assert_int_equal(memory_store_want_count(rig_store(rig), from.number), 0);
@@ -234,22 +230,14 @@ static void what_stood_in_no_run_can_be_read_at_once(void **state)
     struct checkpoint_session from = long_queue(rig, &filters, 1);
     struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true);
     for (unsigned i = 100; i < 250; i++) {
-        char payload[8];
-        snprintf(payload, sizeof payload, "%u", i);
-        rig_publish(pub, "x", payload, 1, 1);
+        publish_number(pub, "x", i, 1, 1);
         rig_settle(rig);
     }
     rig_restart(rig, 1);
     rig_restore(rig, &from, 1);
     struct rig_client *car = come_back_with(rig, "car", false, true);
-    for (unsigned i = 0; i < 250; i++) { /* and no checkpoint moves */
-        const struct packet *packet = expect(car, MQTT_PUBLISH);
-        char payload[8];
-        snprintf(payload, sizeof payload, "%u", i);
-        assert_true(span_equal(packet->publish.payload, span_of_string(payload)));
-        rig_send_ack(car, MQTT_PUBACK, packet->publish.packet_id);
-        rig_settle(rig);
-    }
+    for (unsigned i = 0; i < 250; i++) /* and no checkpoint moves */
+        take_number(rig, car, i);
     expect_nothing(car);
     rig_checkpoint(rig);
     assert_int_equal(memory_store_run_count(rig_store(rig), from.number), 0);
@@ -257,14 +245,12 @@ static void what_stood_in_no_run_can_be_read_at_once(void **state)
     rig_free(rig);
 }
 
-/* Takes the next message, which is `payload`, to the end of its exchange. */
-static void finish_2(struct rig *rig, struct rig_client *client, unsigned payload, bool dup)
+/* Takes the next message, which is `number`, to the end of its exchange. */
+static void finish_2(struct rig *rig, struct rig_client *client, unsigned number, bool dup)
 {
-    char text[8];
-    snprintf(text, sizeof text, "%u", payload);
     const struct packet *packet = expect(client, MQTT_PUBLISH);
     uint16_t id = packet->publish.packet_id;
-    assert_true(span_equal(packet->publish.payload, span_of_string(text)));
+    assert_int_equal(number_of(packet), number);
     assert_int_equal(packet->publish.dup, dup);
     rig_send_ack(client, MQTT_PUBREC, id);
     rig_settle(rig);
@@ -379,10 +365,8 @@ static void order_holds_over_both_qos(void **state, bool in_runs, uint16_t recei
     if (in_runs)
         rig_break(car);
     rig_settle(rig);
-    char payload[8];
     for (unsigned i = 0; i < COUNT; i++) {
-        snprintf(payload, sizeof payload, "%u", i);
-        rig_publish(pub, "x", payload, 1 + i % 2, (uint16_t)(i + 1));
+        publish_number(pub, "x", i, 1 + i % 2, (uint16_t)(i + 1));
         rig_settle(rig);
         if (i % 20 == 19)
             rig_checkpoint(rig);
@@ -417,14 +401,12 @@ static void order_holds_over_both_qos(void **state, bool in_runs, uint16_t recei
     car = rig_connect_with(rig, &connect);
     assert_true(expect(car, MQTT_CONNACK)->connack.session_present);
     pub = rig_connect(rig, "pub", MQTT_V5, true);
-    rig_publish(pub, "x", "60", 2, 1);
+    publish_number(pub, "x", COUNT, 2, 1);
     rig_settle(rig);
     for (unsigned i = DONE; i <= COUNT; i++) {
-        snprintf(payload, sizeof payload, "%u", i);
         const struct packet *packet = next_publish(rig, car);
         assert_non_null(packet);
-        if (!span_equal(packet->publish.payload, span_of_string(payload)))
-            fail_msg("%u: \"%.*s\"", i, (int)packet->publish.payload.size, (const char *)packet->publish.payload.data);
+        assert_int_equal(number_of(packet), i);
         assert_int_equal(packet->publish.qos, i == COUNT ? 2 : 1 + i % 2);
         assert_int_equal(packet->publish.dup, i < DONE + WINDOW || (i < COUNT && i % 2 == 0));
         acknowledge(rig, car, packet);
