@@ -145,6 +145,15 @@ static void test_reader_states_a_gap(void **state)
     log_bench_stop(&b);
 }
 
+/* A record of several blocks; one at a time. */
+static void begin_large(struct log_block_group *group, uint64_t session, size_t payload_size, bool is_state)
+{
+    static uint8_t payload[3 * LOG_BENCH_BODY_MAX], head[LOG_BENCH_BODY_MAX];
+    assert_true(payload_size <= sizeof payload);
+    struct record rec = {.type = RECORD_PUBLISH, .session = session, .payload = span_of(payload, payload_size)};
+    log_block_group_init(group, span_of(head, record_encode_head(head, &rec)), rec.payload, is_state);
+}
+
 /* One block of a group, begun, written and finished. */
 static void put_group_part(struct log_bench *b, struct log_block_group *group)
 {
@@ -158,11 +167,8 @@ static void test_group_with_others_between_and_reopened_from_its_first_block(voi
 {
     (void)state;
     struct log_bench b = log_bench_start();
-    static uint8_t payload[3 * LOG_BENCH_BODY_MAX], bytes[4 * LOG_BENCH_BODY_MAX];
-    struct record rec = {.type = RECORD_PUBLISH, .session = 2, .payload = span_of(payload, sizeof payload)};
-    size_t size = record_encode(bytes, &rec);
     struct log_block_group group;
-    log_block_group_init(&group, span_of(bytes, size - sizeof payload), rec.payload, false);
+    begin_large(&group, 2, 3 * LOG_BENCH_BODY_MAX, false);
     struct log_reader *reader = log_bench_read(&b, NULL);
     put_group_part(&b, &group);
     b.next_id = 1;
@@ -193,12 +199,9 @@ static void test_reused_before_the_position_loses_the_open_group_only(void **sta
 {
     (void)state;
     struct log_bench b = log_bench_start(); /* no cursor: nothing is held */
-    static uint8_t payload[2 * LOG_BENCH_BODY_MAX], bytes[3 * LOG_BENCH_BODY_MAX];
-    struct record rec = {.type = RECORD_PUBLISH, .payload = span_of(payload, sizeof payload)};
-    size_t size = record_encode(bytes, &rec);
     struct log_block_group group;
     struct log_cursor_value value;
-    log_block_group_init(&group, span_of(bytes, size - sizeof payload), rec.payload, false);
+    begin_large(&group, 0, 2 * LOG_BENCH_BODY_MAX, false);
     put_group_part(&b, &group);
     b.next_id = 1;
     struct log_reader *reader = log_bench_read(&b, NULL);
@@ -235,11 +238,8 @@ static void test_group_without_its_last_block_is_void(void **state)
 {
     (void)state;
     struct log_bench b = log_bench_start();
-    static uint8_t payload[3 * LOG_BENCH_BODY_MAX], bytes[4 * LOG_BENCH_BODY_MAX];
-    struct record rec = {.type = RECORD_PUBLISH, .session = 2, .payload = span_of(payload, sizeof payload)};
-    size_t size = record_encode(bytes, &rec);
     struct log_block_group group;
-    log_block_group_init(&group, span_of(bytes, size - sizeof payload), rec.payload, false);
+    begin_large(&group, 2, 3 * LOG_BENCH_BODY_MAX, false);
     put_group_part(&b, &group);
     put_group_part(&b, &group);
     sim_fs_crash(b.sim);
@@ -273,11 +273,9 @@ static void put_marked(struct log_bench *b, bool is_state, size_t payload_size)
 
 static void put_group_marked(struct log_bench *b, bool is_state)
 {
-    static uint8_t payload[2 * LOG_BENCH_BODY_MAX], bytes[3 * LOG_BENCH_BODY_MAX];
-    struct record rec = {.type = RECORD_PUBLISH, .session = b->next_id, .payload = span_of(payload, sizeof payload)};
     struct log_block_group group;
     uint64_t id = b->next_id;
-    log_block_group_init(&group, span_of(bytes, record_encode(bytes, &rec) - sizeof payload), rec.payload, is_state);
+    begin_large(&group, id, 2 * LOG_BENCH_BODY_MAX, is_state);
     while (!log_block_group_done(&group))
         put_group_part(b, &group);
     b->next_id = id + 1;
@@ -286,13 +284,10 @@ static void put_group_marked(struct log_bench *b, bool is_state)
 /* The first block of a large record that is state, made void by one that is not, which is left open. */
 static void put_part_of_void_group(struct log_bench *b, struct log_block_pool *pool)
 {
-    static uint8_t payload[2 * LOG_BENCH_BODY_MAX], bytes[3 * LOG_BENCH_BODY_MAX];
-    struct record rec = {.type = RECORD_PUBLISH, .payload = span_of(payload, sizeof payload)};
-    size_t head_size = record_encode(bytes, &rec) - sizeof payload;
     for (int i = 0; i < 2; i++) {
         struct log_block_group group;
         struct log_block *block = log_block_pool_get(pool);
-        log_block_group_init(&group, span_of(bytes, head_size), rec.payload, i == 0);
+        begin_large(&group, 0, 2 * LOG_BENCH_BODY_MAX, i == 0);
         log_block_group_next(&group, block);
         log_block_seal(pool, block);
         log_bench_write(b, pool, block, (int64_t)b->next_id * 1000000000 + (i + 1) * LOG_STATE_INTERVAL_NS);

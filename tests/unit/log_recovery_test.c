@@ -3,6 +3,13 @@
 #include "common/log_identity.h"
 #include "tests/lib/log_bench.h"
 
+/* A sector of the disk. */
+static void clear(struct log_bench *b, const char *path, uint64_t offset)
+{
+    static const uint8_t zeros[512];
+    assert_int_equal(sim_fs_overwrite(b->sim, path, offset, zeros, sizeof zeros), ERR_OK);
+}
+
 static void test_torn_tail_is_normal(void **state)
 {
     (void)state;
@@ -17,8 +24,7 @@ static void test_torn_tail_is_normal(void **state)
     log_block_pool_put(&b.pool, blocks[1]);
     sim_fs_kill(b.sim);
     log_bench_close(&b);
-    uint8_t zeros[512] = {0};
-    assert_int_equal(sim_fs_overwrite(b.sim, "log/0000000000000001.seg", first.offset, zeros, sizeof zeros), ERR_OK);
+    clear(&b, "log/0000000000000001.seg", first.offset);
     assert_int_equal(log_bench_open(&b), ERR_OK);
     assert_int_equal(b.recovery.end.position.sequence, 2);
     assert_int_equal(b.recovery.end.place.offset, first.offset);
@@ -47,8 +53,7 @@ static void test_a_torn_tail_stays_void_over_starts(void **state)
         log_block_pool_put(&b.pool, blocks[i]);
     sim_fs_kill(b.sim);
     log_bench_close(&b);
-    uint8_t zeros[512] = {0};
-    assert_int_equal(sim_fs_overwrite(b.sim, "log/0000000000000001.seg", first.offset, zeros, sizeof zeros), ERR_OK);
+    clear(&b, "log/0000000000000001.seg", first.offset);
     for (int i = 0; i < 3; i++) {
         assert_int_equal(log_bench_open(&b), ERR_OK);
         assert_int_equal(b.recovery.end.position.sequence, 2);
@@ -74,9 +79,8 @@ static void damage_and_expect(bool state_too)
     sim_fs_kill(b.sim);
     log_bench_close(&b);
     if (state_too) { /* the blocks alone must prove it */
-        uint8_t zeros[512] = {0};
-        assert_int_equal(sim_fs_overwrite(b.sim, "log/state", 0, zeros, sizeof zeros), ERR_OK);
-        assert_int_equal(sim_fs_overwrite(b.sim, "log/state", 4096, zeros, sizeof zeros), ERR_OK);
+        clear(&b, "log/state", 0);
+        clear(&b, "log/state", 4096);
     }
     struct log_reader *reader = log_bench_read(&b, NULL);
     if (!state_too)
@@ -119,10 +123,9 @@ static void test_cursor_past_the_hole_is_corruption(void **state)
     struct log_cursor_value value = {.position = end.position, .place = end.place, .reopen = end.place};
     assert_int_equal(log_cursor_create(b.fs, b.dir, "sink", &value), ERR_OK);
     log_bench_close(&b);
-    uint8_t zeros[512] = {0};
-    sim_fs_overwrite(b.sim, "log/state", 0, zeros, sizeof zeros);
-    sim_fs_overwrite(b.sim, "log/state", 4096, zeros, sizeof zeros);
-    sim_fs_overwrite(b.sim, "log/0000000000000001.seg", 4096, zeros, sizeof zeros);
+    clear(&b, "log/state", 0);
+    clear(&b, "log/state", 4096);
+    clear(&b, "log/0000000000000001.seg", 4096);
     assert_int_equal(log_bench_open(&b), ERR_CORRUPT);
     assert_string_equal(b.recovery.proof_by, "cursor.sink");
     log_bench_stop(&b);
