@@ -282,7 +282,8 @@ void waiting_add(struct shard *shard, struct session *sess, struct msg *msg, uin
         return;
     }
     msg_ref(msg);
-    queue_owe(&sess->queue, cost, debt);
+    bool is_owed = queue_owe(&sess->queue, cost, debt);
+    CHECK(is_owed);
     note_queued(shard, 1, (int64_t)cost); /* in the totals it is already */
     if (is_wanted)
         list_session(shard, sess);
@@ -587,17 +588,29 @@ static void note_restored(struct shard *shard, uint64_t sequence)
         shard->waiting.restored_last = sequence;
 }
 
+/* What owed when the broker ended owes again: messages come in the order in which they came then. What its session has nothing older to pay
+ * for was acknowledged, and stays, though it may be over the bounds: who owed may have had its acknowledgements on their way to the log. */
+static struct queue_debt take_restored(struct shard *shard, const struct session *sess, uint32_t cost)
+{
+    struct queue_totals *totals = shard->config.queue_totals;
+    struct queue_debt debt = {0};
+    if (totals && (shard->config.limits.queue_policy != QUEUE_DROP_OLDEST ||
+                   queue_totals_take_owing(totals, cost, queue_held(&sess->queue), &debt) != QUEUE_TOTALS_TAKEN))
+        queue_totals_change(totals, 1, cost);
+    return debt;
+}
+
 bool waiting_restore(struct shard *shard, struct session *sess, uint64_t sequence, uint32_t cost, bool is_in_run, uint64_t run_last)
 {
-    struct queue_before was = before(sess);
-    if (!queue_restore(&sess->queue, sequence, cost, is_in_run, run_last))
-        return false;
-    note_change(shard, sess, was);
+    struct queue_debt debt = take_restored(shard, sess, cost);
+    if (!queue_restore(&sess->queue, sequence, cost, is_in_run, run_last) || !queue_owe(&sess->queue, cost, debt))
+        return false;            /* the start ends */
+    note_queued(shard, 1, cost); /* in the totals it is already */
     note_restored(shard, sequence);
     counter_inc(&shard->stats.copies_restored);
     uint32_t runs_left = UINT32_MAX;
-    if (post_runs(shard, sess, false, &runs_left))
-        list_session(shard, sess); /* until the store has committed them */
+    if (post_runs(shard, sess, false, &runs_left) || debt.messages > 0 || debt.bytes > 0)
+        list_session(shard, sess); /* until the store has committed them, and it has paid */
     return true;
 }
 

@@ -8,7 +8,7 @@
  *   drops   waiting_log_drop     notes of a turn become DROP records at its end; without room in the log they stay notes. A crash in
  *                                between brings the message back, as if it had not been dropped: late, never wrong
  *   all     queue_totals.h       what all queues hold together. With drop_oldest a session owes what is over it, and keeps its bounds
- *                                lower until that is paid; an end of the broker forgets what is owed, and the next messages pay for it
+ *                                lower until that is paid; what an end of the broker leaves unpaid is owed again by what a start restores
  *
  *   age     max_queued_age       everything that waited longer goes, with its reason, whether its session ever comes back or not: the
  *                                sessions are looked at in turn, several times within that age; what is on disk and may be too old is read

@@ -15,7 +15,7 @@ struct item_rings {
     struct late_list *late;     /* came too late for the runs that there are */
     struct posted_runs *posted; /* their messages are counted in run_count as well */
     uint64_t window_bytes;
-    struct queue_limits held; /* it owes what is more than that; messages_max 0: nothing. The window has something then: what owes */
+    struct queue_limits held; /* it owes what is more than that; messages_max 0: nothing */
 };
 
 struct queue_body {
@@ -45,7 +45,7 @@ static struct item_rings *rings_get(struct queue_body *body)
 static void rings_trim(struct queue_body *body)
 {
     const struct item_rings *rings = body->rings;
-    if (!rings || rings->head || rings->window || rings->late || rings->posted)
+    if (!rings || rings->head || rings->window || rings->late || rings->posted || rings->held.messages_max > 0)
         return;
     free(body->rings);
     body->rings = NULL;
@@ -187,14 +187,20 @@ static struct queue_limits held_with(struct queue_limits held, size_t cost, stru
     return (struct queue_limits){.messages_max = held.messages_max + 1 - debt.messages, .bytes_max = held.bytes_max + cost - debt.bytes};
 }
 
-void queue_owe(struct queue *queue, size_t cost, struct queue_debt debt)
+bool queue_owe(struct queue *queue, size_t cost, struct queue_debt debt)
 {
     struct queue before = *queue;
+    if (!debtor(queue) && debt.messages == 0 && debt.bytes == 0)
+        return true;
     before.count--;
     before.bytes -= cost;
     struct queue_limits held = held_with(queue_held(&before), cost, debt);
     bool is_owing = held.messages_max < queue->count || held.bytes_max < queue->bytes;
+    if (!rings_get(queue->body))
+        return false;
     queue->body->rings->held = is_owing ? held : (struct queue_limits){0};
+    rings_trim(queue->body);
+    return true;
 }
 
 static struct queue_body *open_packed(const struct queue_packed *packed)
@@ -237,7 +243,7 @@ static struct queue_body *body_get(struct queue *queue)
 void queue_pack(struct queue *queue)
 {
     struct queue_body *body = body_of(queue);
-    if (!body || head_of(body) || window_of(body) || posted_of(body) || queue->is_reading || queue_is_tail_long(queue))
+    if (!body || head_of(body) || window_of(body) || posted_of(body) || debtor(queue) || queue->is_reading || queue_is_tail_long(queue))
         return;
     struct queue_runs runs = {.next = body->run_next, .max = body->run_max, .count = body->run_count, .misses = body->run_misses};
     struct queue_lists lists = {body->front, body->tail, body->rings ? body->rings->late : NULL};
@@ -264,6 +270,11 @@ static void leave(struct queue *queue, uint32_t count, uint64_t bytes)
     CHECK(queue->count >= count);
     queue->count -= count;
     queue->bytes = queue->count == 0 || queue->bytes < bytes ? 0 : queue->bytes - bytes;
+    const struct queue_limits *held = debtor(queue);
+    if (held && queue->count <= held->messages_max && queue->bytes <= held->bytes_max) { /* paid */
+        queue->body->rings->held = (struct queue_limits){0};
+        rings_trim(queue->body);
+    }
     if (queue->count == 0 && queue->body->run_max == 0 && !queue->is_reading) {
         CHECK(!queue->body->rings);
         CHECK(!queue->body->front);

@@ -130,9 +130,10 @@ struct queue_item *queue_first(struct queue *queue);
 struct queue_item queue_pop(struct queue *queue, struct queue_shared *shared);
 /* What it holds, without what it owes: that is what counts in the bounds of all queues together. */
 struct queue_limits queue_held(const struct queue *queue);
-/* After each queue_push(): what that message (of `cost` bytes, the newest) owes, no more than it held. It stays owed until as much has
- * left, or was dropped by queue_pop_over() and queue_on_costs() with the bounds that queue_bounds() says. */
-void queue_owe(struct queue *queue, size_t cost, struct queue_debt debt);
+/* After each queue_push() and queue_restore(): what that message (of `cost` bytes, the newest) owes, no more than it held. It stays owed
+ * until as much has left, or was dropped by queue_pop_over() and queue_on_costs() with the bounds that queue_bounds() says. False: memory
+ * is short; never behind queue_push(). */
+bool queue_owe(struct queue *queue, size_t cost, struct queue_debt debt);
 /* These, or less while it owes. */
 struct queue_limits queue_bounds(const struct queue *queue, const struct queue_limits *limits);
 /* QUEUE_DROP_OLDEST: take the next out that has to go, and say by which bound; likewise. That is the oldest; and when it must be read first

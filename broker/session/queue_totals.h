@@ -65,7 +65,8 @@ static inline bool queue_totals_add_owing(_Atomic uint64_t *total, uint64_t max,
 }
 
 /* Room for one message of a session that holds so much: it owes what does not fit. When the bounds are exceeded already, by what a start
- * found, that is as much again, so that each pays a part of it, and all of it is paid soon. Not TAKEN: it has too little to pay with. */
+ * found and nobody could pay for, that is as much again, so that each pays a part of it, and all of it is paid soon. Not TAKEN: it has too
+ * little to pay with. */
 static inline enum queue_totals_verdict queue_totals_take_owing(struct queue_totals *totals, uint64_t bytes, struct queue_limits held,
                                                                 struct queue_debt *debt_out)
 {

@@ -300,6 +300,7 @@ bool sim_broker_step(struct sim *sim); /* one thing that could happen inside; fa
 bool sim_broker_is_quiet(struct sim *sim);
 void sim_broker_describe(struct sim *sim); /* what it holds, for a run that is stuck */
 void sim_broker_check_books(struct sim *sim);
+void sim_broker_check_totals(struct sim *sim);
 bool sim_broker_is_log_full(const struct sim *sim); /* publishers were told to wait; there is room for the others */
 /* Its home had been told that the checkpoint lags too far behind when this was sent, and nothing else since. */
 bool sim_broker_is_told_to_wait(const struct sim *sim, const struct sim_conn *conn, uint64_t sent_step);

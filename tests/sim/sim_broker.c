@@ -728,6 +728,18 @@ void sim_broker_describe(struct sim *sim)
                log_writer_room(broker->writer, LOG_ROOM_CONTROL), broker->room_said);
 }
 
+/* What all queues hold together is what was taken for them, and of what they owe nothing is left. */
+void sim_broker_check_totals(struct sim *sim)
+{
+    uint64_t waiting = 0, max = sim->config.totals_messages_max, taken = atomic_load(&sim->broker->totals.messages);
+    for (uint16_t i = 0; i < sim->shard_count; i++)
+        waiting += shard_get_stats(sim->broker->shards[i])->queued.messages;
+    if (waiting != taken)
+        sim_found(sim, "%" PRIu64 " messages wait, and %" PRIu64 " are counted in all queues together", waiting, taken);
+    if (sim->config.queue_policy == QUEUE_DROP_OLDEST && waiting > max)
+        sim_found(sim, "%" PRIu64 " messages wait in all queues together, which may hold %" PRIu64, waiting, max);
+}
+
 void sim_broker_check_books(struct sim *sim)
 {
     struct errmsg msg = {""};

@@ -676,6 +676,7 @@ static void run(uint64_t seed, uint32_t steps, int purpose, bool trace, uint32_t
     audit(sim);
     sim_ledger_check_end(sim);
     sim_broker_check_books(sim);
+    sim_broker_check_totals(sim);
     if (!sim_has_gone(sim))
         sim_broker_check_store(sim);
     *messages_out += sim->ledger.count;

@@ -581,6 +581,49 @@ static void a_small_old_one_goes_before_a_large_newer_one(void **state)
     queue_deinit(&queue, &shared);
 }
 
+/* What owes may be on disk, all of it, as after a start: it stays owed until it is paid, and the newest is left. */
+static void what_is_on_disk_owes_too(void **state)
+{
+    (void)state;
+    struct queue_stats window = {0};
+    struct queue_shared shared = {.window = &window};
+    const struct queue_limits limits = {.messages_max = 100, .bytes_max = 10000};
+    struct queue queue = {0};
+    for (uint64_t s = 1; s <= 5; s++) {
+        assert_true(queue_restore(&queue, s, 100, false, 0));
+        struct queue_debt debt = {.messages = s > 2, .bytes = s == 5 ? 50 : 0};
+        assert_true(queue_owe(&queue, 100, debt));
+    }
+    assert_int_equal(queue_held(&queue).messages_max, 2);
+    assert_int_equal(queue_held(&queue).bytes_max, 450);
+    queue_settle(&queue, &shared, false);
+    queue_pack(&queue);
+    assert_false(queue.is_packed);
+    struct queue_limits bounds = queue_bounds(&queue, &limits);
+    struct queue_item item;
+    enum queue_verdict verdict;
+    assert_false(queue_pop_over(&queue, &shared, &bounds, &item, &verdict));
+    assert_int_equal(verdict, QUEUE_FULL_MESSAGES);
+    assert_int_equal(queue_over(&queue, &bounds), 3);
+    struct store_read read = {.costs_only = true};
+    uint32_t lost;
+    assert_true(queue_next_read(&queue, &read, 3));
+    for (uint32_t i = 0; i < read.count; i++) {
+        read.items[i].state = STORE_ITEM_FOUND;
+        read.items[i].cost = 100;
+    }
+    assert_int_equal(queue_on_costs(&queue, &shared, &read, &bounds, &lost), 0);
+    for (uint32_t i = 0; i < read.count; i++)
+        assert_int_equal(read.items[i].state, STORE_ITEM_OVER_MESSAGES);
+    assert_int_equal(queue_count(&queue), 2);
+    bounds = queue_bounds(&queue, &limits);
+    assert_int_equal(bounds.messages_max, 100); /* paid */
+    assert_int_equal(queue_held(&queue).bytes_max, 200);
+    queue_pack(&queue);
+    assert_true(queue.is_packed);
+    queue_deinit(&queue, &shared);
+}
+
 static void bounds_are_on_messages_and_bytes(void **state)
 {
     (void)state;
@@ -978,6 +1021,7 @@ int main(void)
         cmocka_unit_test(order_is_kept_whatever_is_let_go),
         cmocka_unit_test(the_newest_are_left_when_the_oldest_go),
         cmocka_unit_test(a_small_old_one_goes_before_a_large_newer_one),
+        cmocka_unit_test(what_is_on_disk_owes_too),
         cmocka_unit_test(bounds_are_on_messages_and_bytes),
         cmocka_unit_test(nothing_is_allocated_while_it_is_empty),
         cmocka_unit_test(what_the_store_does_not_have_stays),

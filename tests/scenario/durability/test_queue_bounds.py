@@ -138,6 +138,47 @@ def test_4_1_the_bound_of_all_queues_drops_the_oldest(new_broker, join, restart,
     broker.check_books()
 
 
+@pytest.mark.parametrize("bound", ["max_queued_messages_total 10", "max_queued_bytes_total 4KiB"])
+def test_4_1_what_all_queues_owe_is_paid_after_a_kill(new_broker, join, topic, bound, away):
+    """Over the bound of all queues at a kill: the start brings them down to it, though nobody gets a message; the newest are left."""
+    broker = new_broker(FAST + "queue_policy drop_oldest\n", shards=2)
+    for client_id, topics in (("quiet", topic + "/quiet"), ("one", topic + "/busy"), ("two", topic + "/busy")):
+        away(broker, topics, client_id=client_id)
+    publisher = join(broker, "publisher")
+    fill(publisher, topic + "/quiet", 0, 2)
+    fill(publisher, topic + "/busy", 0, 20)
+    wait_checkpoint(broker)
+    fill(publisher, topic + "/busy", 20, 100)
+    broker.kill()
+    broker.conf += bound + "\n"
+    broker.start()
+    names = {"messages": "tidegate_queue_messages", "bytes": "tidegate_queue_bytes"}
+    name, most = next((names[key], number) for key, number in (("messages", 10), ("bytes", 4096)) if key in bound)
+    broker.wait_metric(lambda metrics: metrics.get(name, queue="session_queue") <= most, "what is owed is paid")
+    metrics = broker.metrics()
+    waiting = metrics.get("tidegate_queue_messages", queue="session_queue")
+    reason = "total_messages" if "messages" in bound else "total_bytes"
+    assert waiting + metrics.get("tidegate_dropped_copies_total", reason=reason) == 242
+    assert waiting == 10 if "messages" in bound else waiting > 6, waiting
+    broker.check_books()
+    wait_checkpoint(broker)
+    broker.kill()
+    broker.start()
+    assert broker.metrics().get("tidegate_queue_messages", queue="session_queue") == waiting
+    assert numbers(join(broker, "quiet", **kept()).take_payloads(2)) == [0, 1]
+    counts = []
+    for client_id in ("one", "two"):
+        client = join(broker, client_id, **kept())
+        found = numbers(client.take_payloads(1))
+        while found[-1] < 119:
+            found += numbers(client.take_payloads(1))
+        assert found == list(range(120 - len(found), 120))
+        client.ping()
+        counts.append(len(found))
+    assert sum(counts) == waiting - 2
+    broker.check_books()
+
+
 def test_4_1_drop_oldest_with_a_lower_bound_after_a_restart(new_broker, join, restart, topic, away):
     """The next message brings the queue to the newest of the new bound, itself included."""
     broker = new_broker(FAST + "queue_policy drop_oldest\n")
