@@ -141,12 +141,8 @@ static void clear_array(void **items, size_t *count, size_t *capacity)
 
 void delta_clear(struct delta *delta)
 {
-    for (size_t b = 0; b < delta->session_bucket_count; b++) {
-        for (struct stored_session *session = delta->session_buckets[b], *next; session; session = next) {
-            next = session->next;
-            stored_session_clear(session);
-        }
-    }
+    for (struct stored_session *session = delta->first_session; session; session = session->later)
+        stored_session_clear(session);
     free(delta->session_buckets);
     free(delta->retained_buckets);
     /* A need that was once goes by halves. */
@@ -441,6 +437,8 @@ enum err delta_add_session(struct delta *delta, struct stored_session **session_
     struct stored_session **bucket = &delta->session_buckets[session_bucket(delta, number)];
     *session = (struct stored_session){.next = *bucket, .number = number};
     *bucket = session;
+    *(delta->last_session ? &delta->last_session->later : &delta->first_session) = session;
+    delta->last_session = session;
     delta->session_count++;
     *session_out = session;
     return ERR_OK;
@@ -458,10 +456,15 @@ enum err delta_list_sessions(const struct delta *delta, struct stored_session **
     if (!sessions)
         return ERR_NOMEM;
     size_t count = 0;
-    for (size_t b = 0; b < delta->session_bucket_count; b++)
-        for (struct stored_session *session = delta->session_buckets[b]; session; session = session->next)
-            sessions[count++] = session;
-    qsort(sessions, count, sizeof *sessions, compare_sessions);
+    uint64_t last = 0;
+    bool is_sorted = true;
+    for (struct stored_session *session = delta->first_session; session; session = session->later) {
+        is_sorted &= session->number >= last;
+        last = session->number;
+        sessions[count++] = session;
+    }
+    if (!is_sorted)
+        qsort(sessions, count, sizeof *sessions, compare_sessions);
     *sessions_out = sessions;
     return ERR_OK;
 }

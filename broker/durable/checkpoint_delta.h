@@ -84,6 +84,7 @@ struct delta {
     struct delta_ack *acks;
     size_t ack_count, ack_capacity;
     struct stored_session **session_buckets;
+    struct stored_session *first_session, *last_session; /* as they came: next to each other in memory, and often by number */
     size_t session_bucket_count, session_count, deleted_count;
     struct delta_retained **retained_buckets;
     size_t retained_bucket_count, retained_count;

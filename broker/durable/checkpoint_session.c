@@ -125,6 +125,7 @@ void stored_session_clear(struct stored_session *session)
     free(session->sent_ids);
     *session = (struct stored_session){
         .next = session->next,
+        .later = session->later,
         .number = session->number,
         .is_stored = session->is_stored,
         .is_changed = session->is_changed,

@@ -35,7 +35,8 @@ struct stored_subscription {
 };
 
 struct stored_session {
-    struct stored_session *next; /* in its bucket */
+    struct stored_session *next;  /* in its bucket */
+    struct stored_session *later; /* the one that came into the delta after it */
     uint64_t number;
     bool is_stored;  /* the database has a value */
     bool exists;     /* otherwise nothing below counts */
