@@ -141,19 +141,27 @@ static void put(struct filler *filler, const struct record *rec)
     filler->records++;
 }
 
+/* flags: of the record's options, beside what all sessions have. */
+static void put_session(struct filler *filler, uint32_t epoch, uint64_t i, uint64_t flags, int64_t now_wall_ns)
+{
+    char id[32];
+    struct record session = {
+        .type = RECORD_SESSION,
+        .session = number_of(epoch, i),
+        .client_id = client_id_of(id, i),
+        .received_ns = now_wall_ns,
+        .options = SESSION_NEVER_EXPIRES | flags | UINT64_C(4) << RECORD_SESSION_PROTOCOL_SHIFT,
+    };
+    put(filler, &session);
+}
+
 static void put_sessions(struct filler *filler, uint32_t epoch, int64_t now_wall_ns)
 {
-    char id[32], filter[40];
+    char filter[40];
     for (uint64_t i = 0; i < opt.sessions; i++) {
-        struct record session = {
-            .type = RECORD_SESSION,
-            .session = number_of(epoch, i),
-            .client_id = client_id_of(id, i),
-            .received_ns = now_wall_ns,
-            .options = SESSION_NEVER_EXPIRES | UINT64_C(4) << RECORD_SESSION_PROTOCOL_SHIFT,
-        };
-        put(filler, &session);
-        struct record subscription = {.type = RECORD_SUBSCRIPTION, .session = session.session, .topic = filter_of(filter, i), .options = 1};
+        put_session(filler, epoch, i, 0, now_wall_ns);
+        struct record subscription = {
+            .type = RECORD_SUBSCRIPTION, .session = number_of(epoch, i), .topic = filter_of(filter, i), .options = 1};
         put(filler, &subscription);
     }
 }
@@ -207,23 +215,16 @@ static void put_connected(struct filler *filler, uint32_t epoch, int64_t now_wal
 {
     char id[32], topic[40];
     for (uint64_t i = 0; i < opt.sessions; i++) {
-        struct record session = {
-            .type = RECORD_SESSION,
-            .session = number_of(epoch, i),
-            .client_id = client_id_of(id, i),
-            .received_ns = now_wall_ns,
-            .options = SESSION_NEVER_EXPIRES | RECORD_SESSION_CONNECTED | UINT64_C(4) << RECORD_SESSION_PROTOCOL_SHIFT,
-        };
-        put(filler, &session);
+        put_session(filler, epoch, i, RECORD_SESSION_CONNECTED, now_wall_ns);
         if (i % WILL_SHARE != 0)
             continue;
         struct record will = {
             .type = RECORD_WILL,
-            .session = session.session,
+            .session = number_of(epoch, i),
             .qos = 1,
             .topic = span_of(topic, (size_t)snprintf(topic, sizeof topic, "fleet/%09lu/will", (unsigned long)i)),
             .payload = SPAN_LITERAL("gone"),
-            .client_id = session.client_id,
+            .client_id = client_id_of(id, i),
         };
         put(filler, &will);
     }
