@@ -646,7 +646,7 @@ static enum err make_loops(struct broker *broker, struct errmsg *msg)
                         .session_expiry_max_s = expiry_s == 0 ? UINT32_MAX : clamp_u32(expiry_s),
                         .will_restart_grace_ms = clamp_u32(config->will_restart_grace_ns / NS_PER_MS),
                         .wills_per_s = wills_per_s(config),
-                        .sessions_max = clamp_u32(config->max_sessions / config->shard_count + 1),
+                        .sessions_max = clamp_u32((config->max_sessions + config->shard_count - 1) / config->shard_count),
                         .publishes_per_turn_max = clamp_u32(config->publishes_per_turn),
                         .queue_qos0_messages = config->queue_qos0_messages,
                         .allow_zero_length_clientid = config->allow_zero_length_clientid,

@@ -396,7 +396,7 @@ static const struct option_spec specs[] = {
      .max = INT64_C(1000000000),
      .unit = "sessions",
      .doc = "Sessions of the whole broker, connected or not; a CONNECT that would make one more is refused with 0x97 (MQTT 5) or return "
-            "code 3."},
+            "code 3. Each shard has its share, rounded up, and refuses for itself: client ids do not spread quite evenly."},
     {.name = "queue_qos0_messages",
      .type = OPTION_BOOL,
      .flags = OPTION_MOSQUITTO,
@@ -414,7 +414,8 @@ static const struct option_spec specs[] = {
      .flags = OPTION_MOSQUITTO,
      .offset = OFF(allow_duplicate_messages),
      .text = "false",
-     .doc = "true: a copy for each of a client's subscriptions that match; false: one copy."},
+     .doc = "true: a copy for each of a client's subscriptions that match; false: one copy. After a start of the broker comes at most "
+            "one copy of each message, and none of one of which a copy was acknowledged or dropped."},
     {.name = "retain_available",
      .type = OPTION_BOOL,
      .flags = OPTION_MOSQUITTO,
