@@ -11,6 +11,13 @@
 struct rig_client *v5(struct rig *rig, const char *id) { return rig_connect(rig, id, MQTT_V5, true); }
 struct rig_client *v5_stay(struct rig *rig, const char *id) { return rig_connect(rig, id, MQTT_V5, false); }
 
+struct rig_client *subscriber(struct rig *rig, const char *id, bool stays, const char *filter, uint8_t qos)
+{
+    struct rig_client *client = stays ? v5_stay(rig, id) : v5(rig, id);
+    rig_subscribe(client, 1, filter, qos);
+    return client;
+}
+
 struct rig_client *rejoin(struct rig *rig, const char *id)
 {
     struct packet connect = rig_connect_packet(id, MQTT_V5, false);

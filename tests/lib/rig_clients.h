@@ -9,6 +9,8 @@
 /* With MQTT 5 and clean start, or a session that stays; CONNACK is taken. */
 struct rig_client *v5(struct rig *rig, const char *id);
 struct rig_client *v5_stay(struct rig *rig, const char *id);
+/* A subscriber at a QoS; its session stays, or ends with its connection. */
+struct rig_client *subscriber(struct rig *rig, const char *id, bool stays, const char *filter, uint8_t qos);
 /* CONNECT of a session that is there, with MQTT 5; its CONNACK is left to be taken. */
 struct rig_client *rejoin(struct rig *rig, const char *id);
 /* The same, CONNACK taken: the session is still there. */
