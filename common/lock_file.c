@@ -40,8 +40,10 @@ enum err lock_file_open(struct lock_file *lock, const char *path, struct errmsg 
     int size = snprintf(text, sizeof text, "%ld\n", (long)getpid());
     if (ftruncate(fd, 0) != 0 || pwrite(fd, text, (size_t)size, 0) != size) {
         int errnum = errno;
+        enum err err = err_from_errno(errnum);
         close(fd);
-        return err_set(msg, err_from_errno(errnum), "%s: cannot write the lock file: %s", path, strerror(errnum));
+        return err_set(msg, err, "%s: cannot write the lock file: %s%s", path, strerror(errnum),
+                       err == ERR_NOSPACE ? ": make room and start again, nothing is lost" : "");
     }
     lock->fd = fd;
     return ERR_OK;

@@ -21,7 +21,7 @@ struct store_thread {
     struct store_writer *store; /* NULL: no checkpoint */
     void (*on_failed)(void *arg);
     void *on_failed_arg;
-    bool failed, had_room, had_space;
+    bool failed, had_room, had_space, was_full;
     mono_ns next_step_ns;
     struct bell bell;
     _Atomic bool stop_asked;
@@ -79,25 +79,27 @@ static const struct store_writer_io store_thread_writer_io = {
     .wall = store_thread_wall,
 };
 
-/* Lines for what changed in a step. */
+/* Lines for what changed in a step. A database lags as a rule before it is full: that it is the limit and not the disk is said as well. */
 static void store_thread_tell(struct store_thread *thread)
 {
     const struct store_writer_stats *stats = store_writer_get_stats(thread->store);
-    bool has_room = gauge_get(&stats->has_room), has_space = !gauge_get(&stats->no_space);
+    bool has_room = gauge_get(&stats->has_room), has_space = !gauge_get(&stats->no_space), is_full = gauge_get(&stats->is_full);
+    uint64_t lag_bytes = (uint64_t)gauge_get(&stats->lag_bytes);
     if (has_space != thread->had_space && has_space)
         LOG_NOTICE("the checkpoint has space again");
     else if (has_space != thread->had_space)
         LOG_WARNING("no space for the checkpoint: the log holds what it lacks, trying again");
-    if (has_room != thread->had_room && has_room)
-        LOG_NOTICE("the checkpoint keeps up and has room again", LOG_U64("lag_bytes", (uint64_t)gauge_get(&stats->lag_bytes)));
-    else if (has_room != thread->had_room && gauge_get(&stats->is_full))
+    if (is_full && !thread->was_full)
         LOG_WARNING("the checkpoint has reached checkpoint_max_size: publishers of messages that it must keep wait",
-                    LOG_U64("lag_bytes", (uint64_t)gauge_get(&stats->lag_bytes)));
+                    LOG_U64("lag_bytes", lag_bytes));
+    else if (has_room != thread->had_room && has_room)
+        LOG_NOTICE("the checkpoint keeps up and has room again", LOG_U64("lag_bytes", lag_bytes));
     else if (has_room != thread->had_room)
         LOG_WARNING("the checkpoint is too far behind the log: publishers of messages that it must keep wait",
-                    LOG_U64("lag_bytes", (uint64_t)gauge_get(&stats->lag_bytes)), LOG_DURATION("lag", gauge_get(&stats->lag_ns)));
+                    LOG_U64("lag_bytes", lag_bytes), LOG_DURATION("lag", gauge_get(&stats->lag_ns)));
     thread->had_room = has_room;
     thread->had_space = has_space;
+    thread->was_full = is_full;
 }
 
 /* One step when it is time; returns ns until the next. */

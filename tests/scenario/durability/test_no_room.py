@@ -1,6 +1,7 @@
 """No room in the log, on the disk, in the database: publishers wait, everybody else is served, and it goes on with room again."""
 import os
 import select
+import time
 
 import pytest
 
@@ -159,3 +160,22 @@ def test_full_checkpoint(new_broker, join, topic, is_killed, away):
     client.ping()
     broker.wait_metric(lambda metrics: metrics.get("tidegate_checkpoint_has_room") == 1, "there is room again")
     broker.check_books()
+
+
+def test_full_checkpoint_is_said(new_broker, join, topic, away):
+    """That publishers wait for checkpoint_max_size and not for the disk is in the log, though the database had lagged before."""
+    broker = new_broker("checkpoint_interval 300ms\ncheckpoint_max_size 64MiB\ncheckpoint_lag_size 1MiB\nmax_queued_messages 0\nmax_queued_bytes 0\n")
+    away(broker, topic)
+    publisher = join(broker, "publisher")
+    body = os.urandom(200000)
+    sent = answered = 0
+    deadline = time.monotonic() + 60
+    while "checkpoint has reached checkpoint_max_size" not in broker.stderr():
+        assert time.monotonic() < deadline, broker.stderr()
+        while sent < answered + 10 and sent < 800:
+            sent += 1
+            publisher.send(wire.publish_packet(topic, body, 1, sent))
+        while publisher.data or select.select([publisher.socket], [], [], 0.1)[0]:
+            publisher.expect(PUBACK)
+            answered += 1
+    assert "checkpoint_full" in [problem["check"] for problem in broker.health()[1]["problems"]]
