@@ -4,8 +4,6 @@
 
 #include "common/check.h"
 
-static uint64_t difference(uint64_t from, uint64_t to) { return zigzag_encode((int64_t)(to - from)); } /* modulo 2^64 */
-
 static void put_bits(uint8_t *bytes, size_t bit, unsigned width, uint64_t value)
 {
     for (unsigned done = 0; done < width;) {
@@ -27,27 +25,39 @@ static uint64_t get_bits(const uint8_t *bytes, size_t bit, unsigned width)
     return value;
 }
 
+/* Of each to the one before it; all modulo 2^64. */
+static int64_t difference(const uint64_t *sequences, uint32_t i) { return (int64_t)(sequences[i] - sequences[i - 1]); }
+static uint64_t more_than(const uint64_t *sequences, uint32_t i, int64_t least)
+{
+    return (uint64_t)difference(sequences, i) - (uint64_t)least;
+}
+
 size_t position_pack(uint8_t *out, uint64_t base, const uint64_t *sequences, uint32_t count)
 {
-    uint8_t first[VARINT_SIZE_MAX];
+    uint8_t begin[2 * VARINT_SIZE_MAX + 1];
     if (count == 0)
         return 0;
-    size_t size = varint_put(out ? out : first, difference(base, sequences[0]));
-    if (count == 1)
-        return size;
+    size_t size = varint_put(begin, zigzag_encode((int64_t)(sequences[0] - base)));
+    int64_t least = INT64_MAX;
     uint64_t all = 0;
     for (uint32_t i = 1; i < count; i++)
-        all |= difference(sequences[i - 1], sequences[i]);
+        least = difference(sequences, i) < least ? difference(sequences, i) : least;
+    for (uint32_t i = 1; i < count; i++)
+        all |= more_than(sequences, i, least);
     unsigned width = all ? 64 - (unsigned)__builtin_clzll(all) : 0;
     size_t bits_size = ((size_t)width * (count - 1) + 7) / 8;
+    if (count > 1) {
+        begin[size++] = (uint8_t)width;
+        size += varint_put(begin + size, zigzag_encode(least));
+    }
     if (out) {
-        out[size] = (uint8_t)width;
-        uint8_t *bits = out + size + 1;
+        uint8_t *bits = out + size;
+        memcpy(out, begin, size);
         memset(bits, 0, bits_size);
         for (uint32_t i = 1; i < count; i++)
-            put_bits(bits, (size_t)width * (i - 1), width, difference(sequences[i - 1], sequences[i]));
+            put_bits(bits, (size_t)width * (i - 1), width, more_than(sequences, i, least));
     }
-    return size + 1 + bits_size;
+    return size + bits_size;
 }
 
 struct position_unpack position_unpack_of(struct span bytes, uint64_t base, uint32_t count)
@@ -55,7 +65,7 @@ struct position_unpack position_unpack_of(struct span bytes, uint64_t base, uint
     struct position_unpack unpack = {.last = base, .left = count};
     if (count == 0)
         return unpack;
-    uint64_t first;
+    uint64_t first, least;
     size_t used = varint_get(&first, bytes.data, bytes.data + bytes.size);
     CHECK(used > 0);
     unpack.last += (uint64_t)zigzag_decode(first);
@@ -63,10 +73,14 @@ struct position_unpack position_unpack_of(struct span bytes, uint64_t base, uint
     if (count == 1)
         return unpack;
     CHECK(used < bytes.size);
-    unpack.width = bytes.data[used];
-    unpack.size += 1 + ((size_t)unpack.width * (count - 1) + 7) / 8;
+    unpack.width = bytes.data[used++];
+    size_t least_size = varint_get(&least, bytes.data + used, bytes.data + bytes.size);
+    CHECK(least_size > 0);
+    used += least_size;
+    unpack.least = (uint64_t)zigzag_decode(least);
+    unpack.size = used + ((size_t)unpack.width * (count - 1) + 7) / 8;
     CHECK(unpack.size <= bytes.size);
-    unpack.bits = span_of(bytes.data + used + 1, unpack.size - used - 1);
+    unpack.bits = span_of(bytes.data + used, unpack.size - used);
     return unpack;
 }
 
@@ -76,7 +90,7 @@ bool position_unpack_next(struct position_unpack *unpack, uint64_t *sequence_out
         return false;
     unpack->left--;
     if (unpack->is_begun) {
-        unpack->last += (uint64_t)zigzag_decode(get_bits(unpack->bits.data, unpack->bit, unpack->width));
+        unpack->last += unpack->least + get_bits(unpack->bits.data, unpack->bit, unpack->width);
         unpack->bit += unpack->width;
     }
     unpack->is_begun = true;

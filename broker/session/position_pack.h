@@ -1,9 +1,10 @@
 /* Log sequences that rest: written once, read in their order, in as few bytes as is cheap.
  *
- * The first as the difference to a base that the reader has, a varint with zigzag; a byte that says how many bits a difference takes; then
- * the difference of each to the one before it, with zigzag, in so many bits, the low ones first. So twenty sequences of which two stand
- * 20,000 apart take two bytes each, and not three as in a position_list, which can grow and be taken from. How many there are is known
- * elsewhere. None: no bytes; one: no byte of bits either. In memory only, of our own making. Pure. */
+ * The first as the difference to a base that the reader has, a varint with zigzag; a byte that says how many bits a difference takes; the
+ * least difference of one to the one before it, a varint with zigzag; then how much more each difference is, in so many bits, the low ones
+ * first. So twenty sequences that stand 20,000 apart, give or take 1,000, take a byte and a half each, and not three as in a position_list,
+ * which can grow and be taken from. How many there are is known elsewhere. None: no bytes; one: the first alone. In memory only, of our own
+ * making. Pure. */
 #ifndef TIDEGATE_BROKER_SESSION_POSITION_PACK_H
 #define TIDEGATE_BROKER_SESSION_POSITION_PACK_H
 
@@ -14,14 +15,14 @@
 #include "common/bytes.h"
 
 /* What `count` of them take at most. */
-#define POSITION_PACK_SIZE_MAX(count) ((size_t)VARINT_SIZE_MAX + 1 + (size_t)(count)*8)
+#define POSITION_PACK_SIZE_MAX(count) ((size_t)2 * VARINT_SIZE_MAX + 1 + (size_t)(count)*8)
 
 /* Write them to `out`, or only count (NULL). Returns the bytes. */
 size_t position_pack(uint8_t *out, uint64_t base, const uint64_t *sequences, uint32_t count);
 
 struct position_unpack {
     struct span bits;
-    uint64_t last;
+    uint64_t last, least;
     size_t size, bit; /* size: of all, in bytes */
     uint32_t left;
     uint8_t width;

@@ -55,12 +55,18 @@ static void what_is_regular_is_small(void **state)
     uint64_t sequences[20];
     for (uint32_t i = 0; i < 20; i++)
         sequences[i] = 123456789 + i * 20000;
-    assert_int_equal(position_pack(NULL, sequences[19], sequences, 20), 3 + 1 + 19 * 2);
+    assert_int_equal(position_pack(NULL, sequences[19], sequences, 20), 3 + 1 + 3);
+    for (uint32_t i = 0; i < 20; i++)
+        sequences[i] += i % 3 * 1000; /* differences of 18,000 and 21,000 */
+    assert_int_equal(position_pack(NULL, sequences[19], sequences, 20), 3 + 1 + 3 + (19 * 12 + 7) / 8);
+    for (uint32_t i = 0; i < 20; i++)
+        sequences[i] = 1000 - i * 50;
+    assert_int_equal(position_pack(NULL, sequences[0], sequences, 20), 1 + 1 + 1);
     assert_int_equal(position_pack(NULL, sequences[0], sequences, 1), 1);
     assert_int_equal(position_pack(NULL, 0, sequences, 0), 0);
     for (uint32_t i = 0; i < 20; i++)
         sequences[i] = i + 1;
-    assert_int_equal(position_pack(NULL, 0, sequences, 20), 1 + 1 + 5);
+    assert_int_equal(position_pack(NULL, 0, sequences, 20), 1 + 1 + 1);
 }
 
 int main(void)

@@ -12,15 +12,15 @@
 #include "broker/route/topic_tree.h"
 #include "broker/session/session_table.h"
 #include "common/check.h"
+#include "tests/lib/check_random.h"
 
 #define SESSIONS 20000
 #define QUEUED 300
 #define IN_FLIGHT 20
 #define READ_RUNS 3
-#define FAR (1u << 16)          /* 1.3e8 between two of a session: five bytes each in a list */
-#define BYTES_MAX 400           /* of anonymous memory, with a client id of 24 bytes and one filter of 30, its place in the tree included */
-#define BYTES_ALL_AT_ONCE 470   /* in flight, queued, and read ahead */
-#define BYTES_FAR_IN_FLIGHT 470 /* with a queue, and all of it far apart in the log */
+#define FAR (1u << 16)         /* 1.3e8 between two of a session: five bytes each in a list */
+#define BYTES_MAX 400          /* of anonymous memory, with a client id of 24 bytes and one filter of 30, its place in the tree included */
+#define BYTES_OUT_OF_ORDER 430 /* in flight, queued, and read ahead, and nothing is known of how far apart they are: 16 bits of each */
 
 /* The allocator's own count, size classes included; not there under a sanitizer. */
 extern int mallctl(const char *name, void *old, size_t *old_size, void *fresh, size_t fresh_size) __attribute__((weak));
@@ -41,10 +41,25 @@ struct world {
     struct queue_stats window;
     struct queue_shared shared;
     struct store_run (*runs)[READ_RUNS]; /* the first of each session */
+    uint32_t order[SESSIONS];            /* of a round */
+    struct check_random random;
+    bool is_out_of_order;
 };
 
 /* What is there besides a queue. */
-enum { PLAIN, AT_ONCE = 1, IN_FLIGHT_TOO = 2, READ_AHEAD = 4, NEARLY_FOLLOWED = 8 };
+enum { PLAIN, AT_ONCE = 1, IN_FLIGHT_TOO = 2, READ_AHEAD = 4, NEARLY_FOLLOWED = 8, OUT_OF_ORDER = 16 };
+
+/* Each session gets a message in each round. Out of order: between two of one stands what there is of up to two rounds, or nothing. */
+static const uint32_t *draw_order(struct world *world, uint32_t sessions)
+{
+    uint32_t *order = world->order;
+    for (uint32_t i = 0; i < sessions; i++) {
+        uint32_t other = world->is_out_of_order ? (uint32_t)check_random_below(&world->random, i + 1) : i;
+        order[i] = order[other];
+        order[other] = i;
+    }
+    return order;
+}
 
 static void add_session(struct world *world, uint32_t i)
 {
@@ -115,12 +130,14 @@ static void read_ahead(struct world *world, uint32_t i)
 /* What a client that took messages in turn with others did not acknowledge before it left. */
 static void leave_in_flight(struct world *world, uint32_t sessions, uint64_t distance, uint64_t *sequence)
 {
-    for (uint32_t k = 0; k < IN_FLIGHT; k++)
+    for (uint32_t k = 0; k < IN_FLIGHT; k++) {
+        const uint32_t *order = draw_order(world, sessions);
         for (uint32_t i = 0; i < sessions; i++) {
-            struct inflight_entry *entry = inflight_add(&world->sessions[i]->inflight, message(*sequence += 1 + distance), 0, 1);
+            struct inflight_entry *entry = inflight_add(&world->sessions[order[i]]->inflight, message(*sequence += 1 + distance), 0, 1);
             CHECK(entry);
             entry->is_wanted = true;
         }
+    }
     for (uint32_t i = 0; i < sessions; i++) {
         assert_false(inflight_let_go(&world->sessions[i]->inflight, UINT64_MAX));
         inflight_pack(&world->sessions[i]->inflight);
@@ -130,12 +147,14 @@ static void leave_in_flight(struct world *world, uint32_t sessions, uint64_t dis
 /* Sessions that are away take QUEUED messages each, in turn, so that between two of a session stand those of all others; `distance` of
  * anything else in the log between two messages. AT_ONCE: nothing is in the checkpoint before all came. IN_FLIGHT_TOO: IN_FLIGHT before
  * them are not acknowledged. READ_AHEAD: the client came back for a moment. NEARLY_FOLLOWED: it was there when all came, and
- * acknowledged nothing. */
+ * acknowledged nothing. OUT_OF_ORDER: not in the same turn in each round. */
 static uint64_t cost_of(uint32_t sessions, uint64_t distance, int with, uint32_t queued)
 {
     bool at_once = with & AT_ONCE;
     struct world *world = calloc(1, sizeof *world);
     assert_non_null(world);
+    check_random_init(&world->random, 1);
+    world->is_out_of_order = with & OUT_OF_ORDER;
     world->shared = (struct queue_shared){.window = &world->window, .checkpoint = at_once ? 0 : UINT64_MAX};
     assert_int_equal(session_table_init(&world->table, 1), 0);
     world->tree = topic_tree_new(1);
@@ -147,13 +166,15 @@ static uint64_t cost_of(uint32_t sessions, uint64_t distance, int with, uint32_t
         add_session(world, i);
     if (with & IN_FLIGHT_TOO)
         leave_in_flight(world, sessions, distance, &sequence);
-    for (uint32_t k = 0; k < queued; k++)
+    for (uint32_t k = 0; k < queued; k++) {
+        const uint32_t *order = draw_order(world, sessions);
         for (uint32_t i = 0; i < sessions; i++) {
             struct queue_item item = {.msg = message(sequence += 1 + distance), .is_wanted = true};
-            CHECK(queue_push(&world->sessions[i]->queue, &world->shared, &item));
+            CHECK(queue_push(&world->sessions[order[i]]->queue, &world->shared, &item));
             if (!at_once)
-                settle(world, i);
+                settle(world, order[i]);
         }
+    }
     world->shared.checkpoint = UINT64_MAX;
     for (uint32_t i = 0; i < sessions; i++) {
         if (with & NEARLY_FOLLOWED) {
@@ -201,13 +222,15 @@ static void what_was_sent_or_read_ahead_takes_little_more(void **state)
     print_message("with %u in flight and nothing queued: %lu; and with the queue: %lu; far apart: %lu\n", IN_FLIGHT,
                   (unsigned long)in_flight, (unsigned long)both, (unsigned long)far);
     uint64_t ahead = cost_of(SESSIONS, 0, READ_AHEAD, QUEUED), all = cost_of(SESSIONS / 10, 9, READ_AHEAD | IN_FLIGHT_TOO, QUEUED);
-    print_message("with the queue, and some of it read ahead: %lu; and with those in flight: %lu\n", (unsigned long)ahead,
-                  (unsigned long)all);
+    uint64_t out_of_order = cost_of(SESSIONS / 10, 9, READ_AHEAD | IN_FLIGHT_TOO | OUT_OF_ORDER, QUEUED);
+    print_message("with the queue, and some of it read ahead: %lu; and with those in flight: %lu; out of order: %lu\n",
+                  (unsigned long)ahead, (unsigned long)all, (unsigned long)out_of_order);
     assert_true(in_flight <= BYTES_MAX);
     assert_true(both <= BYTES_MAX);
     assert_true(ahead <= BYTES_MAX);
-    assert_true(far <= BYTES_FAR_IN_FLIGHT);
-    assert_true(all <= BYTES_ALL_AT_ONCE);
+    assert_true(far <= BYTES_MAX);
+    assert_true(all <= BYTES_MAX);
+    assert_true(out_of_order <= BYTES_OUT_OF_ORDER);
 }
 
 int main(void)
