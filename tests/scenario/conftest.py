@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from harness import programs
+from harness.durability import kept
 from harness.wire import PUBLISH
 
 _numbers = itertools.count(1)
@@ -80,3 +81,15 @@ def nothing_but():
         subscriber.acknowledge(message)
 
     return check
+
+
+@pytest.fixture
+def away(join):
+    """away(broker, topic, qos=1, client_id="absent"): a session that outlives its connection, with this subscription; its client has left."""
+
+    def make(broker, topic, qos=1, client_id="absent"):
+        client = join(broker, client_id, **kept())
+        client.subscribe((topic, qos))
+        client.disconnect()
+
+    return make

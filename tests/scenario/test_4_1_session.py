@@ -147,7 +147,7 @@ def test_4_4_0_1_never_resent_within_a_connection(broker, join, name, topic, pub
     assert not client.waiting
 
 
-def test_4_4_0_2_refused_is_not_resent(broker, dial, name, topic, publisher, nothing_but):
+def test_4_4_0_2_refused_is_not_resent(broker, dial, join, name, topic, publisher, nothing_but):
     client_id = name()
     client = dial(broker)
     client.connect(client_id, properties=KEPT)
@@ -158,8 +158,7 @@ def test_4_4_0_2_refused_is_not_resent(broker, dial, name, topic, publisher, not
     client.send(wire.ack_packet(PUBACK, one.packet_id, 0x80), wire.ack_packet(PUBREC, two.packet_id, 0x80))
     client.ping()
     client.close()
-    again = dial(broker)
-    again.connect(client_id, clean=False, properties=KEPT)
+    again = join(broker, client_id, **kept())
     nothing_but(again, publisher, topic, 1)
 
 
@@ -328,34 +327,27 @@ def test_3_3_4_7_receive_maximum_held_back_when_asked(new_broker, join, name, to
 # ---- queues ----
 
 
-def test_4_1_queue_is_bounded_and_counted(new_broker, join, dial, name, topic, shards):
+def test_4_1_queue_is_bounded_and_counted(new_broker, join, name, topic, shards, away):
     broker = new_broker("max_queued_messages 10\n", shards=shards)
     client_id = name()
-    client = dial(broker)
-    client.connect(client_id, properties=KEPT)
-    client.subscribe((topic, 1))
-    client.disconnect()
+    away(broker, topic, client_id=client_id)
     publisher = join(broker, name())
     for number in range(25):
         publisher.publish(topic, b"%d" % number, qos=1)
     metrics = broker.wait_metric(lambda metrics: metrics.get("tidegate_dropped_copies_total", reason="queue_full") == 15, "15 are dropped")
     assert metrics.get("tidegate_queue_messages", queue="session_queue") == 10
     broker.check_books()
-    again = dial(broker)
-    again.connect(client_id, clean=False, properties=KEPT)
+    again = join(broker, client_id, **kept())
     assert again.take_payloads(10) == [b"%d" % number for number in range(10)]
     publisher.publish(topic, b"live", qos=1)
     assert again.take().payload == b"live"
     broker.check_books()
 
 
-def test_4_1_queue_bytes_are_bounded(new_broker, join, dial, name, topic):
+def test_4_1_queue_bytes_are_bounded(new_broker, join, name, topic, away):
     broker = new_broker("max_queued_bytes 100000\n")
     client_id = name()
-    client = dial(broker)
-    client.connect(client_id, properties=KEPT)
-    client.subscribe((topic, 1))
-    client.disconnect()
+    away(broker, topic, client_id=client_id)
     publisher = join(broker, name())
     for _ in range(30):
         publisher.publish(topic, bytes(10000), qos=1)
@@ -365,35 +357,27 @@ def test_4_1_queue_bytes_are_bounded(new_broker, join, dial, name, topic):
 
 
 @pytest.mark.parametrize("keep", [False, True], ids=["default", "queue_qos0_messages"])
-def test_4_1_qos_0_for_the_absent(new_broker, join, dial, name, topic, keep):
+def test_4_1_qos_0_for_the_absent(new_broker, join, name, topic, keep, away):
     broker = new_broker(f"queue_qos0_messages {str(keep).lower()}\n")
     client_id = name()
-    client = dial(broker)
-    client.connect(client_id, properties=KEPT)
-    client.subscribe((topic, 1))
-    client.disconnect()
+    away(broker, topic, client_id=client_id)
     publisher = join(broker, name())
     publisher.publish(topic, b"zero", qos=0)
     publisher.publish(topic, b"one", qos=1)
-    again = dial(broker)
-    again.connect(client_id, clean=False, properties=KEPT)
+    again = join(broker, client_id, **kept())
     assert again.take_payloads(2 if keep else 1) == ([b"zero", b"one"] if keep else [b"one"])
     assert broker.metrics().get("tidegate_dropped_copies_total", reason="offline_qos0") == (0 if keep else 1)
     broker.check_books()
 
 
-def test_4_1_large_queue_comes_back_in_order(broker, join, dial, name, topic, publisher):
+def test_4_1_large_queue_comes_back_in_order(broker, join, name, topic, publisher, away):
     """Longer than what is held at hand: the rest comes from the store, page by page."""
     client_id = name()
-    client = dial(broker)
-    client.connect(client_id, properties=KEPT)
-    client.subscribe((topic, 2))
-    client.disconnect()
+    away(broker, topic, qos=2, client_id=client_id)
     count = 900
     for number in range(count):
         publisher.send(wire.publish_packet(topic, b"%d" % number, 1, number + 1))
     for _ in range(count):
         publisher.expect(PUBACK)
-    again = dial(broker)
-    again.connect(client_id, clean=False, properties=KEPT)
+    again = join(broker, client_id, **kept())
     assert again.take_payloads(count) == [b"%d" % number for number in range(count)]

@@ -423,12 +423,22 @@ def test_a_segment_is_missing(pair):
     pair.publish_rows(pair.publisher("publisher2"), "car1", rows(0, 50))
 
 
-@pytest.mark.parametrize("how", ["lost", "damaged"])
-def test_the_identity(pair, how):
+def fill_and_stop(pair):
     pair.start()
     pair.publish_rows(pair.publisher(), "car1", rows(0, 200))
     pair.wait_complete()
     pair.stop()
+
+
+def go_on(pair):
+    """The sink has all of before, and what comes now."""
+    pair.publish_rows(pair.publisher("publisher2"), "car1", rows(200, 200))
+    pair.wait_complete()
+
+
+@pytest.mark.parametrize("how", ["lost", "damaged"])
+def test_the_identity(pair, how):
+    fill_and_stop(pair)
     broker_id, epoch = identity(pair.broker.data)
     path = pair.broker.data / "log" / "identity"
     if how == "lost":
@@ -442,36 +452,27 @@ def test_the_identity(pair, how):
     pair.broker.start()
     assert identity(pair.broker.data) == (broker_id, epoch + 1)
     pair.sink.start()
-    pair.publish_rows(pair.publisher("publisher2"), "car1", rows(200, 200))
-    pair.wait_complete()
+    go_on(pair)
 
 
 def test_the_sinks_cursor(pair):
     """Damaged: the broker serves and says so; repaired, the sink reads again from the oldest record and stores nothing twice."""
-    pair.start()
-    pair.publish_rows(pair.publisher(), "car1", rows(0, 200))
-    pair.wait_complete()
-    pair.stop()
+    fill_and_stop(pair)
     path = pair.broker.data / "log" / "cursor.sink"
     spoil_slots(path)
     repair(pair.broker, str(path), "oldest record")
     assert list(pair.broker.data.glob("damaged-*/log/cursor.sink"))
     pair.start()
-    pair.publish_rows(pair.publisher("publisher2"), "car1", rows(200, 200))
-    pair.wait_complete()
+    go_on(pair)
 
 
 def test_the_state(pair):
-    pair.start()
-    pair.publish_rows(pair.publisher(), "car1", rows(0, 200))
-    pair.wait_complete()
-    pair.stop()
+    fill_and_stop(pair)
     path = pair.broker.data / "log" / "state"
     spoil_slots(path)
     repair(pair.broker, str(path))
     pair.start()
-    pair.publish_rows(pair.publisher("publisher2"), "car1", rows(200, 200))
-    pair.wait_complete()
+    go_on(pair)
 
 
 def test_the_format(pair):

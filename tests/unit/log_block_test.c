@@ -121,16 +121,23 @@ static void test_records_come_back(void **state)
     log_block_pool_deinit(&pool);
 }
 
+/* A sealed block of one record, from a new pool of one block. */
+static struct log_block *lone_record(struct log_block_pool *pool)
+{
+    char payload[100];
+    struct record rec = telemetry(1, payload);
+    assert_int_equal(log_block_pool_init(pool, 0, 1, LOG_BLOCK_BODY_MAX, 512), ERR_OK);
+    struct log_block *block = log_block_pool_get(pool);
+    assert_int_equal(log_block_append(block, &rec), ERR_OK);
+    log_block_seal(pool, block);
+    return block;
+}
+
 static void test_lone_record_takes_one_sector(void **state)
 {
     (void)state;
     struct log_block_pool pool;
-    char payload[100];
-    struct record rec = telemetry(1, payload);
-    assert_int_equal(log_block_pool_init(&pool, 0, 1, LOG_BLOCK_BODY_MAX, 512), ERR_OK);
-    struct log_block *block = log_block_pool_get(&pool);
-    assert_int_equal(log_block_append(block, &rec), ERR_OK);
-    log_block_seal(&pool, block);
+    struct log_block *block = lone_record(&pool);
     assert_int_equal(block->size, 512);
     log_block_pool_put(&pool, block);
     log_block_pool_deinit(&pool);
@@ -164,12 +171,7 @@ static void test_every_flipped_bit_is_found(void **state)
 {
     (void)state;
     struct log_block_pool pool;
-    char payload[100];
-    struct record rec = telemetry(1, payload);
-    assert_int_equal(log_block_pool_init(&pool, 0, 1, LOG_BLOCK_BODY_MAX, 512), ERR_OK);
-    struct log_block *block = log_block_pool_get(&pool);
-    assert_int_equal(log_block_append(block, &rec), ERR_OK);
-    log_block_seal(&pool, block);
+    struct log_block *block = lone_record(&pool);
     put_header(block);
     for (uint32_t bit = 0; bit < 8 * (LOG_BLOCK_HEADER_SIZE + block->body_size); bit++) {
         struct log_block_view view;

@@ -165,6 +165,17 @@ static void shake_hands(struct transport *transport, struct peer *peer)
     fail_msg("no end of the handshake");
 }
 
+/* Over a pair of sockets whose send buffer has this size (0: as large as it comes), to the end of the handshake. */
+static void connect_securely(struct transport *transport, struct peer *peer, struct tls_server *server, int send_size,
+                             const mbedtls_ssl_session *session)
+{
+    int fds[2];
+    make_pair(fds, send_size);
+    assert_int_equal(tls_accept(transport, server, fds[0]), 0);
+    peer_init(peer, fds[1], session);
+    shake_hands(transport, peer);
+}
+
 static void plain_reads_and_writes(void **state)
 {
     (void)state;
@@ -190,13 +201,9 @@ static void tls_reads_and_writes(void **state)
 {
     (void)state;
     struct tls_server *server = server_new();
-    int fds[2];
-    make_pair(fds, 0);
     struct transport transport;
     struct peer peer;
-    assert_int_equal(tls_accept(&transport, server, fds[0]), 0);
-    peer_init(&peer, fds[1], NULL);
-    shake_hands(&transport, &peer);
+    connect_securely(&transport, &peer, server, 0, NULL);
     assert_string_equal(mbedtls_ssl_get_version(&peer.ssl), "TLSv1.2");
     assert_int_equal(transport_read(&transport, buffer, sizeof buffer, &scratch), TRANSPORT_AGAIN);
     /* Several records are one read. */
@@ -226,13 +233,9 @@ static void tls_writes_against_a_full_socket(void **state)
     (void)state;
     enum { SIZE = 300000 };
     struct tls_server *server = server_new();
-    int fds[2];
-    make_pair(fds, 4096);
     struct transport transport;
     struct peer peer;
-    assert_int_equal(tls_accept(&transport, server, fds[0]), 0);
-    peer_init(&peer, fds[1], NULL);
-    shake_hands(&transport, &peer);
+    connect_securely(&transport, &peer, server, 4096, NULL);
     uint8_t *message = malloc(SIZE), *received = malloc(SIZE);
     for (size_t i = 0; i < SIZE; i++)
         message[i] = (uint8_t)(i * 31 + i / 251);
@@ -271,13 +274,9 @@ static void tls_refusals_do_not_pile_up(void **state)
 {
     (void)state;
     struct tls_server *server = server_new();
-    int fds[2];
-    make_pair(fds, 4096);
     struct transport transport;
     struct peer peer;
-    assert_int_equal(tls_accept(&transport, server, fds[0]), 0);
-    peer_init(&peer, fds[1], NULL);
-    shake_hands(&transport, &peer);
+    connect_securely(&transport, &peer, server, 4096, NULL);
     ssize_t result = TRANSPORT_AGAIN;
     for (int i = 0; i < 20000 && result == TRANSPORT_AGAIN; i++) {
         peer.ssl.out_msgtype = MBEDTLS_SSL_MSG_HANDSHAKE;
@@ -300,14 +299,10 @@ static void tls_resumes_by_ticket(void **state)
     mbedtls_ssl_session session;
     mbedtls_ssl_session_init(&session);
     for (int round = 0; round < 2; round++) {
-        int fds[2];
-        make_pair(fds, 0);
         struct transport transport;
         struct peer peer;
-        assert_int_equal(tls_accept(&transport, server, fds[0]), 0);
-        peer_init(&peer, fds[1], round == 0 ? NULL : &session);
         /* The first packet behind the client's last flight must not be lost to the handshake. */
-        shake_hands(&transport, &peer);
+        connect_securely(&transport, &peer, server, 0, round == 0 ? NULL : &session);
         assert_int_equal(mbedtls_ssl_write(&peer.ssl, (const unsigned char *)"x", 1), 1);
         assert_int_equal(transport_read(&transport, buffer, sizeof buffer, &scratch), 1);
         if (round == 0)

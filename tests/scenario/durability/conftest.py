@@ -48,18 +48,6 @@ def killed():
 
 
 @pytest.fixture
-def away(join):
-    """away(broker, topic, qos=1, client_id="absent"): a session that outlives its connection, with this subscription; its client has left."""
-
-    def make(broker, topic, qos=1, client_id="absent"):
-        client = join(broker, client_id, **kept())
-        client.subscribe((topic, qos))
-        client.disconnect()
-
-    return make
-
-
-@pytest.fixture
 def make_state(join, away):
     """make_state(broker, topic): a queue of 50 messages and a retained value, for check_state()."""
 
