@@ -531,7 +531,8 @@ static const struct option_spec specs[] = {
      .text = "256MiB",
      .min = 0,
      .max = 1024 * TIB,
-     .doc = "Publishers of durable messages wait when the disk has fewer free bytes than this."},
+     .doc = "With fewer free bytes on the disk than this the log takes no more of it: publishers of durable messages wait when the "
+            "segments that are there are full."},
     {.name = "log_blocks_per_shard",
      .type = OPTION_INT,
      .offset = OFF(log_blocks_per_shard),
