@@ -189,6 +189,24 @@ static void draw_long_queues(struct sim *sim, struct sim_config *config)
     config->command_one_in = 2;
 }
 
+/* Of those the oldest go, for the bound of all queues together, which may be lower at a start. Only when it is asked for. */
+static void draw_owing_queues(struct sim *sim, struct sim_config *config)
+{
+    draw_long_queues(sim, config);
+    keep_sessions(config);
+    config->has_steady = false;
+    config->client_count = 3 + config->client_count % 3;
+    config->command_one_in = 1;
+    config->clean_one_in = config->short_one_in = config->change_one_in = 1000;
+    config->expiry_max_s = UINT32_MAX;
+    config->is_bounded = true;
+    config->queue_policy = QUEUE_DROP_OLDEST;
+    config->queue_messages_max = 100000;
+    config->queue_bytes_max = 1 << 30;
+    config->totals_messages_max = (uint32_t)(20 + sim_below(sim, 100));
+    config->queue_age_max_ns = 0;
+}
+
 /* A small log that is used again and again, and large messages whose senders are cut off. */
 static void draw_small_log(struct sim *sim, struct sim_config *config)
 {
@@ -238,6 +256,10 @@ static void draw_purpose(struct sim *sim, struct sim_config *config)
         return;
     case 7:
         draw_small_log(sim, config);
+        return;
+    case 8:
+        if (sim->purpose == 8)
+            draw_owing_queues(sim, config);
         return;
     case 9:
         draw_full_log(config);
