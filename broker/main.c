@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "broker/actor/bell.h"
+#include "broker/core/shard_restore.h"
 #include "broker/durable/kv_lmdb.h"
 #include "broker/durable/log_room.h"
 #include "broker/durable/reader_thread.h"
@@ -537,6 +538,8 @@ static enum err load_checkpoint(struct broker *broker, struct errmsg *msg)
     enum err err = recovery_load(&loaded, &broker->durable, &target, msg);
     if (err != ERR_OK)
         return err;
+    for (uint16_t i = 0; i < broker->loop_count; i++)
+        shard_restore_end(shards[i], clock_mono());
     LOG_NOTICE("checkpoint loaded", LOG_U64("sessions", loaded.sessions), LOG_U64("subscriptions", loaded.subscriptions),
                LOG_U64("queued_messages", loaded.messages), LOG_U64("retained_values", loaded.retained),
                LOG_U64("damaged_values", loaded.corrupt), LOG_DURATION("took", clock_mono() - begun));

@@ -129,10 +129,15 @@ void session_on_disconnected(struct shard *shard, struct session *sess, bool say
     session_arm_timer(shard, sess);
 }
 
-/* Wills after a restart come at a bounded rate: each is given its time once. False: not now, will_at_ms says when. */
+/* Wills after a restart come at a bounded rate: each is given its time once, and none in the grace. False: not now, will_at_ms says when.
+ */
 static bool may_say_will(struct shard *shard, struct session *sess)
 {
     struct will *will = sess->rare->will;
+    if (will->is_restored && shard->now_ms < shard->restored_wills_ms) {
+        sess->rare->will_at_ms = shard->restored_wills_ms;
+        return false;
+    }
     if (!will->is_paced || shard->config.limits.wills_per_s == 0)
         return true;
     will->is_paced = false;

@@ -191,3 +191,8 @@ void shard_restore_unwanted(struct shard *shard, uint64_t number, uint64_t seque
 {
     waiting_log_drop(shard, number, sequence, SHARD_dropped_offline);
 }
+
+void shard_restore_end(struct shard *shard, int64_t now_mono_ns)
+{
+    shard->restored_wills_ms = now_mono_ns / NS_PER_MS + shard->config.limits.will_restart_grace_ms;
+}

@@ -2,8 +2,9 @@
  * shard's first turn, before anything else is given to it: sessions first, then what they want.
  *
  * Clocks: a session that was connected when the broker stopped counts as disconnected now, so its expiry and its will's delay begin now,
- * and a will waits at least will_restart_grace for its client to come back; so does the end of its session, which would say it. A CONNECT
- * meanwhile, with clean start or not, discards that will. The clocks of a session that was away have gone on by the wall clock; a wall
+ * and a will waits at least will_restart_grace for its client to come back; so does the end of its session, which would say it. No client
+ * can come back while others are restored, so the grace begins when all are. A CONNECT meanwhile, with clean start or not, discards that
+ * will. The clocks of a session that was away have gone on by the wall clock; a wall
  * clock that went back meanwhile counts as no time. From here on all are monotonic, whatever the wall clock does. What has expired ends
  * with the shard's next timers, and wills of an earlier start are said at a bounded rate (wills_per_s).
  *
@@ -38,6 +39,9 @@ enum err shard_restore_want(struct shard *shard, uint64_t number, uint64_t seque
 
 /* One of the messages it wants is a retained value (RECORD_RECIPIENT_RETAINED). */
 void shard_restore_copy(struct shard *shard, uint64_t number);
+
+/* All are there, and clients are about to be let in: the grace of their wills begins. Outside a turn, too. */
+void shard_restore_end(struct shard *shard, int64_t now_mono_ns);
 
 /* It wants the message, and must not get it. Said in the log, too, before the session is said to be away: the loader may find no space to
  * take the want away. */

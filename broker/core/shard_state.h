@@ -116,7 +116,8 @@ struct shard {
     struct session_log session_log;
     uint64_t *restored; /* numbers of sessions that were connected when the broker stopped: still to be logged as away */
     uint32_t restored_count, restored_capacity;
-    int64_t next_will_ns; /* of an earlier start: when the next one may be said */
+    int64_t next_will_ns;      /* of an earlier start: when the next one may be said */
+    int64_t restored_wills_ms; /* mono; before it none of those whose clients were connected when the broker stopped */
     struct waiting waiting;
     struct scans scans;
     struct owed owed;

@@ -474,6 +474,12 @@ void rig_restore(struct rig *rig, const struct checkpoint_session *sessions, siz
     rig_settle(rig);
 }
 
+void rig_restore_end(struct rig *rig, int64_t ms)
+{
+    for (uint16_t i = 0; i < rig->shard_count; i++)
+        shard_restore_end(rig->shards[i], rig->mono_ns + ms * NS_PER_MS);
+}
+
 /* --- the log ------------------------------------------------------------------------------------------------------------------------ */
 
 static void keep_record(struct rig *rig, const void *bytes, size_t size)

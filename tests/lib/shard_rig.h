@@ -60,6 +60,8 @@ void rig_free(struct rig *rig);
 void rig_restart(struct rig *rig, uint16_t shard_count);
 /* Sessions, their subscriptions and, with has_store, what they want, as after checkpoint_load(); before anything else. */
 void rig_restore(struct rig *rig, const struct checkpoint_session *sessions, size_t count);
+/* Restoring takes so long from now on. */
+void rig_restore_end(struct rig *rig, int64_t ms);
 
 /* Turn everything until nothing moves any more; then the books are checked. */
 void rig_settle(struct rig *rig);

@@ -591,6 +591,26 @@ static struct rig_client *watch(struct rig *rig)
     return watcher;
 }
 
+/* Restoring took a while, and nobody could come back meanwhile. */
+static void grace_begins_when_all_are_restored(void **state)
+{
+    enum { LOAD_MS = 2000 * GRACE_S };
+    struct rig *rig = RIG();
+    struct bytes will = will_record(0);
+    struct checkpoint_session from[3] = {session(rig, "long", 1, 3600, CONNECTED), session(rig, "clean", 2, 0, CONNECTED),
+                                         session(rig, "away", 3, 3600, 10)};
+    for (size_t i = 0; i < 3; i++)
+        from[i].will = of(&will);
+    rig_restore(rig, from, 3);
+    rig_restore_end(rig, LOAD_MS);
+    rig_advance(rig, LOAD_MS + GRACE_S * 1000 - 1000);
+    assert_int_equal(RIG_COUNTER(rig, wills_published), 1); /* that of the one that was away */
+    rig_advance(rig, 2000);
+    assert_int_equal(RIG_COUNTER(rig, wills_published), 3);
+    assert_int_equal(RIG_COUNTER(rig, sessions_ended), 1);
+    rig_free(rig);
+}
+
 /* expiry_s 0: a clean session, kept for its will alone. */
 static void will_after_grace(void **state, uint32_t expiry_s, uint32_t delay_s, int64_t said_s)
 {
@@ -776,6 +796,7 @@ int main(void)
         CASE(wall_clock_that_steps_later_does_not_matter),
         CASE(clock_of_one_that_was_connected_begins_now_and_is_logged),
         CASE(will_of_one_that_was_connected_waits_for_the_grace),
+        CASE(grace_begins_when_all_are_restored),
         CASE(will_s_own_delay_may_be_longer),
         CASE(end_of_its_session_waits_for_the_grace_too),
         CASE(end_of_its_session_comes_before_its_delay),
