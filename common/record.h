@@ -73,7 +73,7 @@ enum record_codec {
     RECORD_CODEC_RAW = 4,
 };
 
-/* One persistent session that gets the message (LOG.md 10: a number that is never reused). */
+/* One persistent session that gets the message (LOG 10: a number that is never reused). */
 struct record_recipient {
     uint64_t session; /* its number */
     uint8_t qos;      /* granted, 0..2 */
@@ -131,7 +131,7 @@ struct record {
     struct span user_name; /* WILL: of the client, for the rules that take the device from it */
 };
 
-/* Whether the checkpoint has to see the record (DESIGN: one log, one checkpoint); telemetry that nobody else wants is passed over. */
+/* Whether the checkpoint has to see the record; telemetry that nobody else wants is passed over. */
 bool record_is_state(const struct record *rec);
 
 /* Bytes of the encoded record, RECORD_SIZE_MIN..; compare with RECORD_SIZE_MAX before logging. */

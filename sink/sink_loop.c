@@ -452,7 +452,7 @@ void sink_loop_free(struct sink_loop *loop)
 
 /* ---- ingest ---- */
 
-/* Where to begin: the least of what the partitions want, each the later of its manifest and the cursor (LOG.md 25). */
+/* Where to begin: the least of what the partitions want, each the later of its manifest and the cursor (LOG 25). */
 static void start_find(struct sink_loop *loop)
 {
     loop->start = loop->cursor;

@@ -1,6 +1,6 @@
 /* What a shard tells: one table of counters, gauges and queues; from it come the struct, the registration and the check of the books.
  *
- * Two equations hold (DESIGN: "every queue has a name"), over all shards together, whenever no shard is inside a turn:
+ * Two equations hold, over all shards together, whenever no shard is inside a turn:
  *
  *   copies:     routed + restored == sent (QoS 0) + acknowledged + in flight + queued + held + (posted - received) + dropped{reason}
  *   telemetry:  matched == logged + refused{reason} + being logged

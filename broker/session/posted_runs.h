@@ -1,5 +1,5 @@
 /* Runs of one queue that the store may not have committed, oldest first: it can find none of them yet, so their sequences are kept, a byte
- * or two each (session/queue.h says why). Each was posted as the so-manieth of its shard. Pure; owner: the queue. */
+ * or two each (session/queue.h says why). Each was posted as the n-th of its shard. Pure; owner: the queue. */
 #ifndef TIDEGATE_BROKER_SESSION_POSTED_RUNS_H
 #define TIDEGATE_BROKER_SESSION_POSTED_RUNS_H
 

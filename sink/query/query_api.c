@@ -126,7 +126,7 @@ static void state_deinit(struct query_state *state)
     query_columns_deinit(&state->columns);
 }
 
-/* Every partition that the device ever belonged to, one for each partition count, the newest last (LOG.md 30). */
+/* Every partition that the device ever belonged to, one for each partition count, the newest last (LOG 30). */
 static enum err take_views(struct query_api *api, struct query_state *state)
 {
     size_t count;

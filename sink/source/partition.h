@@ -44,7 +44,7 @@ struct partition_options {
     size_t head_size_max;         /* bytes of memory, sealed head included */
     uint64_t quarantine_size_max; /* bytes of files */
     uint64_t hash_seed;
-    uint64_t flush_floor;            /* flush numbers begin at least here (LOG.md 30: the newest partition count wins) */
+    uint64_t flush_floor;            /* flush numbers begin at least here (LOG 30: the newest partition count wins) */
     struct series *series;           /* borrowed, shared with the other partitions of the thread */
     struct payload_decoder *decoder; /* the same */
 };
@@ -90,7 +90,7 @@ const struct partition_gauges *partition_get_gauges(const struct partition *part
 void partition_refresh_gauges(struct partition *part); /* [state]; after a batch of records */
 
 /* The position that is safe to give back to the source: the committed one, or `read` (the next record wanted) when nothing is uncommitted
- * here, because an empty partition must not hold the log (LOG.md 25). [state] */
+ * here, because an empty partition must not hold the log (LOG 25). [state] */
 struct log_cursor_value partition_position(const struct partition *part, const struct log_cursor_value *read);
 /* The committed one alone: where replay begins. position.sequence 0: none yet. */
 struct log_cursor_value partition_committed(const struct partition *part);

@@ -3,7 +3,7 @@
  * Two files, manifest.0 and manifest.1, hold the same content after each commit; a commit writes one after the other (aside, synced,
  * renamed, directory synced), so at every instant at least one is whole, and after a commit either alone is enough. A reader takes the
  * valid one with the greater generation. The fence number counts the openings of the partition; whoever finds a greater one than its own
- * has lost the partition and commits nothing more (LOG.md 31). The byte table is in docs/formats.md under "Sink store".
+ * has lost the partition and commits nothing more (LOG 31). The byte table is in docs/formats.md under "Sink store".
  *
  * manifest_store and manifest_load do file work through common/file.h and block; the rest is pure. Owner: the partition; committing is one
  * thread at a time. */
@@ -19,7 +19,7 @@
 #define MANIFEST_SIZE_MAX ((size_t)128 << 20)
 #define MANIFEST_SEGMENT_NAME_SIZE 48
 
-/* The highest record of one broker that is in the partition (LOG.md 28). */
+/* The highest record of one broker that is in the partition (LOG 28). */
 struct manifest_mark {
     uint64_t broker_id;
     struct log_position position;
@@ -42,7 +42,7 @@ struct manifest {
     uint64_t flush_next;              /* number of the next flush; greater than every segment's */
     uint64_t arrival_next;            /* number of the next record that comes in */
     struct log_cursor_value position; /* the next record wanted; place.generation 0: from the oldest */
-    struct log_cursor_value began;    /* where this partition count began (LOG.md 30) */
+    struct log_cursor_value began;    /* where this partition count began (LOG 30) */
     struct manifest_mark *marks;      /* owned */
     size_t mark_count;
     struct manifest_segment *segments; /* owned; ordered by flush_first */

@@ -91,7 +91,7 @@ struct sim_message {
     bool is_cancel_lasting; /* and that is durable */
     uint64_t due_step;      /* a will that must be said though its client came back: when its CONNECT was sent; 0: none */
     bool is_due_lasting;    /* in another life of the broker, too */
-    bool given;             /* somebody received it whom it may reach only when durable (LOG.md 9) */
+    bool given;             /* somebody received it whom it may reach only when durable (LOG 9) */
     uint32_t padding;       /* bytes of blanks in the payload */
     uint32_t expiry_s;      /* 0: none */
     uint32_t acked_life;    /* incarnation of the broker that acknowledged it */

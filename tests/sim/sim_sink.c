@@ -119,7 +119,7 @@ void sim_sink_die(struct sim *sim)
     sim->sink = NULL;
 }
 
-/* The least position over the partitions, each with what it has committed or what the cursor says, whichever is later (LOG.md 25). */
+/* The least position over the partitions, each with what it has committed or what the cursor says, whichever is later (LOG 25). */
 static struct log_cursor_value start_position(const struct sim *sim, const struct log_cursor_value *cursor)
 {
     struct log_cursor_value least = {0};
@@ -165,7 +165,7 @@ static void note_record(struct sim *sim, const struct record *rec, uint64_t sequ
     sim_trace(sim, "sink: record %lu is message %u, received at %" PRId64, (unsigned long)sequence, id, rec->received_ns);
 }
 
-/* What the partition had committed when this life began is a duplicate, and nothing else is (LOG.md 28). */
+/* What the partition had committed when this life began is a duplicate, and nothing else is (LOG 28). */
 static void check_mark(struct sim *sim, uint32_t index, uint64_t duplicates_before)
 {
     struct sim_sink *sink = sim->sink;
