@@ -142,6 +142,27 @@ static void end_entry(struct shard *shard, struct client *client, struct infligh
     gauge_add(&shard->stats.inflight, -1);
 }
 
+/* The client has it, or need not have it: its PUBREL follows when that is durable. may_end() said yes. */
+static void release_entry(struct shard *shard, struct session *sess, struct inflight_entry *entry)
+{
+    inflight_to_pubrel(&sess->inflight, entry);
+    if (waiting_is_logged(shard, sess))
+        hold(shard, sess, entry, log_about(shard, sess, RECORD_RECEIVED, named_sequence(entry), entry->packet_id));
+}
+
+/* Too large for this connection: as if it had been completed [MQTT-3.1.2-25]. One of QoS 2 that went out on an earlier connection, whose
+ * client took larger ones, is released and not forgotten: the client may hold its identifier, and a new message under that would be taken
+ * for the old one again. A client that holds nothing answers PUBREL just so. */
+static void end_too_large(struct shard *shard, struct client *client, struct inflight_entry *entry)
+{
+    if (entry->state == INFLIGHT_PUBLISH_2 && entry->is_dup) {
+        release_entry(shard, client->session, entry);
+        return;
+    }
+    counter_inc(&shard->stats.dropped_too_large);
+    end_entry(shard, client, entry);
+}
+
 /* Whether the client may have it already. Of QoS 1 no record says that it was sent by an earlier start: what that left is taken as sent,
  * but only what is known to be is sent when it has expired (send_unsent). */
 static bool may_be_again(const struct shard *shard, const struct inflight_entry *entry)
@@ -162,10 +183,8 @@ static enum send_result send_entry(struct shard *shard, struct client *client, s
     head.dup = may_be_again(shard, entry); /* [MQTT-3.3.1-1] */
     head.packet_id = entry->packet_id;
     enum send_result result = send_head(shard, client, entry->msg, &head);
-    if (result == SEND_TOO_LARGE) { /* as if it had been completed [MQTT-3.1.2-25] */
-        counter_inc(&shard->stats.dropped_too_large);
-        end_entry(shard, client, entry);
-    }
+    if (result == SEND_TOO_LARGE)
+        end_too_large(shard, client, entry);
     if (result != SEND_OK)
         return result;
     inflight_mark_sent(&sess->inflight, entry);
@@ -386,11 +405,8 @@ enum client_step deliver_on_pubrec(struct shard *shard, struct client *client, u
         return client_set_block(shard, client, BLOCK_ROOM);
     if (reason >= MQTT_REASON_UNSPECIFIED_ERROR)
         return finish(shard, client, entry);
-    if (entry->state == INFLIGHT_PUBLISH_2) {
-        inflight_to_pubrel(&sess->inflight, entry);
-        if (waiting_is_logged(shard, sess))
-            hold(shard, sess, entry, log_about(shard, sess, RECORD_RECEIVED, named_sequence(entry), packet_id));
-    }
+    if (entry->state == INFLIGHT_PUBLISH_2)
+        release_entry(shard, sess, entry);
     if (entry->is_sent && entry->pending == 0)
         client_send_ack(shard, client, MQTT_PUBREL, packet_id, MQTT_REASON_SUCCESS); /* [MQTT-4.3.3-4] */
     return CLIENT_NEXT;

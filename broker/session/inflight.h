@@ -3,6 +3,7 @@
  *   state               message     leaves by
  *   INFLIGHT_PUBLISH_1  needed      PUBACK                                -> gone
  *   INFLIGHT_PUBLISH_2  needed      PUBREC < 0x80 -> INFLIGHT_PUBREL, PUBREC >= 0x80 -> gone
+ *                                   sent before, too large for the present connection -> INFLIGHT_PUBREL
  *   INFLIGHT_PUBREL     not needed  PUBCOMP                               -> gone; never a PUBLISH again [MQTT-4.3.3-6]
  *
  * A needed message that the checkpoint has is let go while the client is away (inflight_let_go); the entry then knows it by its sequence,

@@ -89,6 +89,37 @@ static void redelivery_has_dup_and_the_same_identifiers(void **state) /* 3.3.1-1
     rig_free(rig);
 }
 
+/* A client that took a message of QoS 2 comes back and takes only smaller ones: the exchange goes on to its end, because the client may
+ * hold the identifier. 3.1.2-25, 2.2.1-4 */
+static void what_became_too_large_is_released(void **state)
+{
+    struct rig *rig = RIG();
+    struct rig_client *client = v5(rig, "p"), *other = v5_stay(rig, "s");
+    rig_subscribe(other, 1, "x", 2);
+    rig_publish(client, "x", "longer than it will take", 2, 1);
+    rig_publish(client, "x", "of QoS 1 and longer as well", 1, 2);
+    rig_settle(rig);
+    uint16_t id = expect_publish(other, "x", "longer than it will take", 2, 0)->packet_id;
+    expect_publish(other, "x", "of QoS 1 and longer as well", 1, 0);
+    rig_break(other);
+    rig_settle(rig);
+    struct packet connect = rig_connect_packet("s", MQTT_V5, false);
+    SET(connect.connect, MAXIMUM_PACKET_SIZE, maximum_packet_size, 20);
+    other = rig_connect_with(rig, &connect);
+    expect_connack(other, true, 0);
+    rig_settle(rig);
+    expect_ack(other, MQTT_PUBREL, id, 0);
+    expect_nothing(other);
+    assert_int_equal(RIG_COUNTER(rig, dropped_too_large), 1); /* of QoS 1: its client knows no identifiers */
+    rig_publish(client, "x", "new", 2, 3);
+    rig_settle(rig);
+    assert_int_not_equal(expect_publish(other, "x", "new", 2, 0)->packet_id, id);
+    rig_send(other, &(struct packet){.type = MQTT_PUBCOMP, .ack = {.packet_id = id, .reason = MQTT_REASON_PACKET_IDENTIFIER_NOT_FOUND}});
+    rig_settle(rig);
+    assert_int_equal(RIG_COUNTER(rig, copies_acked), 1);
+    rig_free(rig);
+}
+
 static void client_receive_maximum_is_respected(void **state) /* 3.3.4-9, -10, 4.9.0-1, -2, -3 */
 {
     struct rig *rig = RIG();
@@ -534,6 +565,7 @@ int main(void)
         IN_EACH_MODE(redelivery_has_dup_and_the_same_identifiers),
         IN_EACH_MODE(client_receive_maximum_is_respected),
         IN_EACH_MODE(client_maximum_packet_size_is_respected),
+        IN_EACH_MODE(what_became_too_large_is_released),
         IN_EACH_MODE(overlapping_subscriptions_are_one_message),
         IN_EACH_MODE(overlapping_subscriptions_may_be_copies),
         IN_EACH_MODE(no_local_is_kept),
