@@ -11,9 +11,8 @@
  *     shard_turn_end()                 timers -> seal and hand over what the turn logged -> release what became durable -> one vectored
  *                                      write per dirty connection
  *
- * A PUBLISH: frame -> decode to spans -> session (alias, packet id, quota) -> authorise -> admit -> one copy into a msg -> tree matched
- * once
- * -> {recipients at once | held for the gate} and one record with all its durable effects -> its acknowledgement held in the ack gate.
+ * A PUBLISH: frame -> decode to spans -> session (alias, packet id, quota) -> admit -> tree matched once -> one copy into a msg -> one
+ * record with all its durable effects -> {recipients at once | held for the gate} -> its acknowledgement held in the ack gate.
  *
  * Owner: one thread. Nothing here blocks. Bounds: shard_limits. */
 #ifndef TIDEGATE_BROKER_CORE_SHARD_H

@@ -2,8 +2,8 @@
  * (core/owed.h).
  *
  * The session's own list of filters follows the requests as they are sent, so that its end can name all that may be in the tree; while it
- * is away one filter is remembered by its place there (session_fold_filter). Shared subscriptions are refused in this stage, and CONNACK
- * says so. Owner: the shard. Pure. */
+ * is away one filter is remembered by its place there (session_fold_filter). Shared subscriptions are refused, and CONNACK says so.
+ * Owner: the shard. Pure. */
 #ifndef TIDEGATE_BROKER_CORE_SUBSCRIBE_H
 #define TIDEGATE_BROKER_CORE_SUBSCRIBE_H
 

@@ -11,9 +11,10 @@
  * A wall clock that was set is committed at once, though nothing else is: the next start tells the time away by the two clocks of the last
  * commit, and would take the step for time away.
  *
- * A commit that fails for space is tried again every second: the log still holds everything. Until then reading goes on for another
- * `lag_bytes_max` of delta, because the acknowledgements that make space stand behind what does not fit; publishers pause meanwhile. Any
- * other failure is final: every later step returns it, and the broker stops; the log has what was acknowledged.
+ * A commit that fails for space is tried again a second later, or after four times as long as it took: the log still holds everything.
+ * Until then reading goes on for another `lag_bytes_max` of delta, because the acknowledgements that make space stand behind what does not
+ * fit; publishers pause meanwhile. Any other failure is final: every later step returns it, and the broker stops; the log has what was
+ * acknowledged.
  * Pure over kv.h and file.h, no clock of its own; owner: the store thread (or the simulator). */
 #ifndef TIDEGATE_BROKER_DURABLE_STORE_WRITER_H
 #define TIDEGATE_BROKER_DURABLE_STORE_WRITER_H
