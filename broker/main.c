@@ -421,12 +421,16 @@ static enum err start_data(struct broker *broker, struct errmsg *msg)
     if (err != ERR_OK)
         return err;
     broker->has_data_dir = true;
-    if (!config->persistence)
-        return ERR_OK;
     char dir[FILE_PATH_MAX];
     err = file_path(dir, broker->data_dir.path, "log");
     if (err != ERR_OK)
         return err_set(msg, err, "%s: %s", broker->data_dir.path, err_text(err));
+    if (!config->persistence) {
+        if (access(dir, F_OK) == 0)
+            LOG_WARNING("persistence is false: what the data directory has from before is neither loaded nor changed",
+                        LOG_TEXT("path", broker->data_dir.path));
+        return ERR_OK;
+    }
     struct recovery_options options = {
         .fs = fs_posix(),
         .data_dir = broker->data_dir.path,

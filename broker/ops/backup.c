@@ -502,9 +502,9 @@ static void report(const struct backup *backup)
     fprintf(out, "backup of %s (broker %016" PRIx64 ", epoch %" PRIu32 ") in %s\n", backup->options->data_dir, list->broker_id, list->epoch,
             backup->options->dir);
     if (list->has_checkpoint)
-        fprintf(out, "checkpoint: %" PRIu64 " sessions, %" PRIu64 " retained values, up to record %" PRIu64 "\n",
+        fprintf(out, "checkpoint: %" PRIu64 " sessions, %" PRIu64 " retained values, of the records before %" PRIu64 "\n",
                 backup->look->state.session_count, backup->look->state.retained_count, list->checkpoint.position.sequence);
-    fprintf(out, "log: up to record %" PRIu64 " of epoch %" PRIu32 ", %016" PRIx64 ".seg:%" PRIu64 "\n", list->end.position.sequence,
+    fprintf(out, "log: the records before %" PRIu64 ", epoch %" PRIu32 ", %016" PRIx64 ".seg:%" PRIu64 "\n", list->end.position.sequence,
             list->end.position.epoch, list->end.place.generation, list->end.place.offset);
     for (size_t i = 0; i < backup->cursor_count; i++)
         fprintf(out, "cursor %s: next record %" PRIu64 "\n", backup->cursors[i].name, backup->cursors[i].value.position.sequence);

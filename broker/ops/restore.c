@@ -192,7 +192,7 @@ static void report(const struct restore *restore)
     clock_format(made, list->made_ns, 0);
     fprintf(out, "restored %s from %s: the backup of %s, of broker %016" PRIx64 "\n", restore->options->data_dir, restore->options->dir,
             made, list->broker_id);
-    fprintf(out, "%zu files, %" PRIu64 " bytes; log up to record %" PRIu64 " of epoch %" PRIu32 "\n", list->file_count,
+    fprintf(out, "%zu files, %" PRIu64 " bytes; log: the records before %" PRIu64 ", epoch %" PRIu32 "\n", list->file_count,
             backup_list_bytes(list), list->end.position.sequence, list->end.position.epoch);
     fprintf(out, "its broker id from now on: %016" PRIx64 "\n", restore->identity.broker_id);
 }

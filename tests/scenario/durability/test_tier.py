@@ -48,3 +48,20 @@ def test_persistence_false_writes_nothing(new_broker, join, topic, away):
     client.subscribe(topic)
     join(broker, "publisher").publish(topic, b"new")
     assert client.take().payload == b"new"  # no retained value came before
+
+
+def test_persistence_switched_off_leaves_what_there_is(new_broker, join, topic, away):
+    broker = new_broker("")
+    away(broker, topic)
+    join(broker, "publisher").publish(topic, b"before", qos=1)
+    broker.kill()
+    broker.conf = "persistence false\n"
+    broker.start()
+    assert "neither loaded nor changed" in broker.stderr()
+    assert not join(broker, "absent", **kept()).connack.session_present
+    broker.stop()
+    broker.conf = ""
+    broker.start()
+    client = join(broker, "absent", **kept())
+    assert client.connack.session_present
+    assert client.take().payload == b"before"
