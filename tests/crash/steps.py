@@ -616,7 +616,8 @@ class Steps:
             while self.point_kills[point] < self.options.points and self.point_misses[point] < 2 * self.options.points + 10:
                 if self.is_over():
                     return
-                how = {"CRASH_POINT_AT": f"{point}:{self.rng.choice((1, 1, 2, 3, 5))}"}
+                passing = self.rng.choice((1, 1, 2, 3, 5)) if self.point_misses[point] <= self.options.points else 1  # some are passed once
+                how = {"CRASH_POINT_AT": f"{point}:{passing}"}
                 self.say(f"{way}: {how}")
                 if way == "start":
                     was_killed = self.try_start(how)
