@@ -35,9 +35,10 @@ static void mark_page(struct free_walk *walk, uint64_t number)
 /* Count, and so many page numbers. */
 static bool count_list(struct free_walk *walk, struct span list)
 {
-    uint64_t count = list.size >= 8 ? number_at(list, 0) : UINT64_MAX;
-    uint64_t above = walk->last + 1;
-    if (count > list.size / 8 - 1)
+    if (list.size < sizeof(uint64_t))
+        return false;
+    uint64_t count = number_at(list, 0), above = walk->last + 1;
+    if (count > list.size / sizeof(uint64_t) - 1)
         return false;
     for (uint64_t i = 1; i <= count; i++) {
         uint64_t number = number_at(list, i);

@@ -167,12 +167,37 @@ static void a_page_without_nodes_is_none(void **state)
     }
 }
 
+/* A list begins with its count: a value too short for one is no list, wherever it lies. Nothing behind it is looked at. */
+static void a_list_without_a_count_is_none(void **state)
+{
+    struct bench *b = (struct bench *)*state;
+    uint64_t branch, leaf, run;
+    find_pages(b, &branch, &leaf, &run);
+    for (uint16_t size = 0; size < 8; size++) {
+        read_page(b, leaf);
+        unsigned count = kv_lmdb_page_node_count(b->page, b->extent.page_bytes);
+        for (unsigned slot = 0; slot < count; slot++) {
+            struct kv_lmdb_node node;
+            assert_true(kv_lmdb_page_node(&node, b->page, b->extent.page_bytes, slot));
+            size_t head = (size_t)(node.key.data - b->page) - 8;
+            const uint16_t was[2] = {(uint16_t)node.size, (uint16_t)(node.size >> 16)};
+            set_u16(b, leaf, head, size);
+            set_u16(b, leaf, head + 2, 0);
+            assert_false(is_sound(b));
+            set_u16(b, leaf, head, was[0]);
+            set_u16(b, leaf, head + 2, was[1]);
+        }
+    }
+    assert_true(is_sound(b));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_lmdb_wrote_is_sound),
         cmocka_unit_test(a_page_has_the_flag_of_its_kind_alone),
         cmocka_unit_test(a_page_without_nodes_is_none),
+        cmocka_unit_test(a_list_without_a_count_is_none),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
