@@ -340,6 +340,8 @@ size_t sim_ledger_topic(const struct sim_message *message, char *out, size_t siz
 size_t sim_ledger_payload(const struct sim_message *message, char *out, size_t size);
 bool sim_ledger_parse(uint32_t *id_out, struct span payload);
 void sim_ledger_on_sent(struct sim *sim, struct sim_message *message);
+/* Whether its acknowledgement says that it is its topic's value: who cannot be told that there is no room for one more is not told. */
+bool sim_ledger_is_kept(const struct sim *sim, const struct sim_message *message);
 void sim_ledger_on_acked(struct sim *sim, uint32_t id);
 /* The broker knows that the connection was lost that this will is of, and will_delay is none. */
 void sim_ledger_on_will_due(struct sim *sim, uint32_t id, uint64_t connect_step, bool is_lasting);

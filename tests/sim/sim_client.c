@@ -610,7 +610,8 @@ static void on_ack(struct sim *sim, struct sim_client *client, enum mqtt_packet_
     }
     check_ack_order(sim, client, flow, qos);
     const struct sim_message *message = &sim->ledger.messages[flow->message];
-    if (message->retain && message->attempts == 1 && sim_broker_is_told_to_wait(sim, client->conn, message->first_sent_step))
+    if (sim_ledger_is_kept(sim, message) && message->attempts == 1 &&
+        sim_broker_is_told_to_wait(sim, client->conn, message->first_sent_step))
         sim_found(sim, "%s: retained message %u is acknowledged, and the checkpoint lags too far behind since before it was sent",
                   client->id, flow->message);
     sim_ledger_on_acked(sim, flow->message);

@@ -213,8 +213,7 @@ void sim_ledger_on_delivered(struct sim *sim, struct sim_client *subscriber, uin
         *newest = id + 1;
 }
 
-/* Whether its acknowledgement says that it is its topic's value: who cannot be told that there is no room for one more is not told. */
-static bool is_kept(const struct sim *sim, const struct sim_message *message)
+bool sim_ledger_is_kept(const struct sim *sim, const struct sim_message *message)
 {
     bool is_told = !message->will && sim->clients[message->client].version == MQTT_V5;
     return message->retain && (is_told || message->clears || sim->config.retained_max == SIM_RETAINED_MAX);
@@ -222,7 +221,7 @@ static bool is_kept(const struct sim *sim, const struct sim_message *message)
 
 static bool is_superseded(const struct sim *sim, const struct sim_message *value, const struct sim_message *by, uint64_t before)
 {
-    if (!is_kept(sim, by) || by->kind != value->kind || by->device != value->device || !by->acked || by->acked_step >= before ||
+    if (!sim_ledger_is_kept(sim, by) || by->kind != value->kind || by->device != value->device || !by->acked || by->acked_step >= before ||
         !(by->is_lasting || by->acked_life == sim->incarnation))
         return false;
     bool is_in_order = by->client == value->client && by->attempts == 1 && value->attempts == 1;
@@ -373,7 +372,7 @@ static bool may_be_cleared(const struct sim *sim, const struct sim_message *mess
 static void check_retained(struct sim *sim, const struct sim_client *subscriber, const struct sim_message *message)
 {
     const struct sim_subscription *subscription = &subscriber->subscriptions[message->kind];
-    if (!is_kept(sim, message) || message->clears || !message->acked || message->acked_step >= subscription->sent_step)
+    if (!sim_ledger_is_kept(sim, message) || message->clears || !message->acked || message->acked_step >= subscription->sent_step)
         return;
     if (!message->is_lasting && message->acked_life != sim->incarnation)
         return;
