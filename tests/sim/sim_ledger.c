@@ -166,7 +166,9 @@ void sim_ledger_forgive(struct sim_client *client) { memset(client->owed, 0, SIM
 /* What is refused for a subscriber's sake, and the refusal lost with the connection, comes again behind what was not. */
 static bool has_order(const struct sim *sim, const struct sim_message *message)
 {
-    bool may_be_refused = sim->config.is_bounded && sim->config.queue_policy == QUEUE_REFUSE;
+    /* Its publisher may not hear of it, and then it comes again behind later ones. */
+    bool may_be_refused = (sim->config.is_bounded && sim->config.queue_policy == QUEUE_REFUSE) ||
+                          (message->retain && sim->config.retained_max != SIM_RETAINED_MAX);
     return !message->will && !message->unordered && !may_be_refused;
 }
 
