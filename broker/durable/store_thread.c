@@ -88,7 +88,7 @@ static void store_thread_tell(struct store_thread *thread)
     if (has_space != thread->had_space && has_space)
         LOG_NOTICE("the checkpoint has space again");
     else if (has_space != thread->had_space)
-        LOG_WARNING("no space for the checkpoint: the log holds what it lacks, trying again");
+        LOG_WARNING("no space for the checkpoint, on its disk or within checkpoint_max_size: the log holds what it lacks, trying again");
     if (is_full && !thread->was_full)
         LOG_WARNING("the checkpoint has reached checkpoint_max_size: publishers of messages that it must keep wait",
                     LOG_U64("lag_bytes", lag_bytes));
