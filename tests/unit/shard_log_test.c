@@ -197,6 +197,30 @@ static void full_log_stops_reading_not_losing(void **state)
     rig_free(rig);
 }
 
+/* Its PUBLISH waits in a connection that is not read, and so would a PINGREQ: that is no silence. It is one again once the connection is
+ * read. */
+static void full_log_stops_the_keep_alive_clock(void **state) /* 3.1.2-22; LOG 7 */
+{
+    struct rig *rig = RIG();
+    struct packet connect = rig_connect_packet("car", MQTT_V5, true);
+    connect.connect.keep_alive_s = 10;
+    struct rig_client *client = rig_connect_with(rig, &connect);
+    expect_connack(client, false, 0);
+    rig_log_room(rig, false);
+    rig_settle(rig);
+    rig_publish(client, "t/car/x", "1", 1, 1);
+    rig_advance(rig, 100000);
+    assert_true(rig_is_paused(client));
+    assert_false(rig_is_closed(client));
+    rig_log_room(rig, true);
+    rig_advance(rig, 100);
+    expect_ack(client, MQTT_PUBACK, 1, 0);
+    rig_advance(rig, 31000);
+    expect_disconnect(client, 0x8d);
+    assert_int_equal(RIG_COUNTER(rig, closed_keep_alive), 1);
+    rig_free(rig);
+}
+
 /* While the log is full its publishers wait, and are not tried again at each turn that others cause. */
 static void full_log_costs_others_nothing(void **state)
 {
@@ -388,6 +412,7 @@ int main(void)
         IN_EACH_MODE(receive_times_strictly_increase),
         IN_EACH_MODE(persistent_sessions_get_it_when_durable),
         IN_EACH_MODE(full_log_stops_reading_not_losing),
+        IN_EACH_MODE(full_log_stops_the_keep_alive_clock),
         IN_EACH_MODE(full_log_costs_others_nothing),
         IN_EACH_MODE(empty_pool_is_back_pressure),
         IN_EACH_MODE(large_record_is_a_group_of_blocks),
