@@ -261,7 +261,9 @@ class Steps:
         looker.forget_ports()
         try:
             looker.start()
-            return observe(looker, expected)
+            seen = observe(looker, expected)
+            looker.check_books()
+            return seen
         finally:
             if looker.is_alive():
                 looker.kill()
@@ -464,6 +466,7 @@ class Steps:
             client.close()
             if not found >= set(range(count)):
                 raise Finding(f"{what}: of {count} acknowledged before, {sorted(set(range(count)) - found)[:5]} are missing")
+            target.check_books()
         except (AssertionError, OSError) as problem:
             raise Finding(f"{what}: {problem}") from problem
         finally:
