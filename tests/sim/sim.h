@@ -307,6 +307,7 @@ bool sim_broker_is_told_to_wait(const struct sim *sim, const struct sim_conn *co
 bool sim_broker_failed(struct sim *sim);              /* log or store failed: it must be restarted */
 unsigned sim_broker_ring_from_shard(struct sim *sim); /* the number of a ring from a shard to the route actor or the log */
 bool sim_broker_is_drained(struct sim *sim);          /* no message waits for anybody */
+bool sim_broker_has_scanned(struct sim *sim);         /* no retained value is still to be sent */
 bool sim_broker_has_leftovers(const struct sim *sim); /* this life began without the space to tidy its database */
 void sim_broker_check_store(struct sim *sim);         /* at rest: the database holds nothing that nobody wants */
 void sim_store_fault(struct sim *sim);

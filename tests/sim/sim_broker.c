@@ -11,6 +11,7 @@
 #include "broker/core/shard_stats.h"
 #include "broker/durable/log_room.h"
 #include "broker/route/retained.h"
+#include "broker/route/route_stats.h"
 #include "broker/route/topic_tree.h"
 #include "common/check.h"
 #include "tests/sim/sim_broker.h"
@@ -694,6 +695,14 @@ bool sim_broker_is_drained(struct sim *sim)
             return false;
     }
     return true;
+}
+
+bool sim_broker_has_scanned(struct sim *sim)
+{
+    uint64_t scans = route_actor_stats(sim->broker->route)->scans.messages;
+    for (uint16_t i = 0; i < sim->shard_count; i++)
+        scans += shard_get_stats(sim->broker->shards[i])->parked_copies.messages;
+    return scans == 0;
 }
 
 /* Whether bounds explain a drop of a message with QoS 1 or 2, or nothing does: memory is not short here, and nothing rots. */

@@ -563,7 +563,11 @@ static bool is_at_rest(struct sim *sim)
     for (uint32_t i = 0; i < sim->config.client_count; i++)
         if (!sim_client_is_done(sim, &sim->clients[i]))
             return false;
-    return sim->mono - sim->calm_mono > REST_NS && (sim_has_gone(sim) || sim_broker_is_drained(sim));
+    if (sim->mono - sim->calm_mono <= REST_NS)
+        return false;
+    /* Who never comes back leaves a queue, and where that is full a scan. */
+    return sim_has_gone(sim) ? sim->config.is_bounded || sim_broker_has_scanned(sim)
+                             : sim_broker_is_drained(sim) && sim_broker_has_scanned(sim);
 }
 
 __attribute__((noreturn)) static void found_restless(struct sim *sim)
