@@ -169,8 +169,11 @@ struct sim_client {
     uint8_t *seen;                                                           /* per message: how often it was received anew */
     uint64_t *asked_steps;                                                   /* per subscription identifier: when its SUBSCRIBE was sent */
     uint32_t asked_count;
-    uint8_t *fresh;  /* per message: how often it was received without DUP */
-    uint32_t *order; /* newest message first received, per [client][device][qos][kind] */
+    uint8_t *fresh; /* per message: how often it was received without DUP */
+    struct sim_newest {
+        uint32_t message; /* + 1 */
+        uint32_t life;    /* of the broker that sent it */
+    } * order;            /* newest message first received, per [client][device][qos][kind] */
     uint64_t packets;
 };
 

@@ -207,12 +207,17 @@ void sim_ledger_on_delivered(struct sim *sim, struct sim_client *subscriber, uin
      */
     if (!has_order(sim, message))
         return;
-    uint32_t *newest = &subscriber->order[((message->client * SIM_DEVICES_MAX + message->device) * 3u + qos) * SIM_KINDS + message->kind];
-    if (first && message->qos == qos && message->attempts == 1 && *newest > id + 1)
-        sim_found(sim, "%s received message %u after %u: order of (client %u, device %u, QoS %u) is lost", subscriber->id, id, *newest - 1,
-                  message->client, message->device, qos);
-    if (first && message->qos == qos && message->attempts == 1 && *newest < id + 1)
-        *newest = id + 1;
+    struct sim_newest *newest =
+        &subscriber->order[((message->client * SIM_DEVICES_MAX + message->device) * 3u + qos) * SIM_KINDS + message->kind];
+    if (!first || message->qos != qos || message->attempts != 1)
+        return;
+    /* What was dropped for newer ones in the last moments of a life is there again in the next: the drop was not durable. */
+    bool may_be_back = sim->config.is_bounded && sim->config.queue_policy == QUEUE_DROP_OLDEST && newest->life != sim->incarnation;
+    if (newest->message > id + 1 && !may_be_back)
+        sim_found(sim, "%s received message %u after %u: order of (client %u, device %u, QoS %u) is lost", subscriber->id, id,
+                  newest->message - 1, message->client, message->device, qos);
+    if (newest->message < id + 1)
+        *newest = (struct sim_newest){id + 1, sim->incarnation};
 }
 
 bool sim_ledger_is_kept(const struct sim *sim, const struct sim_message *message)
