@@ -43,12 +43,14 @@ static void note_live(struct shard *shard, struct session *sess, const struct ms
 {
     bool is_connected = sess->client && sess->client->state == CLIENT_CONNECTED;
     if (qos > 0 || is_connected || shard->config.limits.queue_qos0_messages)
-        session_note_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg, qos == 0 && is_connected ? sess->connection : 0);
+        session_note_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg, shard->request_id,
+                           qos == 0 && is_connected ? sess->connection : 0);
 }
 
-static bool is_stale(const struct shard *shard, const struct session *sess, const struct msg *msg)
+/* since: when it was asked for. What was given before that does not stand for it [MQTT-3.8.4-4]. */
+static bool is_stale(const struct shard *shard, const struct session *sess, const struct msg *msg, uint64_t since)
 {
-    return session_has_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg, sess->client ? sess->connection : 0);
+    return session_has_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg, since, sess->client ? sess->connection : 0);
 }
 
 /* --- copies ------------------------------------------------------------------------------------------------------------------------- */
@@ -135,7 +137,8 @@ static bool log_large(struct shard *shard, const struct record *rec, struct msg 
 
 enum copy_outcome { COPY_LOGGED, COPY_NO_ROOM, COPY_TOO_LARGE, COPY_NO_MEMORY };
 
-static enum copy_outcome log_copy(struct shard *shard, struct session *sess, const struct msg *msg, uint8_t qos, uint32_t id)
+static enum copy_outcome log_copy(struct shard *shard, struct session *sess, const struct msg *msg, uint8_t qos, uint32_t id,
+                                  uint64_t since)
 {
     uint8_t recipients[RECORD_RECIPIENT_SIZE_MAX + VARINT_SIZE_MAX];
     struct record rec;
@@ -172,6 +175,8 @@ static enum copy_outcome log_copy(struct shard *shard, struct session *sess, con
         msg_unref(copy);
     }
     sess->rare->copies_held += is_logged;
+    if (is_logged && since > sess->rare->copies_since)
+        sess->rare->copies_since = since;
     return is_logged ? COPY_LOGGED : COPY_NO_MEMORY;
 }
 
@@ -190,17 +195,18 @@ static void give_without_record(struct shard *shard, struct session *sess, struc
 }
 
 /* A value for a session that is there. False: no room now, nothing happened. */
-static bool give(struct shard *shard, struct session *sess, struct msg *msg, const struct pending_filter *filter)
+static bool give(struct shard *shard, struct session *sess, struct msg *msg, const struct pending_request *pending, uint32_t filter_index)
 {
+    const struct pending_filter *filter = &pending->filters[filter_index];
     uint8_t qos = filter->qos < msg->qos ? filter->qos : msg->qos; /* [MQTT-3.8.4-8] */
     bool is_expired = msg->expiry_wall_ns <= shard->now_steady_ns;
     enum copy_outcome outcome = COPY_LOGGED;
     if ((filter->options & SUBSCRIBER_NO_LOCAL) && msg->publisher == sess->number)
         counter_inc(&shard->stats.dropped_no_local);
-    else if (is_stale(shard, sess, msg))
+    else if (is_stale(shard, sess, msg, pending->since))
         counter_inc(&shard->stats.dropped_stale_retained);
     else if (qos > 0 && !is_expired && waiting_is_logged(shard, sess))
-        outcome = log_copy(shard, sess, msg, qos, filter->subscription_id);
+        outcome = log_copy(shard, sess, msg, qos, filter->subscription_id, pending->since);
     else
         give_without_record(shard, sess, msg, qos, filter->subscription_id); /* [MQTT-3.3.1-8 of 3.1.1] */
     if (outcome == COPY_NO_ROOM)
@@ -232,7 +238,7 @@ static void check_given(struct shard *shard, struct session *sess)
 bool owed_on_released(struct shard *shard, struct session *sess, const struct msg *msg, const struct recipient *recipient)
 {
     CHECK(sess->rare);
-    bool is_dropped = recipient->is_large && is_stale(shard, sess, msg);
+    bool is_dropped = recipient->is_large && is_stale(shard, sess, msg, sess->rare->copies_since);
     if (recipient->is_large) {
         CHECK(sess->rare->large_copies_held > 0);
         sess->rare->large_copies_held--;
@@ -285,7 +291,7 @@ static bool take(struct shard *shard, const struct op *op)
         return true;
     }
     CHECK(op->count < pending->filter_count);
-    if (!give(shard, sess, op->retained.msg, &pending->filters[op->count]))
+    if (!give(shard, sess, op->retained.msg, pending, op->count))
         return false;
     pending->taken_count++;
     scan_pace(shard, sess);
@@ -405,14 +411,15 @@ bool owed_hold_live(struct shard *shard, struct session *sess, struct msg *msg, 
     return true;
 }
 
-bool owed_judge_read(struct shard *shard, struct session *sess, const struct store_read_item *item)
+bool owed_judge_read(struct shard *shard, struct session *sess, const struct store_read_item *item, bool is_resent)
 {
     bool is_restored = waiting_is_restored(shard, item->sequence);
     if (!(is_restored ? session_awaits_retained(sess) : session_has_copies(sess)))
         return false;
     if (item->options & RECORD_RECIPIENT_RETAINED)
-        return is_stale(shard, sess, item->msg);
+        return is_stale(shard, sess, item->msg, is_restored ? SESSION_TICK_START : sess->rare->copies_since);
     if (is_restored) /* what came in this start was noted when it came */
-        session_note_newer(sess, hash_span(msg_topic(item->msg), shard->config.hash_key), item->msg, 0);
+        session_note_newer(sess, hash_span(msg_topic(item->msg), shard->config.hash_key), item->msg,
+                           is_resent ? SESSION_TICK_NONE : shard->request_id, 0);
     return false;
 }

@@ -12,7 +12,8 @@
  *
  * Order: a message for a session that has copies in the gate goes into the gate behind them (owed_hold_live), once; and a value is not
  * logged when the session was given a newer message of its topic (session_note_newer), or, if its record is a large one, not delivered. So
- * the value that comes last is the newest. In the log a newer message may stand before the copy of an older value that its home had not
+ * the value that comes last is the newest. The value itself counts as well if it came live, but only since it was asked for: each SUBSCRIBE
+ * has them all sent again [MQTT-3.8.4-4]. In the log a newer message may stand before the copy of an older value that its home had not
  * seen then, and so it may in what is read back: a copy is looked at again there (owed_judge_read). Of this start, all that came is noted
  * that a copy may stand behind, until nothing waits any more; what an earlier start left is noted as it is read, in the order of sequences.
  * Up to SESSION_NEWER_MAX topics are remembered.
@@ -56,7 +57,8 @@ bool owed_on_released(struct shard *shard, struct session *sess, const struct ms
 bool owed_hold_live(struct shard *shard, struct session *sess, struct msg *msg, const struct recipient *recipient);
 /* The SUBSCRIBE was granted. Whether the filter's retained values are owed, durably. */
 bool owed_note_subscription(struct shard *shard, struct session *sess, const struct route_request *request, uint32_t filter_index);
-/* A message that was read back: true, when it is a copy that comes too late, behind a newer message of its topic. */
-bool owed_judge_read(struct shard *shard, struct session *sess, const struct store_read_item *item);
+/* A message that was read back: true, when it is a copy that comes too late, behind a newer message of its topic. is_resent: its client may
+ * have it, and passes over it then. */
+bool owed_judge_read(struct shard *shard, struct session *sess, const struct store_read_item *item, bool is_resent);
 
 #endif

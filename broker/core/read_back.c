@@ -39,7 +39,7 @@ static void on_read_inflight(struct shard *shard, struct session *sess, struct s
         if (item->state != STORE_ITEM_FOUND)
             lose_inflight(shard, sess, entry, item->state == STORE_ITEM_CORRUPT);
         else if (sess->client) {
-            (void)owed_judge_read(shard, sess, item);
+            (void)owed_judge_read(shard, sess, item, entry->state == INFLIGHT_PUBLISH_2);
             inflight_give(entry, item->msg, meta_of(sess, item));
             item->msg = NULL;
         }
@@ -80,7 +80,7 @@ static void on_read_queue(struct shard *shard, struct session *sess, struct stor
             item->state = STORE_ITEM_KNOWN;
         else if (item->state == STORE_ITEM_FOUND && read->costs_only)
             continue;
-        else if (item->state == STORE_ITEM_FOUND && owed_judge_read(shard, sess, item)) {
+        else if (item->state == STORE_ITEM_FOUND && owed_judge_read(shard, sess, item, false)) {
             item->state = STORE_ITEM_GONE;
             counter_inc(&shard->stats.dropped_stale_retained);
             waiting_log_drop(shard, sess->number, item->sequence, SHARD_dropped_stale_retained);

@@ -10,10 +10,12 @@ struct pending_request *request_begin(struct shard *shard, struct session *sess,
     struct pending_request *pending = rare ? malloc(sizeof *pending + filter_count * sizeof pending->filters[0]) : NULL;
     if (!pending)
         return NULL;
+    shard->request_id++;
     *pending = (struct pending_request){
         .session = sess->number,
         .next = rare->pending,
-        .id = ++shard->request_id,
+        .id = shard->request_id,
+        .since = shard->request_id,
         .connection = sess->connection,
         .asked_count = asked_count,
         .filter_count = filter_count,

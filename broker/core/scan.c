@@ -114,6 +114,7 @@ static bool send_again(struct shard *shard, struct session *sess, struct route_r
     struct pending_request *pending = request_begin(shard, sess, request->filter_count, request->filter_count);
     if (!pending)
         return false;
+    pending->since = SESSION_TICK_START; /* its SUBSCRIBE was before */
     for (uint32_t i = 0; i < request->filter_count; i++) {
         const struct route_filter *filter = &request->filters[i];
         pending->filters[i] =

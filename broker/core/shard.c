@@ -45,7 +45,7 @@ struct shard *shard_new(const struct shard_config *config, struct topic_tree *tr
     struct shard *shard = calloc(1, sizeof *shard);
     if (!shard)
         return NULL;
-    *shard = (struct shard){.config = *config, .tree = tree, .io = io, .io_arg = io_arg};
+    *shard = (struct shard){.config = *config, .tree = tree, .io = io, .io_arg = io_arg, .request_id = SESSION_TICK_START};
     shard->reader = topic_tree_reader_register(tree);
     if (!shard->reader || session_table_init(&shard->sessions, hash_u64(config->hash_key, 1))) {
         epoch_reader_unregister(shard->reader);

@@ -189,7 +189,7 @@ static bool newer_grow(struct session_rare *rare)
     return true;
 }
 
-void session_note_newer(struct session *sess, uint64_t topic_hash, const struct msg *msg, uint32_t connection)
+void session_note_newer(struct session *sess, uint64_t topic_hash, const struct msg *msg, uint64_t tick, uint32_t connection)
 {
     struct session_rare *rare = sess->rare;
     topic_hash |= 1; /* never the mark of a free cell */
@@ -210,20 +210,23 @@ void session_note_newer(struct session *sess, uint64_t topic_hash, const struct 
     cell->connection = connection;
     if (msg->retained_number > cell->retained_number)
         cell->retained_number = msg->retained_number;
-    if (msg->receive_wall_ns > cell->receive_wall_ns)
+    if (msg->receive_wall_ns >= cell->receive_wall_ns) {
         cell->receive_wall_ns = msg->receive_wall_ns;
+        cell->tick = tick;
+    }
 }
 
-bool session_has_newer(const struct session *sess, uint64_t topic_hash, const struct msg *retained, uint32_t connection)
+bool session_has_newer(const struct session *sess, uint64_t topic_hash, const struct msg *retained, uint64_t since, uint32_t connection)
 {
     if (!sess->rare || sess->rare->newer_count == 0)
         return false;
     const struct newer_topic *cell = newer_cell(sess->rare, topic_hash | 1);
     if (cell->topic_hash == 0 || (cell->connection != 0 && cell->connection != connection))
         return false;
-    /* The same one counts too: it came live. */
-    bool came_live = retained->retained_number && cell->retained_number >= retained->retained_number;
-    return came_live || cell->receive_wall_ns > retained->receive_wall_ns;
+    if (retained->retained_number && cell->retained_number > retained->retained_number)
+        return true;
+    bool is_same = retained->retained_number && cell->retained_number == retained->retained_number;
+    return cell->tick >= since && (is_same || cell->receive_wall_ns > retained->receive_wall_ns);
 }
 
 struct pending_request *session_find_pending(const struct session *sess, uint64_t id)

@@ -47,7 +47,8 @@ struct pending_filter {
 };
 struct pending_request {
     struct pending_request *next;
-    uint64_t id;
+    uint64_t id;           /* the shard counts them, from SESSION_TICK_START + 1 */
+    uint64_t since;        /* what the session was given from this tick on stands for a value: id, or SESSION_TICK_START */
     uint32_t connection;   /* session.connection when it was sent: its answer belongs to that connection alone */
     uint32_t asked_count;  /* filters of the request */
     uint32_t filter_count; /* of a SUBSCRIBE: the same; else 0 */
@@ -59,12 +60,17 @@ struct pending_request {
     struct pending_filter filters[];
 };
 
+/* Ticks: how many route requests the shard had made. */
+#define SESSION_TICK_NONE 0  /* the client may have got it before this start */
+#define SESSION_TICK_START 1 /* in this start */
+
 /* The newest message of a topic that this session was given while retained values were on their way: an older retained one is not sent
  * after it. */
 struct newer_topic {
     uint64_t topic_hash; /* 0 = free cell */
     uint64_t retained_number;
     int64_t receive_wall_ns;
+    uint64_t tick;       /* when it was noted */
     uint32_t connection; /* it was sent on this one at QoS 0, and may be lost with it; 0 = it comes whatever happens */
 };
 
@@ -86,6 +92,7 @@ struct session_rare {
     uint32_t copies_held;       /* retained values on their way to the disk */
     uint32_t large_copies_held; /* of them, those that are large records: being logged or in the gate */
     uint32_t behind_held;       /* messages that stand behind such in the gate */
+    uint64_t copies_since;      /* pending_request.since, the greatest of those that made copies: which of them a copy is of is not kept */
     uint64_t copy_last;         /* of this start's retained values, greatest sequence of one that may still wait on disk; 0 = none */
     bool is_owing;              /* the log has a subscription that is owed retained values */
     bool has_restored_copies;   /* some of what an earlier start left are retained values */
@@ -164,10 +171,11 @@ static inline bool session_has_copies(const struct session *sess)
 {
     return sess->rare && (sess->rare->copies_held > 0 || sess->rare->copy_last > 0);
 }
-/* Note one, while it awaits any, or may have one behind; connection: see struct newer_topic. */
-void session_note_newer(struct session *sess, uint64_t topic_hash, const struct msg *msg, uint32_t connection);
-/* Whether a retained one is stale. connection: that of now, 0 = none. */
-bool session_has_newer(const struct session *sess, uint64_t topic_hash, const struct msg *retained, uint32_t connection);
+/* Note one, while it awaits any, or may have one behind; tick, connection: see struct newer_topic. */
+void session_note_newer(struct session *sess, uint64_t topic_hash, const struct msg *msg, uint64_t tick, uint32_t connection);
+/* Whether a retained one is stale: a later value of its topic was given. (So that was after whoever asks for it had asked.) And if it was
+ * noted since a tick, the same one that came live, or a later one that is no value. connection: that of now, 0 = none. */
+bool session_has_newer(const struct session *sess, uint64_t topic_hash, const struct msg *retained, uint64_t since, uint32_t connection);
 
 struct pending_request *session_find_pending(const struct session *sess, uint64_t id);
 void session_remove_pending(struct session *sess, uint64_t id);

@@ -270,6 +270,36 @@ static void a_stale_value_is_not_logged(void **state)
     rig_free(rig);
 }
 
+/* What came live before a SUBSCRIBE is no answer to it, though a scan for an earlier one goes on all the while [MQTT-3.8.4-4]. */
+static void each_subscribe_is_given_all_values(void **state)
+{
+    (void)state;
+    enum { COUNT = 200 };
+    struct rig *rig = RIG(.limits = {.inflight_max = 10, .session_queue_messages_max = 100});
+    char topic[16];
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false);
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(topic, sizeof topic, "a/%03d", i);
+        retain(rig, pub, topic, "old", 1);
+    }
+    rig_subscribe(car, 1, "a/+", 1); /* its scan waits for acknowledgements */
+    retain(rig, pub, "a/007", "new", 1);
+    rig_send_subscribe(car, 2, "a/007", 1, 0);
+    rig_settle(rig);
+    int live = 0, given = 0;
+    for (const struct packet *packet; (packet = rig_next(car)) != NULL;) {
+        bool is_new = packet->type == MQTT_PUBLISH && span_equal(packet->publish.payload, SPAN_LITERAL("new"));
+        live += is_new && !packet->publish.retain;
+        given += is_new && packet->publish.retain;
+        if (packet->type == MQTT_PUBLISH)
+            rig_send_ack(car, MQTT_PUBACK, packet->publish.packet_id);
+        rig_settle(rig);
+    }
+    assert_int_equal(live, 1);
+    assert_int_equal(given, 1);
+    rig_free(rig);
+}
+
 /* Of QoS 0, to a session whose client is away: nobody gets it, so the value is owed still. */
 static void a_message_that_does_not_come_makes_no_value_stale(void **state)
 {
@@ -907,6 +937,7 @@ int main(void)
         cmocka_unit_test_prestate(live_messages_do_not_overtake_copies, &many),
         cmocka_unit_test(a_copy_is_judged_again_when_it_is_read_back),
         cmocka_unit_test(a_stale_value_is_not_logged),
+        cmocka_unit_test(each_subscribe_is_given_all_values),
         cmocka_unit_test(a_message_that_does_not_come_makes_no_value_stale),
         cmocka_unit_test(a_message_that_was_lost_with_its_connection_makes_no_value_stale),
         cmocka_unit_test(a_large_copy_that_was_overtaken_is_dropped),

@@ -44,26 +44,31 @@ static void stale_values_are_known(void **state)
     struct session sess = {0};
     struct msg *old = msg_new(&(struct msg_source){.topic = SPAN_LITERAL("t"), .receive_wall_ns = 100});
     struct msg *fresh = msg_new(&(struct msg_source){.topic = SPAN_LITERAL("t"), .receive_wall_ns = 200});
-    assert_false(session_has_newer(&sess, 5, old, 0));
+    assert_false(session_has_newer(&sess, 5, old, 7, 0));
     session_rare_get(&sess);
-    session_note_newer(&sess, 5, fresh, 0);
-    assert_true(session_has_newer(&sess, 5, old, 0));
-    assert_false(session_has_newer(&sess, 5, fresh, 0)); /* the same one is not newer than itself */
-    assert_false(session_has_newer(&sess, 7, old, 0));
+    session_note_newer(&sess, 5, fresh, 7, 0);
+    assert_true(session_has_newer(&sess, 5, old, 7, 0));
+    assert_false(session_has_newer(&sess, 5, fresh, 7, 0)); /* the same one is not newer than itself */
+    assert_false(session_has_newer(&sess, 7, old, 7, 0));
+    assert_false(session_has_newer(&sess, 5, old, 8, 0)); /* that was before somebody asked */
     old->retained_number = 9;
     fresh->retained_number = 10;
-    session_note_newer(&sess, 9, old, 0);
-    assert_false(session_has_newer(&sess, 9, fresh, 0));
-    session_note_newer(&sess, 11, fresh, 3); /* at QoS 0, on the third connection */
-    assert_true(session_has_newer(&sess, 11, old, 3));
-    assert_false(session_has_newer(&sess, 11, old, 4));
-    assert_false(session_has_newer(&sess, 11, old, 0));
-    session_note_newer(&sess, 11, old, 0); /* this one comes for certain, and is no newer than itself */
-    assert_false(session_has_newer(&sess, 11, fresh, 3));
+    session_note_newer(&sess, 9, old, 7, 0);
+    assert_false(session_has_newer(&sess, 9, fresh, 7, 0));
+    assert_true(session_has_newer(&sess, 9, old, 7, 0));  /* it came live */
+    assert_false(session_has_newer(&sess, 9, old, 8, 0)); /* and is asked for again */
+    session_note_newer(&sess, 13, fresh, 7, 0);
+    assert_true(session_has_newer(&sess, 13, old, 8, 0)); /* a later value: whoever asked had asked before it */
+    session_note_newer(&sess, 11, fresh, 7, 3); /* at QoS 0, on the third connection */
+    assert_true(session_has_newer(&sess, 11, old, 7, 3));
+    assert_false(session_has_newer(&sess, 11, old, 7, 4));
+    assert_false(session_has_newer(&sess, 11, old, 7, 0));
+    session_note_newer(&sess, 11, old, 7, 0); /* this one comes for certain, and is no newer than itself */
+    assert_false(session_has_newer(&sess, 11, fresh, 7, 3));
     for (uint64_t hash = 100; hash < 100 + 3 * SESSION_NEWER_MAX; hash++)
-        session_note_newer(&sess, hash * 2654435769u, fresh, 0);
+        session_note_newer(&sess, hash * 2654435769u, fresh, 7, 0);
     assert_true(sess.rare->newer_count <= SESSION_NEWER_MAX); /* bounded */
-    assert_true(session_has_newer(&sess, 5, old, 0));
+    assert_true(session_has_newer(&sess, 5, old, 7, 0));
     session_deinit(&sess);
     msg_unref(old);
     msg_unref(fresh);
