@@ -8,6 +8,7 @@
 #include "broker/core/waiting.h"
 #include "common/check.h"
 #include "common/clock.h"
+#include "common/hash.h"
 
 #define CONTROL_RECORD_SIZE ((size_t)96) /* more than ACK, SENT or RECEIVED take */
 
@@ -55,15 +56,17 @@ static enum send_result send_head(struct shard *shard, struct client *client, st
 }
 
 /* A copy that will not be sent. */
-static void drop(struct shard *shard, const struct session *sess, const struct msg *msg, bool is_wanted, struct counter *cell,
+static void drop(struct shard *shard, struct session *sess, const struct msg *msg, bool is_wanted, struct counter *cell,
                  enum shard_drop reason)
 {
     counter_inc(cell);
+    if (sess->rare && sess->rare->newer_count > 0)
+        session_forget_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg);
     if (is_wanted)
         waiting_log_drop(shard, sess->number, msg_sequence(msg), reason);
 }
 
-static void drop_unsent(struct shard *shard, const struct session *sess, const struct queue_item *item, enum send_result result)
+static void drop_unsent(struct shard *shard, struct session *sess, const struct queue_item *item, enum send_result result)
 {
     if (result == SEND_TOO_LARGE)
         drop(shard, sess, item->msg, item->is_wanted, &shard->stats.dropped_too_large, SHARD_dropped_too_large);

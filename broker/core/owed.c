@@ -399,6 +399,7 @@ bool owed_hold_live(struct shard *shard, struct session *sess, struct msg *msg, 
         behind = malloc(size);
     if (!behind) {
         counter_inc(has_room ? &shard->stats.dropped_no_memory : &shard->stats.dropped_gate_full);
+        session_forget_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg);
         if (recipient->is_named)
             waiting_log_drop(shard, sess->number, msg_sequence(msg), SHARD_dropped_no_memory);
         return true;

@@ -16,7 +16,8 @@
  * has them all sent again [MQTT-3.8.4-4]. In the log a newer message may stand before the copy of an older value that its home had not
  * seen then, and so it may in what is read back: a copy is looked at again there (owed_judge_read). Of this start, all that came is noted
  * that a copy may stand behind, until nothing waits any more; what an earlier start left is noted as it is read, in the order of sequences.
- * Up to SESSION_NEWER_MAX topics are remembered.
+ * Up to SESSION_NEWER_MAX topics are remembered. What is dropped on arrival, or before it is sent, was given to nobody and makes no value
+ * stale from then on.
  *
  * A crash: the SUBSCRIPTION record says that values are owed; RETAINED_GIVEN follows when every scan of the session has ended and all
  * copies are durable. A start that finds subscriptions still owed (scan_restore) has their scans made again from the beginning, when the

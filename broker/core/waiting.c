@@ -8,6 +8,7 @@
 #include "broker/session/queue_totals.h"
 #include "common/check.h"
 #include "common/clock.h"
+#include "common/hash.h"
 #include "common/position_list.h"
 
 #define DROPS_PER_RECORD 256
@@ -278,6 +279,8 @@ void waiting_add(struct shard *shard, struct session *sess, struct msg *msg, uin
     }
     if (cell) {
         counter_inc(cell);
+        if (sess->rare && sess->rare->newer_count > 0)
+            session_forget_newer(sess, hash_span(msg_topic(msg), shard->config.hash_key), msg);
         waiting_log_drop(shard, sess->number, is_wanted ? msg_sequence(msg) : 0, reason);
         return;
     }

@@ -208,11 +208,26 @@ void session_note_newer(struct session *sess, uint64_t topic_hash, const struct 
         *cell = (struct newer_topic){0};
     cell->topic_hash = topic_hash;
     cell->connection = connection;
-    if (msg->retained_number > cell->retained_number)
+    if (msg->retained_number > cell->retained_number) {
+        cell->retained_before = cell->retained_number;
         cell->retained_number = msg->retained_number;
+    }
     if (msg->receive_wall_ns >= cell->receive_wall_ns) {
         cell->receive_wall_ns = msg->receive_wall_ns;
         cell->tick = tick;
+    }
+}
+
+void session_forget_newer(struct session *sess, uint64_t topic_hash, const struct msg *msg)
+{
+    if (!sess->rare || sess->rare->newer_count == 0)
+        return;
+    struct newer_topic *cell = newer_cell(sess->rare, topic_hash | 1);
+    if (msg->retained_number != 0 && msg->retained_number == cell->retained_number)
+        cell->retained_number = cell->retained_before;
+    if (msg->receive_wall_ns == cell->receive_wall_ns) {
+        cell->receive_wall_ns = 0;
+        cell->tick = SESSION_TICK_NONE;
     }
 }
 

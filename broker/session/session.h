@@ -69,6 +69,7 @@ struct pending_request {
 struct newer_topic {
     uint64_t topic_hash; /* 0 = free cell */
     uint64_t retained_number;
+    uint64_t retained_before; /* the number before that, if this one is dropped */
     int64_t receive_wall_ns;
     uint64_t tick;       /* when it was noted */
     uint32_t connection; /* it was sent on this one at QoS 0, and may be lost with it; 0 = it comes whatever happens */
@@ -173,6 +174,8 @@ static inline bool session_has_copies(const struct session *sess)
 }
 /* Note one, while it awaits any, or may have one behind; tick, connection: see struct newer_topic. */
 void session_note_newer(struct session *sess, uint64_t topic_hash, const struct msg *msg, uint64_t tick, uint32_t connection);
+/* The message was dropped: if it is the one that was noted, it makes none stale. */
+void session_forget_newer(struct session *sess, uint64_t topic_hash, const struct msg *msg);
 /* Whether a retained one is stale: a later value of its topic was given. (So that was after whoever asks for it had asked.) And if it was
  * noted since a tick, the same one that came live, or a later one that is no value. connection: that of now, 0 = none. */
 bool session_has_newer(const struct session *sess, uint64_t topic_hash, const struct msg *retained, uint64_t since, uint32_t connection);

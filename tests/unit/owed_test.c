@@ -355,6 +355,38 @@ static void a_message_that_was_lost_with_its_connection_makes_no_value_stale(voi
     }
 }
 
+/* What is dropped when it arrives was given to nobody: of QoS 0, to a client whose socket is full. The value is owed still. */
+static void a_message_that_is_dropped_makes_no_value_stale(void **state)
+{
+    (void)state;
+    struct rig *rig = RIG(.limits = {.outbox_bytes_max = 1000});
+    char filler[1201];
+    memset(filler, 'x', sizeof filler), filler[1200] = '\0';
+    struct rig_client *pub = rig_connect(rig, "pub", MQTT_V5, true), *car = rig_connect(rig, "car", MQTT_V5, false);
+    rig_subscribe(car, 1, "b", 0);
+    retain(rig, pub, "a/0", "first", 1);
+    retain(rig, pub, "a/1", "old", 1);
+    rig_log_room(rig, false); /* the values are parked */
+    rig_subscribe(car, 2, "a/+", 2);
+    rig_publish(pub, "a/0", "zero", 0, 0);
+    rig_settle(rig);
+    expect_retained(car, "zero", 0, false);
+    rig_write_max(car, 0);
+    rig_publish(pub, "b", filler, 0, 0);
+    rig_publish(pub, "a/1", "zero", 0, 0);
+    rig_settle(rig);
+    assert_int_equal(RIG_COUNTER(rig, dropped_slow_consumer), 1);
+    rig_log_room(rig, true);
+    rig_settle(rig);
+    rig_write_max(car, 100000);
+    rig_settle(rig);
+    expect_retained(car, filler, 0, false);
+    expect_retained(car, "old", 1, true); /* and not the first: of that a newer message came */
+    assert_null(rig_next(car));
+    assert_int_equal(RIG_COUNTER(rig, dropped_stale_retained), 1);
+    rig_free(rig);
+}
+
 /* A large record takes its time: what overtakes it on its topic makes it stale. */
 static void a_large_copy_that_was_overtaken_is_dropped(void **state)
 {
@@ -940,6 +972,7 @@ int main(void)
         cmocka_unit_test(each_subscribe_is_given_all_values),
         cmocka_unit_test(a_message_that_does_not_come_makes_no_value_stale),
         cmocka_unit_test(a_message_that_was_lost_with_its_connection_makes_no_value_stale),
+        cmocka_unit_test(a_message_that_is_dropped_makes_no_value_stale),
         cmocka_unit_test(a_large_copy_that_was_overtaken_is_dropped),
         cmocka_unit_test(each_large_copy_may_become_stale),
         cmocka_unit_test(without_room_the_scan_pauses),

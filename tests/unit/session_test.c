@@ -59,6 +59,20 @@ static void stale_values_are_known(void **state)
     assert_false(session_has_newer(&sess, 9, old, 8, 0)); /* and is asked for again */
     session_note_newer(&sess, 13, fresh, 7, 0);
     assert_true(session_has_newer(&sess, 13, old, 8, 0)); /* a later value: whoever asked had asked before it */
+    session_forget_newer(&sess, 13, old);                 /* not the one that was noted */
+    assert_true(session_has_newer(&sess, 13, old, 7, 0));
+    session_forget_newer(&sess, 13, fresh); /* it was dropped */
+    assert_false(session_has_newer(&sess, 13, old, 7, 0));
+    assert_false(session_has_newer(&sess, 13, fresh, 7, 0));
+    session_forget_newer(&sess, 15, fresh); /* never noted */
+    struct msg *newest = msg_new(&(struct msg_source){.topic = SPAN_LITERAL("t"), .receive_wall_ns = 300});
+    newest->retained_number = 11;
+    session_note_newer(&sess, 17, fresh, 7, 0);
+    session_note_newer(&sess, 17, newest, 7, 0);
+    session_forget_newer(&sess, 17, newest);
+    assert_true(session_has_newer(&sess, 17, old, 7, 0)); /* the one before it was not dropped */
+    assert_false(session_has_newer(&sess, 17, newest, 7, 0));
+    msg_unref(newest);
     session_note_newer(&sess, 11, fresh, 7, 3); /* at QoS 0, on the third connection */
     assert_true(session_has_newer(&sess, 11, old, 7, 3));
     assert_false(session_has_newer(&sess, 11, old, 7, 4));
