@@ -60,10 +60,7 @@ static void publish_or_keep(struct shard *shard, const struct session *sess, str
         will_is_done(shard, will);
         return;
     }
-    /* Its SESSION_DELETE comes behind its record, which may be long: until then a crash would bring the session back. */
-    if (will->ends_session)
-        session_log_over(shard, will);
-    else if (sess && is_logged(shard, sess))
+    if (sess && is_logged(shard, sess))
         session_log_owe_will(shard, will);
     will->next = NULL;
     if (shard->wills_first)
@@ -187,7 +184,7 @@ void session_end(struct shard *shard, struct session *sess)
     if (will)
         will->ends_session = is_logged(shard, sess);
     if (is_logged(shard, sess))
-        session_log_end(shard, sess, !will);
+        session_log_end(shard, sess, will);
     waiting_forget(shard, sess);
     scan_forget(shard, sess);
     counter_inc(&shard->stats.sessions_ended);

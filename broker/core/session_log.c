@@ -193,7 +193,7 @@ void session_log_delete(struct shard *shard, uint64_t number)
     session_log_put(shard, &(struct record){.type = RECORD_SESSION_DELETE, .session = number});
 }
 
-void session_log_over(struct shard *shard, const struct will *will)
+static void session_log_over(struct shard *shard, const struct will *will)
 {
     if (will->logged_as != will->publisher)
         return; /* made as one that is over */
@@ -258,14 +258,16 @@ static void drop_slice_add(void *arg, uint64_t sequence)
     slice->size += position_list_put(slice->bytes + slice->size, &slice->last, sequence);
 }
 
-void session_log_end(struct shard *shard, const struct session *sess, bool is_over)
+void session_log_end(struct shard *shard, const struct session *sess, const struct will *will)
 {
+    if (will)
+        session_log_over(shard, will);
+    else
+        session_log_delete(shard, sess->number);
     struct drop_slice slice = {.shard = shard, .number = sess->number};
     queue_each_position(&sess->queue, drop_slice_add, &slice);
     inflight_each_position(&sess->inflight, drop_slice_add, &slice);
     drop_slice_log(&slice);
-    if (is_over)
-        session_log_delete(shard, sess->number);
 }
 
 void session_log_subscription(struct shard *shard, uint64_t number, struct span filter, uint8_t options, uint32_t subscription_id,

@@ -46,12 +46,11 @@ void session_log_will_delete(struct shard *shard, uint64_t number);
  * gone in the log, or is another. So it becomes that of a session of its own, which exists for it alone: after a crash that session has
  * expired, and its end says the will. Changes will->logged_as, and it ends that session. */
 void session_log_owe_will(struct shard *shard, struct will *will);
-/* DROP of all that the session still knows of; then SESSION_DELETE, unless its will has to come before (session_log_delete follows,
- * and session_log_over comes first if the will has to wait). */
-void session_log_end(struct shard *shard, const struct session *sess, bool is_over);
+/* The session has ended: SESSION_DELETE; or, with a will (else NULL), SESSION that says so: the log knows it only until the will is said, and
+ * session_log_delete() follows then. Behind that DROP of all that the session still knows of: a crash in between must not bring it back
+ * without them. (What is wanted by nobody is cleared at a start.) */
+void session_log_end(struct shard *shard, const struct session *sess, const struct will *will);
 void session_log_delete(struct shard *shard, uint64_t number);
-/* SESSION: it has ended, and the log knows it only until its will, which has to wait, is said: nobody will find it again. */
-void session_log_over(struct shard *shard, const struct will *will);
 /* The session was connected when the broker stopped, and nothing speaks against logging it as away: session_log_away_step() will, a few
  * each turn. */
 void session_log_away_later(struct shard *shard, const struct session *sess);

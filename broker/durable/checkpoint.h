@@ -14,7 +14,7 @@
  *   PUBLISH: qos 2 and packet id -> an open inbound identifier of the publisher's session, if that is stored
  *   PUBLISH, WILL: will_session -> that session's will is gone
  *   SESSION: created, resumed or disconnected: the newest says all; a resumed one has no will until WILL says so
- *   SESSION_DELETE: the session, its runs and what they name (the home named what is in no run by DROP before)
+ *   SESSION_DELETE: the session, its runs and what they name (the home names what is in no run by DROP behind it)
  *   SUBSCRIPTION, UNSUBSCRIBE, WILL, WILL_DELETE, RELEASED, RETAINED_GIVEN: change the session
  *   SENT, RECEIVED: outgoing QoS 2, (sequence, packet id); RECEIVED also ends the want of the body
  *   ACK, DROP: end what the session wants of one or more messages; ACK with packet id ends an outgoing QoS 2
