@@ -90,6 +90,7 @@ class CrashImage:
             self.names[name] = self.files_by_inode[inode] = _File(content)
         self.live = dict(self.names)  # as the program sees them
         self.name_changes = collections.defaultdict(list)  # directory -> changes, each of names [(name, file or None)]
+        self.moves = []  # changes of directories' names, in their order
         self.lost = self.kept = 0
         self._follow(journal if isinstance(journal, list) else read_journal(journal))
         # Much of what is not synced reaches a disk soon, or nothing does: both ends are as likely as what lies between.
@@ -173,6 +174,7 @@ class CrashImage:
             return self._change_names([(old, None), (new, file)])
         change = _Change()
         change.moves = (old, new)
+        self.moves.append(change)
         self.name_changes[os.path.dirname(new)].append(change)
         self.live = {_moved(name, old, new): below for name, below in self.live.items()}
         return self._finish_change(change)
@@ -193,8 +195,9 @@ class CrashImage:
                     else:
                         self.names[name] = file
                 if change.moves:
-                    moves.append(change.moves)
-        for old, new in moves:
+                    moves.append(change)
+        for change in sorted(moves, key=self.moves.index):  # whichever directories they are of: what takes a name comes behind what gave it up
+            old, new = change.moves
             self.names = {_moved(name, old, new): file for name, file in self.names.items()}
             self.directories = [_moved(name, old, new) for name in self.directories]
         self.files = {name: self._content(file, random) for name, file in self.names.items()}
